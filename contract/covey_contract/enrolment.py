@@ -1,0 +1,65 @@
+"""How a device joins: it presents a one-time claim token and a certificate request, and gets its identity.
+
+A claim token is `covey1.FINGERPRINT.SECRET`. The fingerprint (SHA-256, hex, of the fleet's CA certificate in DER) lets a device
+know the server before it has any certificate; the secret is known to the device and, as a hash, to the server.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from covey_contract.errors import DecodeError
+from covey_contract.facts import Facts
+from covey_contract.messages import ShortText
+from covey_contract.signing import Trust
+from covey_contract.wire import Message
+
+Pem = Annotated[str, msgspec.Meta(max_length=16_384)]
+
+
+class ClaimToken(NamedTuple):
+    fingerprint: str
+    secret: str
+
+    def __str__(self) -> str:
+        return f"covey1.{self.fingerprint}.{self.secret}"
+
+
+def parse_claim_token(text: str) -> ClaimToken:
+    """Raises `DecodeError`, without repeating the secret, if `text` is no claim token."""
+    match = re.fullmatch(r"covey1\.([0-9a-f]{64})\.([A-Za-z0-9_-]{22,86})", text.strip())
+    if match is None:
+        raise DecodeError("this is not a claim token (covey1.FINGERPRINT.SECRET)")
+    return ClaimToken(match[1], match[2])
+
+
+class EnrolRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Body of `POST /api/v1/enrol`. The certificate request is P-256; its subject is ignored, the server names the device."""
+
+    MAX_BYTES = 64 * 1024
+
+    secret: Annotated[str, msgspec.Meta(max_length=128)]
+    csr_pem: Pem
+    facts: Facts
+    device: ShortText | None = None  # the id that the device would like; a token may be bound to one
+
+
+class Broker(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the device connects to. Its client id and user name are its device id."""
+
+    host: str
+    port: int
+    tls: bool = True
+
+
+class EnrolResponse(Message, frozen=True, kw_only=True, omit_defaults=True):
+    MAX_BYTES = 64 * 1024
+
+    device: ShortText
+    certificate_pem: Pem
+    ca_pem: Pem
+    broker: Broker
+    trust: Trust

@@ -1,0 +1,225 @@
+"""What devices and server say to each other over MQTT. Times are Unix times in milliseconds.
+
+Handlers are idempotent: QoS 1 delivers twice, brokers forget, devices reboot. Reports and telemetry carry `seq`, a number
+the device never uses twice; the server acknowledges what it has stored by `Ack`, and only then does the device forget it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import msgspec
+
+from covey_contract.blocks import REQUEST_BLOCKS
+from covey_contract.envelope import Envelope
+from covey_contract.facts import Facts
+from covey_contract.histogram import Histogram
+from covey_contract.lifecycle import State
+from covey_contract.manifest import ModelName, Sha256, VersionName
+from covey_contract.reasons import Reason
+from covey_contract.wire import Message
+
+Millis = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Seq = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+ShortText = Annotated[str, msgspec.Meta(max_length=256)]
+Detail = Annotated[str, msgspec.Meta(max_length=2000)]
+
+
+# --- from the device ----------------------------------------------------------------------------------------------
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device holds of one model: builds by their digests, and the newest deployment."""
+
+    model: ModelName
+    active: Sha256 | None = None
+    previous: Sha256 | None = None
+    candidate: Sha256 | None = None
+    assignment: ShortText | None = None
+    counter: int = 0
+    state: State | None = None
+    reason: Reason = Reason.NONE
+    detail: Detail = ""
+
+
+class Hello(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Said on every connect. The server answers with what the device should run and does not, and with a request for facts
+    if it does not know `facts_digest`."""
+
+    boot_id: ShortText  # changes with every start of the agent
+    agent_version: ShortText
+    facts_digest: Sha256
+    time_ms: Millis
+    last_counter: int = 0  # of the newest assignment this device has accepted
+    models: tuple[ModelStatus, ...] = ()
+    last_exit: Reason = Reason.STARTED  # how the previous run of the agent ended
+    simulated: bool = False
+
+
+class Status(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A heartbeat, and the last will (`online` false)."""
+
+    MAX_BYTES = 1024
+
+    boot_id: ShortText
+    online: bool
+    time_ms: Millis = 0
+
+
+class Report(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """One transition in a deployment's life."""
+
+    seq: Seq
+    time_ms: Millis
+    assignment: ShortText
+    counter: int
+    model: ModelName
+    version: VersionName
+    build: Sha256
+    state: State
+    reason: Reason = Reason.NONE
+    detail: Detail = ""
+    previous: Sha256 | None = None  # the build that served before, or serves again
+    bytes_fetched: int = 0
+    progress: float | None = None  # 0..1 while fetching
+
+
+class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one build did in one window. Histograms are in seconds.
+
+    `ok` and `errors` count requests by what their caller got; `fallbacks` those of them that this build failed and the
+    previous build answered.
+    """
+
+    model: ModelName
+    version: VersionName
+    build: Sha256
+    probation: bool = False
+    ok: int = 0
+    errors: dict[ShortText, int] = {}
+    fallbacks: int = 0
+    queue: Histogram = Histogram()
+    compute: Histogram = Histogram()
+    end_to_end: Histogram = Histogram()
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the agent's processes use, in MB (10^6 bytes) and percent of one core; None: not readable here."""
+
+    cpu_percent: float = 0.0
+    control_rss_mb: float = 0.0
+    gateway_rss_mb: float = 0.0
+    runners_rss_mb: float = 0.0
+    memory_available_mb: float = 0.0
+    storage_free_mb: float = 0.0
+    temperature_c: float | None = None
+    throttled: bool | None = None
+
+
+class Telemetry(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """One window of measurements, spooled on disk until acknowledged."""
+
+    seq: Seq
+    boot_id: ShortText
+    start_ms: Millis
+    end_ms: Millis
+    windows: tuple[BuildWindow, ...] = ()
+    resources: Resources | None = None
+
+
+class BlockRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Up to 16 blocks that the device misses: bit i of `bitmap` asks for block `base + i` of file `file`."""
+
+    MAX_BYTES = 1024
+
+    build: Sha256
+    file: Annotated[int, msgspec.Meta(ge=0, le=256)]
+    base: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+    bitmap: Annotated[int, msgspec.Meta(ge=1, lt=1 << REQUEST_BLOCKS)]
+
+
+class Reply(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to a command. `facts` answers the command of that name, `text` those that ask for words."""
+
+    id: ShortText
+    time_ms: Millis
+    reason: Reason = Reason.NONE
+    detail: Detail = ""
+    facts: Facts | None = None
+    text: Annotated[str, msgspec.Meta(max_length=100_000)] = ""
+
+
+# --- from the server ----------------------------------------------------------------------------------------------
+
+
+class Probation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When a device itself goes back to its previous build after a swap."""
+
+    seconds: float = 30.0
+    max_errors: int = 3  # failed inferences by the new build (answered by the previous one) that are forgiven
+    max_slowdown: float | None = None  # p99 of compute against the previous build's; None: the campaign judges latency
+    min_requests: int = 50  # before the latency is judged
+
+
+class Action(enum.StrEnum):
+    RUN = "run"
+    REMOVE = "remove"
+
+
+class Assignment(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """One device's order, signed by the director: run this build. Newer orders have higher counters, per device."""
+
+    MAX_BYTES = 8 * 1024
+
+    id: ShortText
+    device: ShortText
+    counter: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+    issued_ms: Millis
+    expires_ms: Millis
+    model: ModelName
+    version: VersionName
+    build: Sha256  # digest of the manifest's bytes
+    action: Action = Action.RUN
+    probation: Probation = Probation()
+    campaign: ShortText | None = None
+
+
+ASSIGNMENT_TYPE = "application/vnd.covey.assignment.v1+json"
+
+
+class Order(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What travels on `down/assignment`: the director's assignment and the release key's manifest, each in its envelope."""
+
+    assignment: Envelope
+    manifest: Envelope
+
+
+class CommandKind(enum.StrEnum):
+    PING = "ping"
+    FACTS = "facts"
+    LOGS = "logs"
+
+
+class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Something to do now, signed by the director (`COMMAND_TYPE`). Expired or repeated ids are ignored."""
+
+    MAX_BYTES = 8 * 1024
+
+    id: ShortText
+    device: ShortText
+    kind: CommandKind
+    issued_ms: Millis
+    expires_ms: Millis
+    lines: Annotated[int, msgspec.Meta(ge=1, le=2000)] = 200  # of the log
+
+
+COMMAND_TYPE = "application/vnd.covey.command.v1+json"
+
+
+class Ack(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The reports and telemetry records that the server has stored. It is a hint, unsigned: losing one costs a duplicate."""
+
+    MAX_BYTES = 16 * 1024
+
+    seqs: tuple[Seq, ...]

@@ -1,0 +1,57 @@
+"""Why something was refused, failed or taken back: one code for each reason, the same on the device, in the API and in the console.
+
+A reason is always sent with a `detail`, a sentence for people; programs decide by the code alone.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Reason(enum.StrEnum):
+    """The reason of a lifecycle transition, a refusal or a failed command."""
+
+    NONE = "none"
+
+    # Refused: the order itself is not to be followed.
+    BAD_SIGNATURE = "bad_signature"
+    BAD_MESSAGE = "bad_message"
+    WRONG_DEVICE = "wrong_device"
+    OLD_COUNTER = "old_counter"
+    EXPIRED = "expired"
+    WRONG_MANIFEST = "wrong_manifest"
+    WRONG_HARDWARE = "wrong_hardware"
+    NO_RUNTIME = "no_runtime"
+    NO_SPACE = "no_space"
+    NO_MEMORY = "no_memory"
+    QUARANTINED = "quarantined"
+    PINNED = "pinned"
+
+    # Failed before it served.
+    FETCH_FAILED = "fetch_failed"
+    DIGEST_MISMATCH = "digest_mismatch"
+    EXTRA_FILE = "extra_file"
+    STORAGE_ERROR = "storage_error"
+    LOAD_FAILED = "load_failed"
+    LOAD_TIMEOUT = "load_timeout"
+    GOLDEN_MISMATCH = "golden_mismatch"
+
+    # Taken back on the device, in probation.
+    RUNNER_CRASHED = "runner_crashed"
+    RUNNER_HUNG = "runner_hung"
+    INFERENCE_ERRORS = "inference_errors"
+    BAD_OUTPUT = "bad_output"
+    TOO_SLOW = "too_slow"
+    PROBATION_INTERRUPTED = "probation_interrupted"
+
+    # Decided by people or by a campaign.
+    SUPERSEDED = "superseded"
+    OPERATOR = "operator"
+    ROLLED_BACK = "rolled_back"
+
+    # Commands and ends of the agent.
+    UNKNOWN_COMMAND = "unknown_command"
+    INTERNAL = "internal"
+    STARTED = "started"
+    POWER_LOSS = "power_loss"
+    STOPPED = "stopped"
