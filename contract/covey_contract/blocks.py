@@ -7,7 +7,7 @@ digest keeps blocks of two downloads apart; it is no proof of anything, the bloc
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import BLOCK_BYTES
@@ -17,7 +17,10 @@ _HEADER = struct.Struct(">8sII")
 REQUEST_BLOCKS = 16
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block as it arrived; nothing about it is verified yet."""
+
     build_prefix: bytes  # the first 8 bytes of the build's digest
     file: int  # 0: the block table; i + 1: files[i] of the manifest
     index: int

@@ -10,6 +10,7 @@ True
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
 
-    # Always on the wire, although it has a default: the reader decides by it whether it understands the rest.
+    # Absent means 1; any other version is always on the wire.
     v: int = PROTOCOL_VERSION
 
 
@@ -38,7 +39,6 @@ class _Versioned(msgspec.Struct):
     v: int = PROTOCOL_VERSION
 
 
-_decoders: dict[type[Message], msgspec.json.Decoder[Message]] = {}
 _version = msgspec.json.Decoder(_Versioned)
 _encoder = msgspec.json.Encoder()
 
@@ -58,17 +58,19 @@ def decode(kind: type[M], data: bytes | bytearray | memoryview) -> M:
     """Decode and validate `data` as `kind`; raises `DecodeError` or one of its kinds, and nothing else."""
     if len(data) > kind.MAX_BYTES:
         raise TooLargeError(f"{kind.__name__} of {len(data)} bytes; at most {kind.MAX_BYTES}")
-    decoder = _decoders.get(kind)
-    if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind)  # type: ignore[assignment]  # a dict cannot say that key and value types agree
     try:
-        message = decoder.decode(data)
+        message: M = _decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         _refuse_other_versions(kind, data, error)
         raise DecodeError(f"{kind.__name__}: {error}") from error
     if message.v != PROTOCOL_VERSION:
         raise UnknownVersionError(f"{kind.__name__} of version {message.v}; this side speaks {PROTOCOL_VERSION}")
-    return message  # type: ignore[return-value]  # see above
+    return message
+
+
+@functools.cache
+def _decoder(kind: type[M]) -> msgspec.json.Decoder[M]:
+    return msgspec.json.Decoder(kind)
 
 
 def _refuse_other_versions(kind: type[Message], data: bytes | bytearray | memoryview, cause: Exception) -> None:
