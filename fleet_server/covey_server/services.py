@@ -1,0 +1,47 @@
+"""Everything that a request or a background thread may need, built once by `covey_server.app.build_services`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from covey_server.bus import Bus
+from covey_server.clock import Clock
+from covey_server.db.engine import Database
+from covey_server.registry.blobs import BlobStore
+from covey_server.registry.keys import SigningKeys
+from covey_server.registry.workers import Workers
+from covey_server.settings import Settings
+
+if TYPE_CHECKING:
+    from covey_server.campaigns.service import CampaignService
+    from covey_server.fleet.service import FleetService
+
+
+@dataclass
+class Services:
+    """The server's parts. `fleet` and `campaigns` are None only where a tool uses the database alone."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    bus: Bus
+    blobs: BlobStore
+    keys: SigningKeys
+    fleet: FleetService | None = None
+    campaigns: CampaignService | None = None
+    workers: Workers = field(default_factory=Workers)
+
+
+def services(request: HTTPConnection) -> Services:
+    """The dependency: `use: Annotated[Services, Depends(services)]`, or `Use` for short."""
+    found = request.app.state.services
+    if not isinstance(found, Services):
+        raise TypeError("the application has no services")
+    return found
+
+
+Use = Annotated[Services, Depends(services)]

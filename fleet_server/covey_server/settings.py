@@ -1,0 +1,331 @@
+"""What can be set of the server. One table, `Settings`, from which options, environment names and the documentation come.
+
+Later sources win: defaults, then a TOML file (`covey-server run --config FILE`), then environment variables
+(`COVEY_SERVER_` + the name in capitals), then command line options (`--` + the name with dashes). A value that does not fit
+is one line that names the setting.
+
+>>> load(environment={"COVEY_SERVER_LISTEN": "127.0.0.1:9000"}).port
+9000
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from covey_contract.errors import DecodeError
+from covey_contract.manifest import check_target
+
+from covey_server.errors import EXIT_SETTINGS, StartError
+
+PREFIX = "COVEY_SERVER_"
+# What a worker on the server's own machine is asked to build. CPU targets; TensorRT engines are built on their own hardware.
+LOCAL_TARGETS = (
+    "onnxruntime-fp32",
+    "onnxruntime-int8",
+    "openvino-fp32",
+    "openvino-fp16",
+    "openvino-int8",
+    "tflite-fp32",
+    "tflite-fp16",
+    "tflite-int8",
+)
+MIB = 1 << 20
+
+
+class SettingsError(StartError):
+    """A setting has a value that it cannot have."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name = name
+        super().__init__(f"setting {name}: {problem}", EXIT_SETTINGS)
+
+
+def _set(default: Any, help_text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a server. Times in seconds, sizes in bytes."""
+
+    # Where it is.
+    data: Path = _set(Path("covey-data"), "Folder of everything the server keeps; made if it is not there.")
+    listen: str = _set(
+        "127.0.0.1:8080", "HOST:PORT of API and console; port 0 takes a free one. Beyond loopback: HTTPS."
+    )
+    public_host: str = _set(
+        "", "Name or address by which devices and people reach this machine; empty: the listening host."
+    )
+    database_url: str = _set("", "postgresql+psycopg://… or sqlite:///PATH; empty: SQLite in the data folder.")
+
+    # Broker.
+    broker_url: str = _set("", "mqtts://HOST:PORT of a broker of your own; empty: the server starts one.")
+    broker_host: str = _set("", "Interface on which the server's own broker listens; empty: that of `listen`.")
+    broker_port: int = _set(0, "Port of the server's own broker; 0: a free one, chosen once and kept.")
+    mosquitto: str = _set("", "Path of mosquitto; empty: found on PATH or in /usr/sbin.")
+
+    # Log.
+    log_level: str = _set("info", "debug, info, warning or error.")
+    log_format: str = _set("human", "human or json (one object a line).")
+
+    # People.
+    login_code_s: int = _set(300, "How long a one-time login code for the console is good.")
+    session_s: int = _set(12 * 3600, "How long a console session lasts.")
+    token_s: int = _set(90 * 86_400, "How long a new API token is good, unless its maker says otherwise.")
+
+    # Limits of requests.
+    body_max_bytes: int = _set(MIB, "Largest request body, other than uploads.")
+    upload_max_bytes: int = _set(2048 * MIB, "Largest upload of a model version, all its files together.")
+    build_file_max_bytes: int = _set(8192 * MIB, "Largest file of a build that a worker may deliver.")
+
+    # Builds.
+    local_worker: bool = _set(True, "Whether the server runs a build worker on its own machine.")
+    worker_targets: tuple[str, ...] = _set(LOCAL_TARGETS, "Targets that the local worker builds; may end in *.")
+    worker_nice: int = _set(10, "Niceness of the local worker (0 to 19).")
+    build_attempts: int = _set(3, "How often a build is begun before a worker that vanishes makes it fail.")
+
+    # Fleet.
+    fleet_tick_s: float = _set(1.0, "How often desired and reported are compared, beside every event.")
+    heartbeat_timeout_s: float = _set(90.0, "Silence after which a device counts as offline.")
+    assignment_s: int = _set(7 * 86_400, "How long an assignment is good, unless its campaign says otherwise.")
+    claim_token_s: int = _set(86_400, "How long a new claim token is good, unless its maker says otherwise.")
+    certificate_days: int = _set(90, "How long a device's certificate is good.")
+    command_wait_s: float = _set(10.0, "How long a command to a device may wait for its reply.")
+    enrol_per_minute: int = _set(120, "Enrolments that are tried a minute, from one address.")
+    telemetry_keep_days: int = _set(14, "How long telemetry is kept.")
+    reports_keep_days: int = _set(180, "How long the reports of deployments are kept.")
+
+    # Delivery of builds.
+    block_device_bytes_per_s: float = _set(16e6, "Fastest delivery to one device.")
+    block_total_bytes_per_s: float = _set(100e6, "Fastest delivery to all devices together.")
+    block_outstanding: int = _set(64, "Blocks a device may have asked for and not yet received.")
+
+    # Campaigns.
+    campaign_tick_s: float = _set(1.0, "How often running campaigns are judged.")
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            if problem := check(getattr(self, name)):
+                raise SettingsError(name, problem)
+
+    @property
+    def host(self) -> str:
+        return _split_address(self.listen)[0]
+
+    @property
+    def port(self) -> int:
+        """0: a free one is taken."""
+        return _split_address(self.listen)[1]
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the API; then it is plain HTTP."""
+        return is_loopback(self.host)
+
+    @property
+    def reachable_host(self) -> str:
+        """`public_host`, or the listening host."""
+        return self.public_host or self.host
+
+    @property
+    def broker_interface(self) -> str:
+        return self.broker_host or self.host
+
+    @property
+    def database(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.data / 'covey.db'}"
+
+
+@dataclass(frozen=True)
+class Description:
+    """One row of the table of settings."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+    @property
+    def environment(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def option(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def describe() -> list[Description]:
+    """All settings in order."""
+    return [
+        Description(field.name, _type_name(_TYPES[field.name]), _shown(field.default), field.metadata["help"])
+        for field in dataclasses.fields(Settings)
+    ]
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings from all their sources; raises `SettingsError`. `options` are as written on the command line."""
+    values: dict[str, Any] = {}
+    if file is not None:
+        values.update(_from_file(file))
+    for key, text in (environment or {}).items():
+        if key.startswith(PREFIX):
+            name = key.removeprefix(PREFIX).lower()
+            if name not in _TYPES:
+                raise SettingsError(name, f"there is no such setting (from the environment variable {key})")
+            values[name] = _parsed(name, text)
+    for name, text in (options or {}).items():
+        values[name] = _parsed(name, text)
+    return Settings(**values)
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        read = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise SettingsError("config", f"{file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError("config", f"{file} is not TOML: {error}") from error
+    for name in read:
+        if name not in _TYPES:
+            raise SettingsError(name, f"there is no such setting (in {file})")
+    return {name: _checked(name, value) for name, value in read.items()}
+
+
+def _parsed(name: str, text: str) -> Any:
+    """A setting's value from words."""
+    kind = _TYPES[name]
+    try:
+        if kind is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if kind is int or kind is float:
+            return kind(text)
+    except (ValueError, KeyError) as error:
+        raise SettingsError(name, f"{text!r} is not {_type_words(kind)}") from error
+    if kind is Path:
+        return Path(text)
+    if kind is str:
+        return text
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A setting's value from TOML."""
+    kind = _TYPES[name]
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, types.GenericAlias):
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            return tuple(value)
+    elif type(value) is kind:
+        return value
+    raise SettingsError(name, f"{value!r} is not {_type_words(kind)}")
+
+
+def _type_words(kind: Any) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "text"}
+    return words.get(kind, "a list of words")
+
+
+def _type_name(kind: Any) -> str:
+    names = {bool: "bool", int: "int", float: "float", Path: "path", str: "str"}
+    return names.get(kind, "list of str")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return str(default)
+
+
+def _split_address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+# --- what a value must be; a check returns what is wrong, or "" ------------------------------------------------------
+
+
+def _address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not host or not colon or not port.isdecimal() or int(port) > 65_535:
+        return f"{value!r} is not HOST:PORT"
+    return ""
+
+
+def _port(value: int) -> str:
+    return "" if 0 <= value <= 65_535 else f"{value} is not a port"
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    return lambda value: "" if value in words else f"{value!r} is none of {', '.join(words)}"
+
+
+def _between(low: float, high: float) -> Callable[[float], str]:
+    return lambda value: "" if low <= value <= high else f"{value} is not between {low:g} and {high:g}"
+
+
+def _targets(value: tuple[str, ...]) -> str:
+    for target in value:
+        try:
+            if not target.endswith("*"):
+                check_target(target)
+        except DecodeError as error:
+            return str(error)
+    return ""
+
+
+_CHECKS: dict[str, Callable[[Any], str]] = {
+    "listen": _address,
+    "broker_port": _port,
+    "log_level": _one_of("debug", "info", "warning", "error"),
+    "log_format": _one_of("human", "json"),
+    "login_code_s": _between(10, 3600),
+    "session_s": _between(60, 30 * 86_400),
+    "token_s": _between(60, 3650 * 86_400),
+    "body_max_bytes": _between(64 * 1024, 1024 * MIB),
+    "upload_max_bytes": _between(64 * 1024, 1 << 40),
+    "build_file_max_bytes": _between(64 * 1024, 1 << 40),
+    "worker_targets": _targets,
+    "worker_nice": _between(0, 19),
+    "build_attempts": _between(1, 100),
+    "fleet_tick_s": _between(0.05, 3600),
+    "heartbeat_timeout_s": _between(1, 86_400),
+    "assignment_s": _between(60, 365 * 86_400),
+    "claim_token_s": _between(60, 365 * 86_400),
+    "certificate_days": _between(1, 3650),
+    "command_wait_s": _between(0.1, 60),
+    "enrol_per_minute": _between(1, 1_000_000),
+    "telemetry_keep_days": _between(1, 3650),
+    "reports_keep_days": _between(1, 3650),
+    "block_device_bytes_per_s": _between(1000, 1e12),
+    "block_total_bytes_per_s": _between(1000, 1e12),
+    "block_outstanding": _between(1, 100_000),
+    "campaign_tick_s": _between(0.05, 3600),
+}
+_TYPES: dict[str, Any] = typing.get_type_hints(Settings)
