@@ -82,8 +82,8 @@ def export(net: DigitsNet, path: Path, version: str, *, shifts: bool) -> None:
     layers = list(net.trunk)
     for index in range(0, len(layers), 3):
         convolution, norm = layers[index], layers[index + 1]
-        assert isinstance(convolution, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
+        if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            raise TypeError("the trunk is made of convolution, batch norm, ReLU")
         kernel, bias = _fold(convolution, norm)
         name = f"conv{index // 3}"
         pad = int(convolution.padding[0])
@@ -111,7 +111,9 @@ def export(net: DigitsNet, path: Path, version: str, *, shifts: bool) -> None:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 10])],
         weights,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="covey")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, producer_name="covey"
+    )
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -123,9 +125,20 @@ def _all_shifts(node, constant) -> str:  # type: ignore[no-untyped-def]  # the t
     down = constant("shift.down", one_hot.reshape(size, 1, size, 1))
     across = constant("shift.across", np.tile(one_hot, (size, 1)).reshape(size * size, 1, 1, size))
     scales = constant("shift.scales", np.array([1, 1, 2, 2], np.float32))
-    larger = node("Resize", ["image", "", scales], "larger", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
-    moved = node("Conv", [larger, down], "moved.down", kernel_shape=[size, 1], strides=[2, 1], pads=[REACH, 0, REACH, 0])
-    moved = node("Conv", [moved, across], "moved", kernel_shape=[1, size], strides=[1, 2], pads=[0, REACH, 0, REACH], group=size)
+    larger = node(
+        "Resize",
+        ["image", "", scales],
+        "larger",
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+    moved = node(
+        "Conv", [larger, down], "moved.down", kernel_shape=[size, 1], strides=[2, 1], pads=[REACH, 0, REACH, 0]
+    )
+    moved = node(
+        "Conv", [moved, across], "moved", kernel_shape=[1, size], strides=[1, 2], pads=[0, REACH, 0, REACH], group=size
+    )
     return str(node("Transpose", [moved], "batch", perm=[1, 0, 2, 3]))
 
 

@@ -1,0 +1,107 @@
+"""`covey-hil`: the demo, the acceptance suite, and the load generator."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from covey_hil.bench import BENCHES
+from covey_hil.processes import ProcessError, free_port, port_is_free
+
+DEFAULT_PORT = 8080
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="covey-hil", description="Covey's demo, hardware-in-the-loop benches and load generator."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser("demo", help="run the whole story on this machine")
+    demo.add_argument("--exit", action="store_true", help="end after the story instead of leaving the console up")
+    demo.add_argument("--json", action="store_true", help="print the record as one JSON object on standard output")
+    demo.add_argument("--home", type=Path, help="keep everything in this folder (default: a temporary one)")
+    demo.add_argument(
+        "--kill",
+        choices=["server", "broker", "control", "gateway", "runner"],
+        help="also kill this process in the middle of a campaign",
+    )
+    demo.set_defaults(run=_demo)
+
+    accept = commands.add_parser("accept", help="run the acceptance suite against a bench")
+    accept.add_argument("--bench", choices=sorted(BENCHES), default="local-process")
+    accept.add_argument("--json", action="store_true")
+    accept.set_defaults(run=_accept)
+
+    load = commands.add_parser(
+        "load", help="send digit images to gateways at a constant rate; commands on standard input"
+    )
+    load.add_argument("--device", action="append", required=True, metavar="NAME=HOST:PORT")
+    load.add_argument("--model", default="digits")
+    load.add_argument("--rate", type=float, default=20.0, help="requests per second and device")
+    load.add_argument("--record", type=Path, required=True, help="where to write what was seen (.npz)")
+    load.set_defaults(run=_load)
+
+    docs = commands.add_parser("docs", help="regenerate what the docs quote from the code")
+    docs.add_argument("folder", type=Path)
+    docs.set_defaults(run=_docs)
+
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except ProcessError as error:
+        print(f"covey-hil: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from covey_hil.demo.run import run_demo
+
+    with tempfile.TemporaryDirectory(prefix="covey-demo-") as temporary:
+        home = (options.home or Path(temporary)).resolve()
+        home.mkdir(parents=True, exist_ok=True)
+        port = DEFAULT_PORT if port_is_free(DEFAULT_PORT) else free_port()
+        return run_demo(home, port, stay=not options.exit, as_json=options.json, kill=options.kill)
+
+
+def _accept(options: argparse.Namespace) -> int:
+    from covey_hil.accept import run_acceptance
+
+    with tempfile.TemporaryDirectory(prefix="covey-accept-") as temporary:
+        return run_acceptance(options.bench, Path(temporary), as_json=options.json)
+
+
+def _load(options: argparse.Namespace) -> int:
+    from covey_hil.digits.data import load
+    from covey_hil.load.generator import Generator, serve_commands
+    from covey_hil.load.record import Recorder
+
+    urls = {}
+    for device in options.device:
+        name, _, address = device.partition("=")
+        host, _, port = address.rpartition(":")
+        urls[name] = (host, int(port))
+    _, held_out = load()
+    recorder = Recorder()
+    generator = Generator(urls, options.model, options.rate, held_out, recorder)
+    asyncio.run(serve_commands(generator, recorder, options.record))
+    return 0
+
+
+def _docs(options: argparse.Namespace) -> int:
+    from covey_hil.docs import write_docs
+
+    for path in write_docs(options.folder):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""A load generator for gateways: constant rate, open loop, and every answer is checked."""
