@@ -1,0 +1,153 @@
+"""The server's own MQTT session. Handlers only decode and queue; the work is done by others.
+
+It reconnects for ever. What cannot be sent now is not kept: reconciliation sends again what still matters.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import ssl
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+from covey_contract import topics
+from covey_contract.enrolment import Broker as BrokerAddress
+from covey_contract.errors import ContractError
+from covey_contract.messages import BlockRequest
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from covey_server.clock import Clock
+from covey_server.fleet.ca import SERVER_USER, KeyPair
+from covey_server.fleet.counters import Counters
+from covey_server.fleet.inbox import Incoming, read
+
+log = logging.getLogger(__name__)
+
+_KEEPALIVE_S = 30
+_MAX_UNSENT = 20_000
+# While the queue is full the broker holds messages back for us; after this long one is dropped, and its device repeats it.
+_FULL_QUEUE_PATIENCE_S = 5.0
+_LOG_EVERY = 1000
+
+
+class FleetLink:
+    """`on_up` is called from the network thread on each connect; it must return at once."""
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        ca: Path,
+        identity: KeyPair,
+        clock: Clock,
+        counters: Counters,
+        messages: queue.Queue[Incoming],
+        block_requests: queue.Queue[Incoming],
+        on_up: Callable[[], None],
+    ) -> None:
+        self._address = address
+        self._ca = ca
+        self._identity = identity
+        self._clock = clock
+        self._counters = counters
+        self._messages = messages
+        self._block_requests = block_requests
+        self._on_up = on_up
+        self._client: mqtt.Client | None = None
+        self._subscribed = threading.Event()
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Begins to connect and returns; see `wait_connected`."""
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=SERVER_USER, clean_session=False, protocol=mqtt.MQTTv311
+        )
+        if self._address.tls:
+            client.tls_set(
+                str(self._ca), str(self._identity.certificate), str(self._identity.key), cert_reqs=ssl.CERT_REQUIRED
+            )
+        else:
+            client.username_pw_set(SERVER_USER)
+        client.max_inflight_messages_set(500)
+        client.max_queued_messages_set(_MAX_UNSENT)
+        client.reconnect_delay_set(min_delay=1, max_delay=5)
+        client.on_connect = self._connected
+        client.on_disconnect = self._disconnected
+        client.on_subscribe = self._on_subscribed
+        client.on_message = self._received
+        self._client = client
+        client.connect_async(self._address.host, self._address.port, _KEEPALIVE_S)
+        client.loop_start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._subscribed.clear()
+        if self._client is not None:
+            self._client.disconnect()
+            self._client.loop_stop()
+
+    @property
+    def connected(self) -> bool:
+        return self._subscribed.is_set()
+
+    def wait_connected(self, timeout_s: float) -> bool:
+        return self._subscribed.wait(timeout_s)
+
+    def send(self, device: str, what: topics.Down, payload: bytes, qos: int = 1) -> mqtt.MQTTMessageInfo | None:
+        """Hand the message to the network thread; None if there is no session to hand it to."""
+        client = self._client
+        if client is None or not self._subscribed.is_set():
+            return None
+        info = client.publish(topics.down(device, what), payload, qos=qos)
+        return info if info.rc == mqtt.MQTT_ERR_SUCCESS else None
+
+    def _connected(
+        self, client: mqtt.Client, _data: object, _flags: mqtt.ConnectFlags, code: ReasonCode, _p: Properties | None
+    ) -> None:
+        if code.is_failure:
+            log.error("the broker refuses the server: %s", code)
+            return
+        client.subscribe(topics.UP_FILTER, qos=1)
+
+    def _on_subscribed(
+        self, _client: mqtt.Client, _data: object, _mid: int, codes: list[ReasonCode], _p: Properties | None
+    ) -> None:
+        if any(code.is_failure for code in codes):
+            log.error("the broker does not let the server hear its devices: %s", codes)
+            return
+        self._subscribed.set()
+        log.info("connected to the broker at %s:%d", self._address.host, self._address.port)
+        self._on_up()
+
+    def _disconnected(
+        self, _client: mqtt.Client, _data: object, _flags: mqtt.DisconnectFlags, code: ReasonCode, _p: Properties | None
+    ) -> None:
+        self._subscribed.clear()
+        if not self._stopping.is_set():
+            log.warning("the connection to the broker is lost (%s); connecting again", code)
+
+    def _received(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+        try:
+            # paho decodes the topic lazily; it may hold bytes that are no UTF-8.
+            incoming = read(message.topic, message.payload, self._clock())
+        except (ContractError, UnicodeDecodeError) as error:
+            self._refuse(type(error).__name__, str(error))
+            return
+        kind = type(incoming.message).__name__
+        self._counters.add("covey_messages_total", kind=kind)
+        try:
+            if isinstance(incoming.message, BlockRequest):
+                self._block_requests.put_nowait(incoming)  # devices ask again
+            else:
+                self._messages.put(incoming, timeout=_FULL_QUEUE_PATIENCE_S)
+        except queue.Full:
+            self._refuse("queue_full", f"no room for a {kind} of {incoming.device}")
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        self._counters.add("covey_messages_refused_total", reason=reason)
+        if self._counters.value("covey_messages_refused_total", reason=reason) % _LOG_EVERY == 1:
+            log.warning("dropped a message of a device: %s (logged once in %d)", detail[:300], _LOG_EVERY)
