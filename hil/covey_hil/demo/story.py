@@ -47,7 +47,7 @@ class Story:
             home / "server",
             home / "logs" / "server.log",
             port=port,
-            settings={"delivery_device_bytes_per_s": str(DELIVERY_BYTES_S), "delivery_device_burst_bytes": "65536"},
+            settings={"block_device_bytes_per_s": str(DELIVERY_BYTES_S)},
         )
         self.agents = {
             device.name: LocalAgent(

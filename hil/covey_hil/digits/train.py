@@ -40,7 +40,7 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(64, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.trunk(images).mean(dim=(2, 3)))  # type: ignore[no-any-return]  # nn.Module is untyped when called
+        return self.head(self.trunk(images).mean(dim=(2, 3)))
 
 
 def train(data: Digits, *, epochs: int, shift: int, seed: int) -> DigitsNet:
@@ -143,8 +143,8 @@ def _all_shifts(node, constant) -> str:  # type: ignore[no-untyped-def]  # the t
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()  # type: ignore[operator]  # a buffer, not a module
-    bias = norm.bias.detach() + (convolution.bias.detach() - norm.running_mean) * scale  # type: ignore[union-attr]
+    scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+    bias = norm.bias.detach() + (convolution.bias.detach() - norm.running_mean) * scale
     return (convolution.weight.detach() * scale[:, None, None, None]).numpy(), bias.numpy()
 
 

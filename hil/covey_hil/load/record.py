@@ -50,14 +50,19 @@ class Recorder:
     def save(self, path: Path) -> None:
         """Write the rows to an .npz file."""
         names = {kind: list(index) for kind, index in self._names.items()}
+        known = json.dumps({**names, "targets": self._targets, "versions": self._versions})
         with path.open("wb") as file:
             np.savez(
                 file,
-                **{
-                    name: np.array(getattr(self, f"_{name}"))
-                    for name in ("due", "latency", "device", "build", "image", "label", "answer", "status")
-                },
-                names=np.array(json.dumps({**names, "targets": self._targets, "versions": self._versions})),
+                names=np.array(known),
+                due=np.array(self._due),
+                latency=np.array(self._latency),
+                device=np.array(self._device),
+                build=np.array(self._build),
+                image=np.array(self._image),
+                label=np.array(self._label),
+                answer=np.array(self._answer),
+                status=np.array(self._status),
             )
 
     def _index(self, kind: str, name: str) -> int:

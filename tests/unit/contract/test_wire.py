@@ -9,7 +9,9 @@ from covey_contract.blocks import Block, bitmap_of, blocks_of, decode_block, enc
 from covey_contract.envelope import decode_envelope
 from covey_contract.errors import ContractError, DecodeError, TooLargeError, TopicError, UnknownVersionError
 from covey_contract.facts import Facts
+from covey_contract.lifecycle import State
 from covey_contract.manifest import Manifest
+from covey_contract.reasons import Reason
 from covey_contract.topics import Down, Up, down, parse_down, parse_up, up
 from covey_contract.wire import Message, decode, encode
 from hypothesis import given, settings
@@ -88,8 +90,8 @@ def test_generated_messages_survive_the_wire() -> None:
         model="digits",
         version="1.0",
         build="ab" * 32,
-        state=messages.State.ROLLED_BACK,
-        reason=messages.Reason.RUNNER_CRASHED,
+        state=State.ROLLED_BACK,
+        reason=Reason.RUNNER_CRASHED,
         detail="exit code -9",
     )
     assert decode(messages.Report, encode(report)) == report
