@@ -1,0 +1,156 @@
+"""ONNX Runtime: the graph itself, cleaned up; INT8 as static QDQ with unsigned activations, or dynamic without calibration data.
+
+No graph optimised for this machine is ever shipped: ONNX Runtime's full optimisation writes nodes bound to the CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from covey_contract.manifest import Runtime
+
+from covey_converters.backend import Array, Built, Source, copy_into
+from covey_converters.errors import RecipeError, UnsupportedError
+from covey_converters.samples import Samples
+
+_ENTRY = "model.onnx"
+_STATIC = "static QDQ, MinMax, unsigned activations"
+_STATIC_FLOAT_HEAD = f"{_STATIC}, float head"
+_DYNAMIC = "dynamic, INT8 weights"
+_CALIBRATION_SAMPLES = 256
+# The opset that INT8 graphs are brought to (per-channel QDQ is invalid below 13), and the runtime that reads each opset.
+_QDQ_OPSET = 17
+_RUNTIME_FOR_OPSET = {
+    **dict.fromkeys(range(7, 16), "1.10"),
+    16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.23",
+}  # fmt: skip
+_HEADS = {"Conv", "Gemm", "MatMul"}
+
+
+class OnnxRuntimeBackend:
+    """`onnxruntime-fp32`, `onnxruntime-int8`."""
+
+    runtime = Runtime.ONNXRUNTIME
+    module = "onnxruntime"
+    packages = ("onnxruntime", "onnx", "onnxslim", "numpy")
+
+    def recipes(self, precision: str, *, calibrated: bool) -> tuple[str, ...]:
+        if precision == "fp32":
+            return ("onnxslim", "as it came")
+        if precision == "int8":
+            return (_STATIC, _STATIC_FLOAT_HEAD, _DYNAMIC) if calibrated else (_DYNAMIC,)
+        raise UnsupportedError("ONNX Runtime on CPUs computes in FP32 or INT8; there is no onnxruntime-fp16 build")
+
+    def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
+        del target
+        if recipe == "onnxslim":
+            copy_into(folder, source.graph, _ENTRY)
+        elif recipe == "as it came":
+            _save_inlined(source.original, folder / _ENTRY)
+        else:
+            _quantise(source, recipe, calibration, folder / _ENTRY)
+        opset = _opset(folder / _ENTRY)
+        return Built(
+            folder=folder,
+            files=(_ENTRY,),
+            entry=_ENTRY,
+            inputs=source.review.inputs,
+            outputs=source.review.outputs,
+            runtime_min=_RUNTIME_FOR_OPSET.get(opset),
+        )
+
+    def open(self, built: Built, *, threads: int, reference: bool = False) -> OnnxRuntimeSession:
+        return OnnxRuntimeSession(built.folder / built.entry, threads=threads, optimise=not reference)
+
+
+class OnnxRuntimeSession:
+    """A model file in ONNX Runtime on the CPU. `optimise=False`: the graph's own operators, one by one."""
+
+    def __init__(self, path: Path, *, threads: int, optimise: bool = True) -> None:
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(3)
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
+
+
+class CalibrationReader:
+    """ONNX Runtime's CalibrationDataReader, by its shape."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples: Iterator[dict[str, Array]] = iter(samples)
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._samples, None)
+
+
+def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Path) -> None:
+    import onnx
+    from onnxruntime import quantization
+
+    # It recommends a preparation step that onnxslim and the review have done.
+    logging.getLogger().setLevel(logging.ERROR)
+    model = onnx.load(str(source.graph))
+    if _opset(source.graph) < _QDQ_OPSET:
+        try:
+            model = onnx.version_converter.convert_version(model, _QDQ_OPSET)
+        except Exception as error:  # noqa: BLE001  # the converter raises RuntimeError and its own kinds for what it cannot convert
+            raise RecipeError(f"the graph cannot be brought to opset {_QDQ_OPSET}: {error}") from error
+    model = onnx.shape_inference.infer_shapes(model)
+    prepared = source.work / "opset17.onnx"
+    onnx.save(model, str(prepared))
+    try:
+        if recipe == _DYNAMIC:
+            quantization.quantize_dynamic(str(prepared), str(out), weight_type=quantization.QuantType.QInt8)
+            return
+        if calibration is None:
+            raise RecipeError("static quantisation needs calibration data")
+        reader: Any = CalibrationReader(calibration.spread(_CALIBRATION_SAMPLES))
+        quantization.quantize_static(
+            str(prepared),
+            str(out),
+            reader,
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            nodes_to_exclude=_head(model) if recipe == _STATIC_FLOAT_HEAD else [],
+        )
+    except RecipeError:
+        raise
+    except Exception as error:  # noqa: BLE001  # the quantiser raises anything, from AttributeError to RuntimeError
+        raise RecipeError(f"ONNX Runtime's quantiser: {type(error).__name__}: {error}") from error
+
+
+def _head(model: Any) -> list[str]:
+    """The last layer with weights and everything behind it: where one wrong scale costs the most."""
+    nodes = list(model.graph.node)
+    last = max((index for index, node in enumerate(nodes) if node.op_type in _HEADS), default=len(nodes))
+    return [node.name for node in nodes[last:] if node.name]
+
+
+def _save_inlined(source: Path, out: Path) -> None:
+    """A build is one file: weights that lay beside the source come inside."""
+    import onnx
+
+    onnx.save(onnx.load(str(source)), str(out))
+
+
+def _opset(path: Path) -> int:
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    return max(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})

@@ -1,0 +1,132 @@
+"""OpenVINO: converted to its IR; FP16 as compressed weights, INT8 by NNCF post-training quantisation.
+
+The precision that a plugin computes in is part of the build: left to itself, OpenVINO takes bf16 or fp16 on hardware that has it,
+and answers differ from device to device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from covey_contract.manifest import Runtime
+
+from covey_converters.backend import Array, Built, Source
+from covey_converters.errors import RecipeError, UnsupportedError
+from covey_converters.samples import Samples
+
+_ENTRY = "model.xml"
+_WEIGHTS = "model.bin"
+_PTQ = "NNCF post-training, mixed preset"
+_PTQ_SLOW_BIAS = "NNCF post-training, full bias correction"
+_PTQ_FLOAT_HEAD = "NNCF post-training, float head"
+_CALIBRATION_SAMPLES = 300
+_HINT = "INFERENCE_PRECISION_HINT"
+_HEADS = {"Convolution", "GroupConvolution", "MatMul"}
+
+
+class OpenVinoBackend:
+    """`openvino-fp32`, `openvino-fp16`, `openvino-int8`."""
+
+    runtime = Runtime.OPENVINO
+    module = "openvino"
+    packages = ("openvino", "nncf", "onnx", "onnxslim", "numpy")
+
+    def recipes(self, precision: str, *, calibrated: bool) -> tuple[str, ...]:
+        if precision == "fp32":
+            return ("convert",)
+        if precision == "fp16":
+            return ("convert, FP16 weights",)
+        if not calibrated:
+            raise UnsupportedError(
+                "openvino-int8 needs calibration data (--calibration FILE.npz): ranges cannot be guessed"
+            )
+        return (_PTQ, _PTQ_SLOW_BIAS, _PTQ_FLOAT_HEAD)
+
+    def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
+        half = target.startswith("openvino-fp16")
+        openvino = _openvino()
+        try:
+            model = openvino.convert_model(str(source.graph))
+            model.reshape({spec.name: list(spec.shape) for spec in source.review.inputs})
+        except Exception as error:  # noqa: BLE001  # OpenVINO raises RuntimeError subclasses and its converter's own Error
+            raise UnsupportedError(f"OpenVINO cannot convert the graph: {_brief(error)}") from error
+        if recipe.startswith("NNCF"):
+            model = _quantised(model, source, recipe, calibration)
+        openvino.save_model(model, str(folder / _ENTRY), compress_to_fp16=half)
+        return Built(
+            folder=folder,
+            files=(_ENTRY, _WEIGHTS),
+            entry=_ENTRY,
+            inputs=source.review.inputs,
+            outputs=source.review.outputs,
+            options={_HINT: "f16" if half else "f32"},
+        )
+
+    def open(self, built: Built, *, threads: int, reference: bool = False) -> OpenVinoSession:
+        return OpenVinoSession(built, threads=threads, mapped=not reference)
+
+
+class OpenVinoSession:
+    """A build on OpenVINO's CPU plugin."""
+
+    def __init__(self, built: Built, *, threads: int, mapped: bool = True) -> None:
+        core = _openvino().Core()
+        options = {**built.options, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_MMAP": mapped}
+        compiled = core.compile_model(str(built.folder / built.entry), "CPU", options)
+        self._request = compiled.create_infer_request()
+        self._outputs = {spec.name: _output_index(compiled, spec.build_name or spec.name) for spec in built.outputs}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        self._request.infer({name: np.ascontiguousarray(array) for name, array in inputs.items()})
+        return {name: np.array(self._request.get_output_tensor(index).data) for name, index in self._outputs.items()}
+
+
+def _output_index(compiled: Any, name: str) -> int:
+    for index, output in enumerate(compiled.outputs):
+        if name in output.names:
+            return index
+    raise RecipeError(f"OpenVINO lost the name of output {name!r}")
+
+
+def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | None) -> Any:
+    if calibration is None:
+        raise RecipeError("post-training quantisation needs calibration data")
+    import nncf
+
+    nncf.set_log_level("ERROR")
+    chosen = calibration.spread(_CALIBRATION_SAMPLES)
+    ignored = _head(model) if recipe == _PTQ_FLOAT_HEAD else []
+    try:
+        return nncf.quantize(
+            model,
+            nncf.Dataset(list(chosen)),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(chosen),
+            fast_bias_correction=recipe != _PTQ_SLOW_BIAS,
+            ignored_scope=nncf.IgnoredScope(names=ignored, validate=False) if ignored else None,
+        )
+    except Exception as error:  # noqa: BLE001  # NNCF raises its own kinds and OpenVINO's
+        raise RecipeError(f"NNCF: {_brief(error)} ({source.review.nodes} nodes)") from error
+
+
+def _head(model: Any) -> list[str]:
+    """The last operation with weights, by its name in OpenVINO's graph."""
+    weighted = [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() in _HEADS]
+    return weighted[-1:]
+
+
+def _openvino() -> Any:
+    # openvino-telemetry is a hard dependency; it is off on machines that say they are CI.
+    os.environ["CI"] = "true"
+    import openvino
+
+    return openvino
+
+
+def _brief(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

@@ -1,0 +1,200 @@
+"""TensorRT: an engine for one kind of NVIDIA GPU, built and verified on a machine that has that GPU.
+
+An engine loads only with the exact TensorRT version and GPU it was built for, so the manifest pins both. FP16 is a builder flag up to
+TensorRT 10; TensorRT 11 is strongly typed and takes the graph's own types. INT8 is explicit QDQ in the form that TensorRT
+accepts: symmetric, per channel, no quantised bias.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from covey_contract.manifest import Runtime
+
+from covey_converters.backend import Array, Built, Source
+from covey_converters.backends import tensorrt_rtx
+from covey_converters.backends.onnxruntime import CalibrationReader
+from covey_converters.errors import RecipeError, UnsupportedError
+from covey_converters.samples import Samples
+
+_ENTRY = "model.engine"
+_WORKSPACE_BYTES = 1 << 30
+_CALIBRATION_SAMPLES = 256
+
+
+class TensorRtBackend:
+    """`tensorrt-fp32-smNN`, `tensorrt-fp16-smNN`, `tensorrt-int8-smNN`."""
+
+    runtime = Runtime.TENSORRT
+    module = "tensorrt"
+    packages = ("tensorrt", "onnx", "onnxslim", "onnxruntime")
+
+    def recipes(self, precision: str, *, calibrated: bool) -> tuple[str, ...]:
+        if precision == "int8" and not calibrated:
+            raise UnsupportedError("tensorrt-int8 needs calibration data (--calibration FILE.npz)")
+        return (f"TensorRT engine, {precision}",)
+
+    def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
+        del recipe
+        tensorrt = _tensorrt(source, target)
+        capability = _compute_capability()
+        wanted = target.rpartition("-sm")[2] if "-sm" in target else capability.replace(".", "")
+        if wanted != capability.replace(".", ""):
+            raise UnsupportedError(f"no builder of that kind: this machine's GPU is SM {capability}, not {wanted}")
+        graph = source.graph
+        if "-int8" in target:
+            graph = _explicit_qdq(source, calibration)
+        (folder / _ENTRY).write_bytes(_engine(tensorrt, graph, half="-fp16" in target, int8="-int8" in target))
+        return Built(
+            folder=folder,
+            files=(_ENTRY,),
+            entry=_ENTRY,
+            inputs=source.review.inputs,
+            outputs=source.review.outputs,
+            runtime_exact=str(tensorrt.__version__),
+            architecture=platform.machine(),
+            compute_capability=capability,
+        )
+
+    def open(self, built: Built, *, threads: int, reference: bool = False) -> TensorRtSession:
+        del threads, reference
+        return TensorRtSession(built)
+
+
+class TensorRtSession:
+    """An engine on the GPU, one request at a time; tensors cross by plain copies."""
+
+    def __init__(self, built: Built) -> None:
+        import tensorrt
+
+        self._cuda = _cudart()
+        self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine((built.folder / built.entry).read_bytes())
+        if self._engine is None:
+            raise RecipeError("TensorRT does not load the engine that it has just built")
+        self._context = self._engine.create_execution_context()
+        self._inputs = [spec.name for spec in built.inputs]
+        self._hosts: dict[str, Array] = {}
+        self._devices: dict[str, int] = {}
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            shape = tuple(self._engine.get_tensor_shape(name))
+            host: Array = np.zeros(shape, tensorrt.nptype(self._engine.get_tensor_dtype(name)))
+            pointer = ctypes.c_void_p()
+            _checked(self._cuda.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(max(host.nbytes, 1))))
+            self._hosts[name], self._devices[name] = host, int(pointer.value or 0)
+            self._context.set_tensor_address(name, self._devices[name])
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        for name in self._inputs:
+            self._hosts[name][...] = inputs[name]
+            self._copy(self._devices[name], self._hosts[name].ctypes.data, self._hosts[name].nbytes, to_device=True)
+        # Stream 0 orders the copies around the execution.
+        if not self._context.execute_async_v3(0):
+            raise RecipeError("TensorRT could not run the engine")
+        _checked(self._cuda.cudaDeviceSynchronize())
+        answers: dict[str, Array] = {}
+        for name, host in self._hosts.items():
+            if name not in self._inputs:
+                self._copy(host.ctypes.data, self._devices[name], host.nbytes, to_device=False)
+                answers[name] = host.copy()
+        return answers
+
+    def _copy(self, to: int, source: int, size: int, *, to_device: bool) -> None:
+        kind = 1 if to_device else 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
+        _checked(self._cuda.cudaMemcpy(ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size), kind))
+
+
+def _tensorrt(source: Source, target: str) -> Any:
+    """The module, if this machine can build engines. If not, the graph is at least checked, and the reason says so."""
+    try:
+        import tensorrt
+
+        if tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR)) is not None:
+            return tensorrt
+    except (ImportError, AttributeError, RuntimeError, TypeError):
+        # Not installed, or the registry's stub, or no driver: not a builder of that kind.
+        pass
+    raise UnsupportedError(
+        f"no builder of that kind here: {target} is built on a machine with that GPU; {tensorrt_rtx.check(source)}"
+    )
+
+
+def _engine(tensorrt: Any, graph: Path, *, half: bool, int8: bool) -> bytes:
+    major = int(tensorrt.__version__.split(".")[0])
+    logger = tensorrt.Logger(tensorrt.Logger.WARNING)
+    builder = tensorrt.Builder(logger)
+    flags = 0
+    if major < 10:
+        flags = 1 << int(tensorrt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    network = builder.create_network(flags)
+    tensorrt_rtx.parse(tensorrt, network, logger, graph)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+    if major < 11:
+        if half:
+            config.set_flag(tensorrt.BuilderFlag.FP16)
+        if int8:
+            config.set_flag(tensorrt.BuilderFlag.INT8)
+    elif half:
+        raise UnsupportedError("TensorRT 11 is strongly typed: FP16 needs a source that is FP16 already")
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise RecipeError("TensorRT could not build an engine; the log says why")
+    return bytes(engine)
+
+
+def _explicit_qdq(source: Source, calibration: Samples | None) -> Path:
+    """QDQ as TensorRT takes it. ONNX Runtime's default form, with a quantised bias, is refused by its parser."""
+    from onnxruntime import quantization
+
+    if calibration is None:
+        raise RecipeError("explicit QDQ needs calibration data")
+    out = source.work / "tensorrt-qdq.onnx"
+    quantization.quantize_static(
+        str(source.graph),
+        str(out),
+        CalibrationReader(calibration.spread(_CALIBRATION_SAMPLES)),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+        op_types_to_quantize=["Conv", "Gemm", "MatMul", "Add"],
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "DedicatedQDQPair": True,
+            "AddQDQPairToWeight": True,
+            "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul", "Add"],
+        },
+    )
+    return out
+
+
+def _cudart() -> Any:
+    for name in ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise UnsupportedError("no CUDA runtime (libcudart.so) on this machine")
+
+
+def _checked(status: int) -> None:
+    if status != 0:
+        raise RecipeError(f"CUDA error {status}")
+
+
+def _compute_capability() -> str:
+    cuda = _cudart()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    # cudaDevAttrComputeCapabilityMajor, …Minor
+    _checked(cuda.cudaDeviceGetAttribute(ctypes.byref(major), 75, 0))
+    _checked(cuda.cudaDeviceGetAttribute(ctypes.byref(minor), 76, 0))
+    return f"{major.value}.{minor.value}"

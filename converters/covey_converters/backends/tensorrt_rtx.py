@@ -1,0 +1,118 @@
+"""TensorRT-RTX builds engines without a GPU, which makes it the check that a graph is fit for TensorRT.
+
+What it builds cannot be run here without a GPU, so it cannot be compared with its source, and nothing that was not compared ships:
+on a machine without a GPU the outcome is "unsupported", and its reason says what the check found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from covey_contract.manifest import Runtime
+
+from covey_converters.backend import Built, Session, Source
+from covey_converters.errors import RecipeError, UnsupportedError
+from covey_converters.samples import Samples
+
+# The GPUs that TensorRT-RTX builds for with none at hand: Turing, Ampere (A100), Ampere, Ada, Blackwell.
+CHECKED_SMS = ("75", "80", "86", "89", "120")
+
+
+class TensorRtRtxBackend:
+    """`tensorrt-rtx-fp32`: built, and refused as long as it cannot be run where it was built."""
+
+    runtime = Runtime.TENSORRT_RTX
+    module = "tensorrt_rtx"
+    packages = ("tensorrt-rtx", "onnx", "onnxslim")
+
+    def recipes(self, precision: str, *, calibrated: bool) -> tuple[str, ...]:
+        del calibrated
+        if precision != "fp32":
+            raise UnsupportedError(f"tensorrt-rtx-{precision} is not built yet; tensorrt-rtx-fp32 checks the graph")
+        return ("TensorRT-RTX engine",)
+
+    def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
+        del recipe, calibration, folder
+        wanted = (target.rpartition("-sm")[2],) if "-sm" in target else CHECKED_SMS
+        raise UnsupportedError(
+            f"{check(source, wanted)}; an engine cannot be run here without an NVIDIA GPU, so it was not compared with the "
+            "source and is not released"
+        )
+
+    def open(self, built: Built, *, threads: int, reference: bool = False) -> Session:
+        del built, threads, reference
+        raise RecipeError("a TensorRT-RTX engine needs an NVIDIA GPU to run")
+
+
+def check(source: Source, sms: tuple[str, ...] = CHECKED_SMS) -> str:
+    """Build the graph's engine for each kind of GPU and say, in words, for which it is fit.
+
+    Raises `UnsupportedError` with TensorRT's first complaint if it is fit for none, or if TensorRT-RTX is not installed.
+    """
+    fit: list[str] = []
+    complaints: dict[str, str] = {}
+    for sm in sms:
+        engine, complaint = build_engine(source.graph, sm)
+        if engine is None:
+            complaints[sm] = complaint
+        else:
+            fit.append(sm)
+    unfit = "; ".join(f"not for SM {sm}: {complaint}" for sm, complaint in complaints.items())
+    if not fit:
+        raise UnsupportedError(f"the graph is not fit for TensorRT (checked by TensorRT-RTX {version()}): {unfit}")
+    return f"the graph is fit for TensorRT (TensorRT-RTX {version()} built engines for SM {', '.join(fit)}{'; ' + unfit if unfit else ''})"
+
+
+def version() -> str:
+    import tensorrt_rtx
+
+    return str(tensorrt_rtx.__version__)
+
+
+def build_engine(graph: Path, sm: str) -> tuple[bytes | None, str]:
+    """The engine for one kind of GPU, or None and why not. Raises `UnsupportedError` if the parser refuses the graph."""
+    try:
+        import tensorrt_rtx as tensorrt
+    except ImportError as error:
+        raise UnsupportedError(
+            "TensorRT-RTX is not installed here (pip install 'covey-converters[tensorrt-rtx]')"
+        ) from error
+    capability = getattr(tensorrt.ComputeCapability, f"SM{sm}", None)
+    if capability is None:
+        raise UnsupportedError(f"TensorRT-RTX {version()} builds for SM {', '.join(CHECKED_SMS)}; not for {sm}")
+    complaints: list[str] = []
+
+    class Log(tensorrt.ILogger):  # type: ignore[misc]  # the bindings have no types
+        def __init__(self) -> None:
+            tensorrt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (tensorrt.ILogger.ERROR, tensorrt.ILogger.INTERNAL_ERROR):
+                complaints.append(message)
+
+    logger = Log()
+    builder = tensorrt.Builder(logger)
+    network = builder.create_network(0)
+    parse(tensorrt, network, logger, graph)
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capability, 0)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        return None, _brief(complaints[0] if complaints else "no reason given")
+    return bytes(engine), ""
+
+
+def _brief(complaint: str) -> str:
+    """`[file.cpp:12: check] Cannot compile operation 'x' …` is what a person needs of TensorRT's complaint."""
+    return " ".join(complaint.rpartition("] ")[2].partition("). In ")[0].split(". In compileGraph")[0].split())[:200]
+
+
+def parse(tensorrt: Any, network: Any, logger: Any, graph: Path) -> None:
+    """The graph into TensorRT's network; the API is the same in TensorRT and TensorRT-RTX."""
+    parser = tensorrt.OnnxParser(network, logger)
+    if not parser.parse(graph.read_bytes()):
+        first = parser.get_error(0)
+        node = first.node_name() if hasattr(first, "node_name") else first.node()
+        raise UnsupportedError(f"TensorRT's parser refuses node {node!r}: {str(first.desc())[:300]}")

@@ -1,0 +1,305 @@
+"""TFLite: onnx2tf's direct flatbuffer path (in a toolchain environment of its own), then AI Edge Quantizer for INT8 and FP16.
+
+onnx2tf turns image tensors to channels-last and may rename them. Which transposition it chose is found by shape and, where the
+shape does not tell, by comparing answers with the source; callers keep the source's names and layout, and float inputs and
+outputs also of an INT8 build.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from covey_contract.manifest import Runtime, TensorSpec
+
+from covey_converters.backend import Array, Built, Source, copy_into
+from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.errors import RecipeError, UnsupportedError
+from covey_converters.samples import Samples, random_samples
+from covey_converters.toolchain import run_in
+
+_ENTRY = "model.tflite"
+_DIRECT = "onnx2tf, direct flatbuffer"
+_HALF = "FP16 weights"
+_STATIC = "static INT8, min/max ranges"
+_STATIC_FLOAT_HEAD = "static INT8, min/max ranges, float head"
+_DYNAMIC = "dynamic range, INT8 weights"
+_CALIBRATION_SAMPLES = 200
+_CONVERT_SECONDS = 900.0
+# Above this many open questions of layout the search would not end; real models have one to four.
+_MAX_LAYOUTS = 64
+
+
+class TfliteBackend:
+    """`tflite-fp32`, `tflite-fp16`, `tflite-int8`."""
+
+    runtime = Runtime.TFLITE
+    module = "ai_edge_litert.interpreter"
+    packages = ("ai-edge-litert", "ai-edge-quantizer", "onnx", "onnxslim", "numpy")
+
+    def recipes(self, precision: str, *, calibrated: bool) -> tuple[str, ...]:
+        if precision == "fp32":
+            return (_DIRECT,)
+        if precision == "fp16":
+            return (_HALF,)
+        return (_STATIC, _STATIC_FLOAT_HEAD, _DYNAMIC) if calibrated else (_DYNAMIC,)
+
+    def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
+        del target
+        single = _flatbuffer(source)
+        inputs, outputs = _layout(source, single)
+        copy_into(folder, single, _ENTRY)
+        if recipe != _DIRECT:
+            path = folder / _ENTRY
+            path.write_bytes(_quantised(single, recipe, inputs, calibration))
+        return Built(
+            folder=folder,
+            files=(_ENTRY,),
+            entry=_ENTRY,
+            inputs=inputs,
+            outputs=_outputs_by_name(folder / _ENTRY, outputs),
+            steps=_steps(folder / _ENTRY),
+        )
+
+    def open(self, built: Built, *, threads: int, reference: bool = False) -> TfliteSession:
+        return TfliteSession(built, threads=threads, reference=reference)
+
+
+class TfliteSession:
+    """A build in LiteRT on the CPU: XNNPACK's kernels, or the slow reference kernels."""
+
+    def __init__(self, built: Built, *, threads: int, reference: bool = False) -> None:
+        self._interpreter = _interpreter(built.folder / built.entry, threads=threads, reference=reference)
+        self._inputs = _bound(built.inputs, self._interpreter.get_input_details())
+        self._outputs = _bound(built.outputs, self._interpreter.get_output_details())
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        for spec, index in self._inputs:
+            array = inputs[spec.name]
+            moved = array.transpose(spec.permutation) if spec.permutation else array
+            self._interpreter.set_tensor(index, np.ascontiguousarray(moved))
+        self._interpreter.invoke()
+        return {spec.name: _from_build(self._interpreter.get_tensor(index), spec) for spec, index in self._outputs}
+
+
+def _from_build(array: Array, spec: TensorSpec) -> Array:
+    if spec.permutation is None:
+        return array
+    return array.transpose(np.argsort(spec.permutation))
+
+
+def _bound(specs: Sequence[TensorSpec], details: Sequence[Mapping[str, Any]]) -> list[tuple[TensorSpec, int]]:
+    indices = {str(detail["name"]): int(detail["index"]) for detail in details}
+    return [(spec, indices[spec.build_name or spec.name]) for spec in specs]
+
+
+def _interpreter(path: Path, *, threads: int, reference: bool = False) -> Any:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    resolver = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+    interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=resolver)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+# --- ONNX to a float flatbuffer -----------------------------------------------------------------------------------------
+
+
+def _flatbuffer(source: Source) -> Path:
+    """The float model by onnx2tf; made once, then kept for the next recipe or target."""
+    folder = source.work / "tflite"
+    model = folder / f"{source.graph.stem}_float32.tflite"
+    if not model.exists():
+        arguments = json.dumps({"source": str(source.graph), "out": str(folder)})
+        code, tail = run_in("onnx2tf", [arguments], seconds=_CONVERT_SECONDS)
+        if code != 0 or not model.exists():
+            raise UnsupportedError(f"onnx2tf cannot convert the graph: {tail}")
+    return model
+
+
+def _layout(source: Source, model: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """How callers' tensors become the build's: names and transpositions, proven on random inputs where shapes do not tell."""
+    interpreter = _interpreter(model, threads=1)
+    review = source.review
+    inputs = _candidates(review.inputs, interpreter.get_input_details())
+    outputs = _candidates(review.outputs, interpreter.get_output_details())
+    if sum(map(len, (*inputs, *outputs))) == len(inputs) + len(outputs):
+        return tuple(choices[0] for choices in inputs), tuple(choices[0] for choices in outputs)
+    samples = random_samples(review.inputs, 2, seed=1)
+    reference = OnnxRuntimeSession(source.original, threads=1)
+    wanted = [reference.run(sample) for sample in samples]
+    best: tuple[float, tuple[TensorSpec, ...], tuple[TensorSpec, ...]] | None = None
+    for chosen in itertools.islice(itertools.product(*inputs, *outputs), _MAX_LAYOUTS):
+        specs = chosen[: len(inputs)], chosen[len(inputs) :]
+        built = Built(folder=model.parent, files=(), entry=model.name, inputs=specs[0], outputs=specs[1])
+        session = TfliteSession(built, threads=1)
+        error = max(_distance(want, session.run(sample)) for want, sample in zip(wanted, samples, strict=True))
+        if best is None or error < best[0]:
+            best = error, *specs
+    if best is None:
+        raise UnsupportedError("no layout of the TFLite model's tensors fits the source's")
+    return best[1], best[2]
+
+
+def _distance(wanted: Mapping[str, Array], got: Mapping[str, Array]) -> float:
+    if any(wanted[name].shape != got[name].shape for name in wanted):
+        return float("inf")
+    return max(float(np.abs(wanted[name].astype(float) - got[name].astype(float)).max(initial=0.0)) for name in wanted)
+
+
+def _candidates(specs: Sequence[TensorSpec], details: Sequence[Mapping[str, Any]]) -> list[list[TensorSpec]]:
+    """For each of the source's tensors, the ways in which the build may hold it."""
+    if len(specs) != len(details):
+        raise UnsupportedError(f"onnx2tf left {len(details)} tensors where the source has {len(specs)}")
+    by_name = {_plain(str(detail["name"])): detail for detail in details}
+    found: list[list[TensorSpec]] = []
+    for position, spec in enumerate(specs):
+        # onnx2tf replaces characters that TensorFlow does not allow in names, and keeps the order.
+        detail = by_name.get(_plain(spec.name), details[position])
+        choices = [
+            msgspec.structs.replace(spec, build_name=str(detail["name"]), permutation=permutation)
+            for permutation in _transpositions(len(spec.shape))
+            if _fits(spec.shape, permutation, [int(size) for size in detail["shape"]])
+        ]
+        if not choices:
+            raise UnsupportedError(
+                f"tensor {spec.name!r} of shape {list(spec.shape)} became {[int(size) for size in detail['shape']]} in TFLite"
+            )
+        found.append(choices)
+    return found
+
+
+def _plain(name: str) -> str:
+    name = re.sub(r"^serving_default_|:\d+$", "", name)
+    return re.sub(r"[^A-Za-z0-9]+", "_", name)
+
+
+def _transpositions(rank: int) -> tuple[tuple[int, ...] | None, ...]:
+    """As it is, or channels last."""
+    return (None,) if rank < 3 else (None, (0, *range(2, rank), 1))
+
+
+def _fits(shape: Sequence[int], permutation: tuple[int, ...] | None, build: Sequence[int]) -> bool:
+    moved = [shape[axis] for axis in permutation] if permutation else list(shape)
+    return len(moved) == len(build) and all(a == -1 or a == b for a, b in zip(moved, build, strict=True))
+
+
+# --- INT8 and FP16 ---------------------------------------------------------------------------------------------------------------
+
+
+def _quantised(model: Path, recipe: str, inputs: Sequence[TensorSpec], calibration: Samples | None) -> bytes:
+    from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
+
+    every, operation = ".*", qtyping.TFLOperationName
+    algorithm = algorithm_manager.AlgorithmName
+    manager = recipe_manager.RecipeManager()
+    if recipe == _DYNAMIC:
+        manager.add_dynamic_config(every, operation.ALL_SUPPORTED, num_bits=8)
+    elif recipe == _HALF:
+        # Not onnx2tf's own FP16 model: that one also computes in FP16, which few kernels can.
+        halved = qtyping.OpQuantizationConfig(
+            weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+            compute_precision=qtyping.ComputePrecision.FLOAT,
+            explicit_dequantize=True,
+        )
+        manager.add_quantization_config(every, operation.ALL_SUPPORTED, halved, algorithm.FLOAT_CASTING)
+    else:
+        manager.add_static_config(every, operation.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+        for edge in (operation.INPUT, operation.OUTPUT):
+            manager.add_quantization_config(every, edge, algorithm_key=algorithm.NO_QUANTIZE)
+        if recipe == _STATIC_FLOAT_HEAD:
+            for name in _head_tensors(model):
+                manager.add_quantization_config(
+                    f"^{re.escape(name)}", operation.ALL_SUPPORTED, algorithm_key=algorithm.NO_QUANTIZE
+                )
+    try:
+        quantiser = quantizer.Quantizer(str(model), manager.get_quantization_recipe())
+        ranges = None
+        if recipe not in {_DYNAMIC, _HALF}:
+            if calibration is None:
+                raise RecipeError("static quantisation needs calibration data")
+            key, feeds = _feeds(model, inputs, calibration.spread(_CALIBRATION_SAMPLES))
+            with warnings.catch_warnings():
+                # LiteRT warns of the memory that keeping every tensor takes; that is what calibration is.
+                warnings.simplefilter("ignore")
+                # The quantiser's own moving average of ranges costs several points of accuracy: take the true minimum and maximum.
+                ranged = calibrator.Calibrator(
+                    model.read_bytes(), num_threads=1, qsv_update_func=qsv_utils.min_max_update
+                )
+                ranged.calibrate({key: feeds}, manager)
+            ranges = ranged.get_model_qsvs()
+        return bytes(quantiser.quantize(ranges, enable_progress_report=False).quantized_model)
+    except RecipeError:
+        raise
+    except Exception as error:  # noqa: BLE001  # the quantiser raises anything for operators it does not know
+        raise RecipeError(f"AI Edge Quantizer: {type(error).__name__}: {str(error).splitlines()[0][:300]}") from error
+
+
+def _feeds(
+    model: Path, inputs: Sequence[TensorSpec], calibration: Samples
+) -> tuple[str | None, list[dict[str, Array]]]:
+    """The model's signature, and the calibration samples by that signature's names in the build's layout."""
+    interpreter = _interpreter(model, threads=1)
+    signatures = interpreter.get_signature_list()
+    key = next(iter(signatures), None)
+    names = {str(detail["name"]): str(detail["name"]) for detail in interpreter.get_input_details()}
+    if key is not None:
+        details = interpreter.get_signature_runner(key).get_input_details()
+        names = {str(detail["name"]): name for name, detail in details.items()}
+    feeds = [
+        {
+            names[spec.build_name or spec.name]: np.ascontiguousarray(
+                sample[spec.name].transpose(spec.permutation) if spec.permutation else sample[spec.name]
+            )
+            for spec in inputs
+        }
+        for sample in calibration
+    ]
+    return key, feeds
+
+
+def _head_tensors(model: Path) -> list[str]:
+    """The outputs of the last operator with weights and of all behind it: a recipe names operators by what they give."""
+    interpreter = _interpreter(model, threads=1, reference=True)
+    names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
+    operators = interpreter._get_ops_details()  # noqa: SLF001  # LiteRT has no public list of a model's operators
+    weighted = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL"}
+    last = max((at for at, found in enumerate(operators) if found["op_name"] in weighted), default=len(operators))
+    return [names[index] for found in operators[last:] for index in found["outputs"] if index in names]
+
+
+def _outputs_by_name(model: Path, outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Quantising puts a tensor of another name behind each output; their order stays."""
+    details = _interpreter(model, threads=1).get_output_details()
+    present = {str(detail["name"]) for detail in details}
+    signature = _interpreter(model, threads=1).get_signature_list()
+    if all((spec.build_name or spec.name) in present for spec in outputs):
+        return tuple(outputs)
+    renamed: list[TensorSpec] = []
+    runner = _interpreter(model, threads=1).get_signature_runner(next(iter(signature))) if signature else None
+    by_signature = {name: str(d["name"]) for name, d in runner.get_output_details().items()} if runner else {}
+    for spec, detail in zip(outputs, details, strict=True):
+        old = spec.build_name or spec.name
+        new = by_signature.get(old) or by_signature.get(spec.name) or str(detail["name"])
+        renamed.append(msgspec.structs.replace(spec, build_name=new))
+    return tuple(renamed)
+
+
+def _steps(model: Path) -> dict[str, float]:
+    """The quantisation step of each output that comes out of a dequantisation, by the output's name."""
+    interpreter = _interpreter(model, threads=1, reference=True)
+    scales = {detail["index"]: float(detail["quantization"][0]) for detail in interpreter.get_tensor_details()}
+    names = {int(detail["index"]): str(detail["name"]) for detail in interpreter.get_output_details()}
+    return {
+        names[found["outputs"][0]]: scales[found["inputs"][0]]
+        for found in interpreter._get_ops_details()  # noqa: SLF001  # as above
+        if found["op_name"] == "DEQUANTIZE" and found["outputs"][0] in names and scales.get(found["inputs"][0], 0.0) > 0
+    }

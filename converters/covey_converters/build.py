@@ -1,0 +1,259 @@
+"""One target of one model version, from source to a folder that may ship. Runs in the build process.
+
+    prepare -> for each recipe: make, compare with the source, judge -> golden vectors -> measure -> manifest
+
+Invariant: a manifest is written only for a build that passed its gates; everything else leaves a report alone.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from covey_contract.building import Accuracy, BuildReport, Outcome, OutputParity, Try
+from covey_contract.errors import DecodeError
+from covey_contract.manifest import Runtime, TensorSpec, Tolerance
+
+from covey_converters import parity
+from covey_converters.backend import Array, Backend, Built, Source
+from covey_converters.backends import backend_for
+from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.errors import BadInputError, ConvertError, UnsupportedError
+from covey_converters.folder import LABELS_FILE, write_manifest
+from covey_converters.golden import GOLDEN_FILE, GOLDEN_SAMPLES, tolerance, write_golden
+from covey_converters.measure import measure
+from covey_converters.prepare import prepare
+from covey_converters.samples import Samples, load_samples, random_samples
+from covey_converters.spec import BuildSpec
+
+RANDOM_SAMPLES = 32
+_MAX_LABELS_BYTES = 1 << 20
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The evaluation samples, and what the source answers on them in ONNX Runtime FP32: {name: (n, *shape)}."""
+
+    samples: Samples
+    outputs: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A build that a recipe made, with what was found out about it."""
+
+    built: Built
+    recipe: str
+    parity: dict[str, OutputParity]
+    accuracy: Accuracy | None
+    objections: list[str]
+
+
+def build(spec: BuildSpec, say: Say, backend: Backend | None = None) -> BuildReport:
+    """Build `spec.target` into `spec.out`. Every expected failure is a report; only a bug raises."""
+    began = time.monotonic()
+    report = BuildReport(target=spec.target, outcome=Outcome.UNSUPPORTED, source_size=_size(Path(spec.source)))
+    try:
+        chosen, precision = backend_for(spec.target)
+        report = _build(spec, backend or chosen, precision, report, say)
+    except (ConvertError, DecodeError) as error:
+        report = _with(report, reason=str(error))
+    return _with(report, seconds=round(time.monotonic() - began, 2))
+
+
+def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildReport, say: Say) -> BuildReport:
+    say("reading the source")
+    source, notes = prepare(Path(spec.source), Path(spec.work), spec.shapes)
+    calibration = load_samples(Path(spec.calibration), source.review.inputs) if spec.calibration else None
+    recipes = backend.recipes(precision, calibrated=calibration is not None)
+    say("running the source")
+    reference = reference_of(source, Path(spec.evaluation) if spec.evaluation else None)
+    notes += _notes(spec, precision, reference)
+    report = _with(report, notes=notes, toolchain=versions(backend.packages))
+
+    tries: list[Try] = []
+    accepted: Candidate | None = None
+    best: Candidate | None = None
+    for number, recipe in enumerate(recipes):
+        say(f"building: {recipe}")
+        candidate, tried = attempt(
+            backend, source, spec, recipe, calibration, reference, Path(spec.work) / f"{spec.target}-{number}"
+        )
+        tries.append(tried)
+        if candidate is not None and (best is None or len(candidate.objections) < len(best.objections)):
+            best = candidate
+        if candidate is not None and not candidate.objections:
+            accepted = candidate
+            break
+    report = _with(report, tries=tuple(tries))
+    if accepted is None:
+        return _not_accepted(report, best)
+
+    say("golden vectors")
+    out = Path(spec.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in accepted.built.files:
+        shutil.move(accepted.built.folder / name, out / name)
+    built = Built(**{**vars(accepted.built), "folder": out})
+    tolerances = _golden(backend, precision, built, source, reference.samples.spread(GOLDEN_SAMPLES))
+    if spec.labels:
+        _copy_labels(Path(spec.labels), out / LABELS_FILE)
+    say("measuring")
+    work = Path(spec.work)
+    latency = measure(backend.runtime, built, out / GOLDEN_FILE, spec.measure_seconds, work)
+    source_latency = measure(Runtime.ONNXRUNTIME, _as_built(source), out / GOLDEN_FILE, spec.measure_seconds, work)
+    write_manifest(out, spec, built, tolerances, latency.peak_rss_mb)
+    return _with(
+        report,
+        outcome=Outcome.BUILT,
+        recipe=accepted.recipe,
+        size=sum(_size(out / name) for name in built.files),
+        parity=accepted.parity,
+        accuracy=accepted.accuracy,
+        latency=latency,
+        source_latency=source_latency,
+        notes=(*report.notes, *built.notes),
+    )
+
+
+def attempt(
+    backend: Backend,
+    source: Source,
+    spec: BuildSpec,
+    recipe: str,
+    calibration: Samples | None,
+    reference: Reference,
+    folder: Path,
+) -> tuple[Candidate | None, Try]:
+    """One recipe: made, run on the evaluation samples, and judged. `UnsupportedError` ends the build, `RecipeError` this try."""
+    began = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        built = backend.build(source, spec.target, recipe, calibration, folder)
+        session = backend.open(built, threads=1)
+        outputs = parity.stack([session.run(sample) for sample in reference.samples])
+    except ConvertError as error:
+        if isinstance(error, UnsupportedError):
+            raise
+        return None, _tried(recipe, Outcome.FAILED, str(error), began)
+    except Exception as error:  # noqa: BLE001  # a runtime raises its own kinds for a build that it cannot load or run
+        return None, _tried(recipe, Outcome.FAILED, f"the build does not run: {_one_line(error)}", began)
+    compared = parity.compare(reference.outputs, outputs)
+    accuracy = parity.top1_accuracy(reference.outputs, outputs, reference.samples.labels, spec.budget)
+    _, precision = backend_for(spec.target)
+    objections = parity.objections(precision, compared, accuracy)
+    outcome = Outcome.REFUSED if objections else Outcome.BUILT
+    return Candidate(built, recipe, compared, accuracy, objections), _tried(
+        recipe, outcome, "; ".join(objections), began
+    )
+
+
+def reference_of(source: Source, evaluation: Path | None) -> Reference:
+    """Run the source as it came. Raises `BadInputError` if it does not run, or its answers are no numbers."""
+    inputs = source.review.inputs
+    samples = load_samples(evaluation, inputs) if evaluation else random_samples(inputs, RANDOM_SAMPLES)
+    try:
+        session = OnnxRuntimeSession(source.original, threads=1)
+        outputs = parity.stack([session.run(sample) for sample in samples])
+    except Exception as error:  # noqa: BLE001  # ONNX Runtime has its own exception per failure
+        raise BadInputError(f"{source.original.name}: ONNX Runtime does not run it: {_one_line(error)}") from error
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            which = evaluation.name if evaluation else "random inputs"
+            raise BadInputError(f"{source.original.name}: its output {name!r} has NaN or infinite values on {which}")
+    return Reference(samples, outputs)
+
+
+def _golden(backend: Backend, precision: str, built: Built, source: Source, samples: Samples) -> dict[str, Tolerance]:
+    """Write the golden vectors; the tolerance of each output, by name."""
+    ours = _run(backend.open(built, threads=1).run, samples)
+    other = _run(backend.open(built, threads=2, reference=True).run, samples)
+    truth = _run(OnnxRuntimeSession(source.original, threads=1).run, samples)
+    write_golden(built.folder / GOLDEN_FILE, samples.arrays, ours)
+    names = {spec.name: spec.build_name or spec.name for spec in built.outputs}
+    return {
+        name: tolerance(precision, ours[name], other[name], truth[name], built.steps.get(names[name])) for name in ours
+    }
+
+
+def _run(run: Callable[[dict[str, Array]], dict[str, Array]], samples: Samples) -> dict[str, Array]:
+    return parity.stack([run(sample) for sample in samples])
+
+
+def _as_built(source: Source) -> Built:
+    specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = source.review.inputs, source.review.outputs
+    folder, entry = source.original.parent, source.original.name
+    return Built(folder=folder, files=(entry,), entry=entry, inputs=specs[0], outputs=specs[1])
+
+
+def _not_accepted(report: BuildReport, best: Candidate | None) -> BuildReport:
+    if best is not None:
+        return _with(
+            report,
+            outcome=Outcome.REFUSED,
+            recipe=best.recipe,
+            reason="; ".join(best.objections),
+            parity=best.parity,
+            accuracy=best.accuracy,
+        )
+    return _with(report, outcome=Outcome.FAILED, reason=f"no recipe worked; the last one: {report.tries[-1].detail}")
+
+
+def _notes(spec: BuildSpec, precision: str, reference: Reference) -> tuple[str, ...]:
+    limits = parity.THRESHOLDS[precision]
+    judged = f"judged by cosine >= {limits.cosine} and top-1 agreement >= {limits.agreement:.1%} with the source"
+    notes: list[str] = []
+    if reference.samples.synthetic:
+        notes.append(f"no evaluation data: compared on {RANDOM_SAMPLES} random inputs, {judged}; accuracy is not known")
+    elif parity.top1_accuracy(reference.outputs, reference.outputs, reference.samples.labels, spec.budget) is None:
+        notes.append(f"no labels for an output with class scores: {judged}; accuracy is not known")
+    if precision == "int8" and spec.calibration is None:
+        notes.append("no calibration data: weights are INT8, activations are quantised at run time or stay float")
+    return tuple(notes)
+
+
+def _copy_labels(path: Path, out: Path) -> None:
+    """One name per line; raises `BadInputError` if it is no text."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_LABELS_BYTES + 1).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path.name}: not a readable text file of labels: {error}") from error
+    if len(text) > _MAX_LABELS_BYTES:
+        raise BadInputError(f"{path.name}: labels of more than {_MAX_LABELS_BYTES} bytes")
+    out.write_text(text)
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """The versions of those that are installed."""
+    found: dict[str, str] = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _tried(recipe: str, outcome: Outcome, detail: str, began: float) -> Try:
+    return Try(recipe=recipe, outcome=outcome, detail=detail[:1000], seconds=round(time.monotonic() - began, 2))
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _with(report: BuildReport, **changes: object) -> BuildReport:
+    return msgspec.structs.replace(report, **changes)

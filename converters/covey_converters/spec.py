@@ -1,0 +1,37 @@
+"""What one build process is told to do, and what a finished build is, as files of one folder.
+
+A `BuildSpec` travels to the build process as JSON; the process answers with a `BuildReport` (see `covey_contract.building`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+from covey_contract.manifest import ModelName, VersionName
+from covey_contract.wire import Message
+
+
+class BuildSpec(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """One target of one model version. Paths are absolute; `out` is the folder that becomes the build."""
+
+    model: ModelName
+    version: VersionName
+    target: str
+    source: str
+    out: str
+    work: str  # a folder for scratch files; the cleaned-up source is kept in it for the next target
+    calibration: str | None = None
+    evaluation: str | None = None
+    labels: str | None = None
+    budget: float = 0.01
+    metadata: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}  # by input name, for models whose shapes are open
+    measure_seconds: float = 0.5  # of inference, for each of source and build
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a build process may use. The kernel enforces all but `seconds`, which is the parent's deadline."""
+
+    seconds: float = 1800.0  # wall clock
+    cpu_seconds: int = 3600
+    memory_mb: int = 16_000  # address space of each process
+    file_mb: int = 8_000  # largest single file
