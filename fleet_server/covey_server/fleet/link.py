@@ -133,7 +133,7 @@ class FleetLink:
     def _received(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         try:
             # paho decodes the topic lazily; it may hold bytes that are no UTF-8.
-            incoming = read(message.topic, message.payload, self._clock())
+            incoming = read(message.topic, bytes(message.payload), self._clock())
         except (ContractError, UnicodeDecodeError) as error:
             self._refuse(type(error).__name__, str(error))
             return

@@ -1,0 +1,163 @@
+"""Groups of devices: fixed lists, and selectors over facts, labels and firmware profile that are evaluated when read.
+
+The group `all` always exists: every device that is not revoked. Revoked devices are in no group.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select
+from sqlalchemy.orm import Session
+
+from covey_server.db.tables import Device, Group, GroupMember
+from covey_server.errors import Conflict, Invalid, NotFound
+from covey_server.fleet.sql import chunks, table_of
+
+ALL = "all"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SELECTOR_KEY = re.compile(r"profile|simulated|labels\.[A-Za-z0-9_-]{1,64}|facts(\.[A-Za-z0-9_]{1,64}){1,4}")
+_MAX_TERMS = 16
+_MAX_CHOICES = 64
+MAX_MEMBERS = 100_000
+
+
+def members_query(session: Session, name: str) -> Select[str]:
+    """The ids of the group's devices. Raises `NotFound`."""
+    alive = select(Device.id).where(Device.revoked_ms.is_(None))
+    if name == ALL:
+        return alive
+    group = session.get(Group, name)
+    if group is None:
+        raise NotFound(f"no group is called {name!r}")
+    if group.selector is not None:
+        return alive.where(*_conditions(group.selector))
+    return alive.join(GroupMember, GroupMember.device == Device.id).where(GroupMember.group == name)
+
+
+def check_selector(selector: dict[str, Any]) -> None:
+    """Raises `Invalid` unless it is `{KEY: VALUE or [VALUES], …}`: KEY `profile`, `simulated`, `labels.NAME` or
+    `facts.PATH`; a device is selected if it has one of the values for every key."""
+    if not 1 <= len(selector) <= _MAX_TERMS:
+        raise Invalid(f"a selector has 1 to {_MAX_TERMS} keys", field="selector")
+    for key, value in selector.items():
+        where = f"selector.{key}"[:128]
+        if not _SELECTOR_KEY.fullmatch(key):
+            raise Invalid(
+                f"selector key {key[:64]!r} is not profile, simulated, labels.NAME or facts.PATH", field=where
+            )
+        choices = value if isinstance(value, list) else [value]
+        if not 1 <= len(choices) <= _MAX_CHOICES:
+            raise Invalid(f"{key}: 1 to {_MAX_CHOICES} values", field=where)
+        for choice in choices:
+            if not isinstance(choice, (str, bool, int, float)) or (isinstance(choice, str) and len(choice) > 256):
+                raise Invalid(f"{key}: a value is a short text, a number, true or false", field=where)
+            if (key == "profile" and not isinstance(choice, str)) or (
+                key == "simulated" and not isinstance(choice, bool)
+            ):
+                raise Invalid(f"{key}: {choice!r} is of the wrong kind", field=where)
+
+
+def _conditions(selector: dict[str, Any]) -> list[ColumnElement[bool]]:
+    return [
+        or_(*(_condition(key, choice) for choice in (value if isinstance(value, list) else [value])))
+        for key, value in sorted(selector.items())
+    ]
+
+
+def _condition(key: str, value: str | bool | float) -> ColumnElement[bool]:
+    if key == "profile":
+        return Device.profile == value
+    if key == "simulated":
+        return Device.simulated.is_(bool(value))
+    column, *path = key.split(".")
+    element = (Device.labels if column == "labels" else Device.facts)[tuple(path)]
+    matches: ColumnElement[bool]
+    if isinstance(value, bool):
+        matches = element.as_boolean().is_(value)
+    elif isinstance(value, str):
+        matches = element.as_string() == value
+    else:
+        matches = element.as_float() == value
+    return matches
+
+
+def put_group(
+    session: Session,
+    name: str,
+    *,
+    description: str,
+    devices: Sequence[str] | None,
+    selector: dict[str, Any] | None,
+    now_ms: int,
+) -> bool:
+    """Make the group or replace it; exactly one of `devices` and `selector` is given. Returns whether it is new.
+
+    Raises `Invalid` (also for a device that does not exist) or `Conflict` (for `all`).
+    """
+    if not NAME.fullmatch(name):
+        raise Invalid(f"group name {name[:64]!r}: 1 to 64 of A-Z a-z 0-9 . _ -", field="name")
+    if name == ALL:
+        raise Conflict("the group 'all' is every device; it cannot be changed")
+    if (devices is None) == (selector is None):
+        raise Invalid("a group has either devices or a selector", field="devices")
+    if selector is not None:
+        check_selector(selector)
+    wanted = sorted(set(devices or ()))
+    known: set[str] = set()
+    for part in chunks(wanted):
+        known.update(session.scalars(select(Device.id).where(Device.id.in_(part))))
+    unknown = [device for device in wanted if device not in known]
+    if unknown:
+        raise Invalid(f"no device is called {unknown[0]!r}", field="devices", unknown=unknown[:20])
+    group = session.get(Group, name)
+    new = group is None
+    if group is None:
+        group = Group(name=name, created_ms=now_ms)
+        session.add(group)
+    group.description, group.selector = description, selector
+    session.flush()
+    session.execute(delete(GroupMember).where(GroupMember.group == name))
+    if wanted:
+        session.execute(insert(table_of(GroupMember)), [{"group_name": name, "device": device} for device in wanted])
+    return new
+
+
+def delete_group(session: Session, name: str) -> None:
+    if name == ALL:
+        raise Conflict("the group 'all' is every device; it cannot be deleted")
+    group = session.get(Group, name)
+    if group is None:
+        raise NotFound(f"no group is called {name!r}")
+    session.execute(delete(GroupMember).where(GroupMember.group == name))
+    session.delete(group)
+
+
+def describe(session: Session, name: str) -> dict[str, Any]:
+    """The group as the API shows it, with the number of its devices now. Raises `NotFound`."""
+    members = members_query(session, name).subquery()
+    count = session.scalar(select(func.count()).select_from(members))
+    group = session.get(Group, name) if name != ALL else None
+    return {
+        "name": name,
+        "description": "every device" if group is None else group.description,
+        "selector": None if group is None else group.selector,
+        "fixed": group is not None and group.selector is None,
+        "count": count,
+        "created_ms": None if group is None else group.created_ms,
+    }
+
+
+def names(session: Session) -> list[str]:
+    return [ALL, *session.scalars(select(Group.name).order_by(Group.name))]
+
+
+def groups_of(session: Session, device: str) -> list[str]:
+    """The groups that a device is in, `all` included unless it is revoked."""
+    return [
+        name
+        for name in names(session)
+        if session.scalar(members_query(session, name).where(Device.id == device)) is not None
+    ]

@@ -1,0 +1,287 @@
+"""Desired against reported: what each device should run and has not heard of is sent again, until it has.
+
+On every hello, after every report, when woken and on a tick. Nothing depends on the broker remembering anything. The tick
+asks the database for the few that are due; it never walks the fleet.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import msgspec
+from covey_contract.envelope import Envelope, decode_envelope
+from covey_contract.messages import Assignment, Hello, Order, Probation
+from covey_contract.reasons import Reason
+from covey_contract.topics import Down
+from covey_contract.wire import encode
+from sqlalchemy import Row, Select, and_, case, or_, select, update
+
+from covey_server.bus import Bus
+from covey_server.clock import Clock
+from covey_server.db.engine import Database
+from covey_server.db.tables import AssignmentRow, Build, Campaign, Desired, Device, Version
+from covey_server.fleet.assignments import ISSUED, action_of, reissue
+from covey_server.fleet.counters import Counters
+from covey_server.fleet.progress import Answer, answer_hello
+from covey_server.fleet.sql import chunks
+
+log = logging.getLogger(__name__)
+
+# An order that no report has answered is sent again after the time it has waited so far, within these bounds.
+RESEND_MIN_MS = 5_000
+RESEND_MAX_MS = 600_000
+_ROUND = 500
+# Devices that refuse an order as old get a new one, not more often than this.
+_RENEW_MS = 5_000
+
+
+class AssignmentSigner(Protocol):
+    def sign_assignment(self, assignment: Assignment) -> Envelope: ...
+
+
+class Reconciler:
+    """`send` hands bytes to the link and says whether it took them; `maintain` is called on every tick."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        bus: Bus,
+        counters: Counters,
+        signer: AssignmentSigner,
+        send: Callable[[str, Down, bytes], bool],
+        *,
+        heartbeat_timeout_s: float,
+        tick_s: float,
+        maintain: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._bus = bus
+        self._counters = counters
+        self._signer = signer
+        self._send = send
+        self._heartbeat_timeout_ms = int(heartbeat_timeout_s * 1000)
+        self._tick_s = tick_s
+        self._maintain = maintain
+        self._hellos: dict[str, Hello] = {}
+        self._lock = threading.Lock()
+        self._woken = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._started_ms = 0
+
+    def start(self) -> None:
+        self._stopping.clear()
+        self._started_ms = self._clock()
+        self._thread = threading.Thread(target=self._run, name="covey-reconcile", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._woken.set()
+        if self._thread is not None:
+            self._thread.join(10.0)
+
+    def hello(self, device: str, hello: Hello) -> None:
+        with self._lock:
+            self._hellos[device] = hello
+        self._woken.set()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def _run(self) -> None:
+        last_tick = 0.0
+        while not self._stopping.is_set():
+            self._woken.wait(self._tick_s)
+            self._woken.clear()
+            try:
+                if time.monotonic() - last_tick >= self._tick_s:
+                    last_tick = time.monotonic()
+                    self._time_out()
+                    self._renew()
+                    self._maintain()
+                self.converge()
+            except Exception:  # the seam of this thread: the next tick tries again
+                log.exception("reconciliation failed; trying again")
+                self._stopping.wait(self._tick_s)
+
+    def converge(self) -> None:
+        """Answer the hellos that came, then send what is due."""
+        with self._lock:
+            hellos, self._hellos = self._hellos, {}
+        send_now = self._answer(hellos) if hellos else []
+        for part in chunks(send_now):
+            with self._database.reading() as session:
+                orders = session.execute(_orders().where(AssignmentRow.id.in_(part))).all()
+            self._send_orders(orders)
+        while not self._stopping.is_set():
+            with self._database.reading() as session:
+                due = session.execute(_orders().where(*_due(self._clock())).limit(_ROUND)).all()
+            if self._send_orders(due) < _ROUND:
+                return
+
+    def _answer(self, hellos: dict[str, Hello]) -> list[str]:
+        """The ids of the assignments to be sent to the devices that said hello, new ones among them."""
+        send, renew = [], []
+        with self._database.reading() as session:
+            rows = [
+                row
+                for part in chunks(sorted(hellos))
+                for row in session.execute(
+                    select(AssignmentRow)
+                    .join(Desired, Desired.assignment == AssignmentRow.id)
+                    .where(Desired.device.in_(part))
+                ).scalars()
+            ]
+        now = self._clock()
+        for row in rows:
+            hello = hellos[row.device]
+            status = next((one for one in hello.models if one.model == row.model), None)
+            answer = answer_hello(
+                assignment=row.id,
+                counter=row.counter,
+                state=row.state,
+                status=status,
+                last_counter=hello.last_counter,
+            )
+            if answer is Answer.RENEW or (answer is Answer.SEND and row.expires_ms <= now):
+                renew.append(row.id)
+            elif answer is Answer.SEND:
+                send.append(row.id)
+        if renew:
+            with self._database.session() as session:
+                send += reissue(session, renew, now)
+        return send
+
+    def _renew(self) -> None:
+        """Orders of devices that are here again, which expired or were refused for their age alone."""
+        now = self._clock()
+        query = (
+            select(AssignmentRow.id)
+            .join(Desired, Desired.assignment == AssignmentRow.id)
+            .join(Device, Device.id == AssignmentRow.device)
+            .where(
+                AssignmentRow.state == ISSUED,
+                Device.online.is_(True),
+                Device.revoked_ms.is_(None),
+                or_(
+                    AssignmentRow.expires_ms <= now,
+                    and_(
+                        AssignmentRow.reason == str(Reason.OLD_COUNTER),
+                        AssignmentRow.updated_ms <= now - _RENEW_MS,
+                    ),
+                ),
+            )
+            .limit(_ROUND)
+        )
+        with self._database.reading() as session:
+            ids = list(session.scalars(query))
+        if ids:
+            with self._database.session() as session:
+                reissue(session, ids, now)
+            log.info("issued %d assignments anew", len(ids))
+
+    def _time_out(self) -> None:
+        """Devices that have said nothing for too long are offline; after a start they get that long to speak."""
+        now = self._clock()
+        if now - self._started_ms < self._heartbeat_timeout_ms:
+            return
+        silent = (
+            Device.online.is_(True),
+            or_(Device.last_seen_ms.is_(None), Device.last_seen_ms < now - self._heartbeat_timeout_ms),
+        )
+        with self._database.reading() as session:
+            gone = list(session.scalars(select(Device.id).where(*silent).limit(_ROUND)))
+        if not gone:
+            return
+        with self._database.session() as session:
+            session.execute(
+                update(Device).where(*silent).values(online=False).execution_options(synchronize_session=False)
+            )
+        log.warning("%d devices have been silent for too long (%s …)", len(gone), gone[0])
+        for device in gone:
+            self._bus.publish("device", device)
+
+    def _send_orders(self, rows: Sequence[Row[Any]]) -> int:
+        """How many the link took."""
+        sent = []
+        for row in rows:
+            if not self._send(row.device, Down.ASSIGNMENT, self._order(row)):
+                break
+            sent.append(row.id)
+        if sent:
+            self._counters.add("covey_assignments_sent_total", len(sent))
+            with self._database.session() as session:
+                session.execute(
+                    update(AssignmentRow)
+                    .where(AssignmentRow.id.in_(sent))
+                    .values(sent_ms=self._clock())
+                    .execution_options(synchronize_session=False)
+                )
+        return len(sent)
+
+    def _order(self, row: Row[Any]) -> bytes:
+        assignment = Assignment(
+            id=row.id,
+            device=row.device,
+            counter=row.counter,
+            issued_ms=row.issued_ms,
+            expires_ms=row.expires_ms,
+            model=row.model,
+            version=row.version,
+            build=row.digest,
+            action=action_of(row.why),
+            probation=msgspec.convert(row.probation, Probation),
+            campaign=row.campaign,
+        )
+        return encode(Order(assignment=self._signer.sign_assignment(assignment), manifest=_manifest(row.envelope)))
+
+
+@lru_cache(maxsize=64)
+def _manifest(envelope: bytes) -> Envelope:
+    return decode_envelope(envelope)
+
+
+def _orders() -> Select[Any]:
+    """Everything that an `Order` is made of."""
+    return (
+        select(
+            AssignmentRow.id,
+            AssignmentRow.device,
+            AssignmentRow.counter,
+            AssignmentRow.issued_ms,
+            AssignmentRow.expires_ms,
+            AssignmentRow.model,
+            AssignmentRow.why,
+            AssignmentRow.probation,
+            Version.name.label("version"),
+            Build.digest,
+            Build.envelope,
+            Campaign.name.label("campaign"),
+        )
+        .join(Desired, Desired.assignment == AssignmentRow.id)
+        .join(Device, Device.id == AssignmentRow.device)
+        .join(Version, Version.id == AssignmentRow.version_id)
+        .join(Build, Build.id == AssignmentRow.build_id)
+        .outerjoin(Campaign, Campaign.id == AssignmentRow.campaign_id)
+        .where(Device.revoked_ms.is_(None), Build.digest.is_not(None), Build.envelope.is_not(None))
+    )
+
+
+def _due(now_ms: int) -> tuple[Any, ...]:
+    """Of online devices, not heard of, and not sent lately: the pause doubles with the time an order has waited."""
+    waited = AssignmentRow.sent_ms - AssignmentRow.issued_ms
+    pause = case((waited < RESEND_MIN_MS, RESEND_MIN_MS), (waited > RESEND_MAX_MS, RESEND_MAX_MS), else_=waited)
+    return (
+        AssignmentRow.state == ISSUED,
+        AssignmentRow.expires_ms > now_ms,
+        Device.online.is_(True),
+        or_(AssignmentRow.sent_ms.is_(None), AssignmentRow.sent_ms + pause <= now_ms),
+    )

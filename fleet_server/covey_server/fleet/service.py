@@ -1,0 +1,261 @@
+"""The fleet's side of the server: broker, link, ingest, reconciliation, delivery, commands, wired and run together.
+
+It starts what it needs and stops it in the opposite order. Everything it knows is in the database; it may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from covey_contract.enrolment import Broker as BrokerAddress
+from covey_contract.enrolment import EnrolRequest, EnrolResponse
+from covey_contract.facts import Facts
+from covey_contract.messages import CommandKind, Reply
+from covey_contract.topics import Down
+from covey_profiles import load_profiles, match
+from sqlalchemy import func, select
+
+from covey_server.audit import Actor, record
+from covey_server.bus import Bus
+from covey_server.clock import Clock
+from covey_server.db.engine import Database
+from covey_server.db.tables import Device
+from covey_server.errors import StartError
+from covey_server.fleet import enrolment
+from covey_server.fleet.amqtt_broker import TrialBroker
+from covey_server.fleet.broker import Broker, ExternalBroker, MosquittoBroker, Revocations, broker_hosts, find_mosquitto
+from covey_server.fleet.ca import FleetCA
+from covey_server.fleet.commands import CommandDesk
+from covey_server.fleet.counters import Counters
+from covey_server.fleet.delivery import Delivery, DeliveryLimits, Sending
+from covey_server.fleet.inbox import Incoming
+from covey_server.fleet.ingest import Ingest
+from covey_server.fleet.link import FleetLink
+from covey_server.fleet.mosquitto_config import Layout
+from covey_server.fleet.reconcile import Reconciler
+from covey_server.fleet.retention import prune
+from covey_server.registry.blobs import BlobStore
+from covey_server.registry.keys import SigningKeys
+from covey_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_MESSAGES = 20_000
+_BLOCK_REQUESTS = 4_000
+_LINK_S = 15.0
+_CRL_EVERY_MS = 12 * 3600 * 1000
+_PRUNE_EVERY_MS = 60_000
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class FleetHealth:
+    broker: bool  # the broker runs
+    link: bool  # the server has a session
+    queued: int  # messages waiting to be stored
+
+    @property
+    def ready(self) -> bool:
+        return self.broker and self.link
+
+
+def profile_of(facts: Facts) -> tuple[str | None, str]:
+    """The firmware profile of these facts, and why that or why none."""
+    found = match(facts, load_profiles())
+    return (None if found.profile is None else found.profile.name), found.reason
+
+
+class FleetService:
+    """`start` and `stop` once each; the rest from any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        clock: Clock,
+        bus: Bus,
+        keys: SigningKeys,
+        blobs: BlobStore,
+        ca: FleetCA,
+        profile_of: Callable[[Facts], tuple[str | None, str]] = profile_of,
+    ) -> None:
+        self.settings = settings
+        self.ca = ca
+        self.counters = Counters()
+        self._database = database
+        self._clock = clock
+        self._bus = bus
+        self._keys = keys
+        self._blobs = blobs
+        self._profile_of = profile_of
+        self._messages: queue.Queue[Incoming] = queue.Queue(_MESSAGES)
+        self._block_requests: queue.Queue[Incoming] = queue.Queue(_BLOCK_REQUESTS)
+        self._broker: Broker | None = None
+        self._link: FleetLink | None = None
+        self._crl_ms = 0
+        self._pruned_ms = 0
+        self.commands = CommandDesk(keys, clock, self._send)
+        self._reconciler = Reconciler(
+            database,
+            clock,
+            bus,
+            self.counters,
+            keys,
+            self._send,
+            heartbeat_timeout_s=settings.heartbeat_timeout_s,
+            tick_s=settings.fleet_tick_s,
+            maintain=self._maintain,
+        )
+        self._ingest = Ingest(
+            database,
+            clock,
+            bus,
+            self.counters,
+            self._messages,
+            self._send,
+            self.commands,
+            self._reconciler,
+            profile_of,
+        )
+        limits = DeliveryLimits(
+            settings.block_device_bytes_per_s, settings.block_total_bytes_per_s, settings.block_outstanding
+        )
+        self._delivery = Delivery(database, blobs, self.counters, self._block_requests, self._send_block, limits)
+
+    def start(self) -> None:
+        """Raises `StartError` if there is no broker to talk to; then nothing of it runs."""
+        now = self._clock()
+        broker = self._make_broker()
+        broker.start(self._revocations())
+        self._crl_ms = now
+        self._broker = broker
+        self._link = FleetLink(
+            broker.own_address,
+            self.ca.ca_path,
+            self.ca.link_certificate(now),
+            self._clock,
+            self.counters,
+            self._messages,
+            self._block_requests,
+            self._reconciler.wake,
+        )
+        self._ingest.start()
+        self._delivery.start()
+        self._reconciler.start()
+        self._link.start()
+        if not self._link.wait_connected(_LINK_S):
+            self.stop()
+            raise StartError("the server cannot open a session with its broker; see the broker's log")
+
+    def stop(self) -> None:
+        if self._link is not None:
+            self._link.stop()
+        self._reconciler.stop()
+        self._delivery.stop()
+        self._ingest.stop()
+        if self._broker is not None:
+            self._broker.stop()
+
+    def wake(self) -> None:
+        """New assignments were committed: send them now."""
+        self._reconciler.wake()
+
+    @property
+    def broker(self) -> Broker:
+        if self._broker is None:
+            raise RuntimeError("the fleet service is not started")
+        return self._broker
+
+    @property
+    def broker_address(self) -> BrokerAddress:
+        """Where devices connect to; only after `start`."""
+        return self.broker.address
+
+    @property
+    def ca_pem(self) -> str:
+        return self.ca.ca_pem
+
+    def health(self) -> FleetHealth:
+        return FleetHealth(
+            broker=self._broker is not None and self._broker.healthy(),
+            link=self._link is not None and self._link.connected,
+            queued=self._messages.qsize(),
+        )
+
+    def online_counts(self) -> dict[str, int]:
+        """{"online": …, "offline": …} of the devices that are not revoked."""
+        query = select(Device.online, func.count()).where(Device.revoked_ms.is_(None)).group_by(Device.online)
+        with self._database.reading() as session:
+            counts = {bool(row[0]): int(row[1]) for row in session.execute(query)}
+        return {"online": counts.get(True, 0), "offline": counts.get(False, 0)}
+
+    def enrol(self, request: EnrolRequest, origin: str) -> EnrolResponse:
+        """Raises as `enrolment.enrol` does."""
+        now = self._clock()
+        with self._database.session() as session:
+            enrolled = enrolment.enrol(session, self.ca, request, self._profile_of, now, self.settings.certificate_days)
+            actor = Actor(enrolled.device, "device", origin)
+            record(session, actor, "device.enrol", enrolled.device, {"again": enrolled.again}, now)
+        self.counters.add("covey_enrolments_total", outcome="again" if enrolled.again else "new")
+        self._bus.publish("device", enrolled.device)
+        if enrolled.again:
+            self.apply_revocations()
+        return EnrolResponse(
+            device=enrolled.device,
+            certificate_pem=enrolled.certificate.pem,
+            ca_pem=self.ca.ca_pem,
+            broker=self.broker_address,
+            trust=self._keys.trust,
+        )
+
+    def apply_revocations(self) -> None:
+        """Have the broker cut off whoever is revoked now. After the commit."""
+        self.broker.apply(self._revocations())
+        self._crl_ms = self._clock()
+
+    def ask(self, device: str, kind: CommandKind, lines: int = 200) -> Reply | None:
+        """The device's reply to a command, or None if none came within `command_wait_s`."""
+        return self.commands.ask(device, kind, self.settings.command_wait_s, lines)
+
+    def _revocations(self) -> Revocations:
+        with self._database.reading() as session:
+            return enrolment.revocations(session, self.ca, self._clock())
+
+    def _send(self, device: str, what: Down, payload: bytes) -> bool:
+        return self._link is not None and self._link.send(device, what, payload) is not None
+
+    def _send_block(self, device: str, payload: bytes) -> Sending | None:
+        return None if self._link is None else self._link.send(device, Down.BLOCK, payload, qos=0)
+
+    def _maintain(self) -> None:
+        """On every tick: a fresh revocation list before the old one expires, and forgetting."""
+        now = self._clock()
+        if now - self._crl_ms >= _CRL_EVERY_MS:
+            self.apply_revocations()
+        if now - self._pruned_ms >= _PRUNE_EVERY_MS:
+            self._pruned_ms = now
+            prune(
+                self._database,
+                telemetry_before_ms=now - self.settings.telemetry_keep_days * _DAY_MS,
+                reports_before_ms=now - self.settings.reports_keep_days * _DAY_MS,
+            )
+
+    def _make_broker(self) -> Broker:
+        settings = self.settings
+        if settings.broker_url:
+            return ExternalBroker(settings.broker_url)
+        folder: Path = settings.data.resolve() / "broker"
+        port = settings.broker_port or None
+        program = find_mosquitto(settings.mosquitto or None)
+        if program is None:
+            if settings.mosquitto:
+                raise StartError(f"setting mosquitto: {settings.mosquitto!r} is no program that can be run")
+            return TrialBroker(folder, port)
+        interface = settings.broker_interface
+        hosts = broker_hosts(settings.reachable_host, interface)
+        layout = Layout(folder, self.ca.ca_path.resolve(), self.ca.server_certificate(hosts, self._clock()))
+        return MosquittoBroker(program, layout, interface, settings.reachable_host, port)
