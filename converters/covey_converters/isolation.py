@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,18 +27,21 @@ _TAIL_BYTES = 6000
 _POLL_S = 0.2
 
 Say = Callable[[str], None]
+Stop = Callable[[], bool]
 
 
 def _silent(_: str) -> None:
     return None
 
 
-def build_isolated(
-    spec: BuildSpec, limits: Limits, say: Say = _silent, stop: threading.Event | None = None
-) -> BuildReport:
+def _never() -> bool:
+    return False
+
+
+def build_isolated(spec: BuildSpec, limits: Limits, say: Say = _silent, stop: Stop = _never) -> BuildReport:
     """Build in a process of its own, into `spec.out`. A crash, a kill or a deadline is a report with outcome FAILED.
 
-    `stop` ends the build early, with the outcome FAILED too.
+    Once `stop()` is true the build ends early, with the outcome FAILED too.
     """
     out = Path(spec.out)
     _make_way(out)
@@ -83,16 +85,14 @@ def verify_isolated(spec: BuildSpec, limits: Limits, say: Say = _silent) -> Verd
 def _answer(command: str, spec: BuildSpec, limits: Limits, say: Say) -> bytes:
     work = Path(spec.work)
     (work / ANSWER_FILE).unlink(missing_ok=True)
-    ended = run_process(command, spec, limits, work / f"{command}.log", say, None)
+    ended = run_process(command, spec, limits, work / f"{command}.log", say, _never)
     if ended or not (work / ANSWER_FILE).exists():
         last = log_tail(work / f"{command}.log").strip().splitlines()[-1:]
         raise ConvertError(f"reading {Path(spec.source).name} failed: {ended or 'no answer'} {' '.join(last)}".strip())
     return (work / ANSWER_FILE).read_bytes()
 
 
-def run_process(
-    command: str, spec: BuildSpec, limits: Limits, log: Path, say: Say, stop: threading.Event | None
-) -> str:
+def run_process(command: str, spec: BuildSpec, limits: Limits, log: Path, say: Say, stop: Stop) -> str:
     """Run the process to its end; what ended it early, in words, or an empty string."""
     work = Path(spec.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -123,9 +123,7 @@ def run_process(
     return f"the build process ended with exit status {code}" if code else ""
 
 
-def _follow(
-    process: subprocess.Popen[bytes], deadline: float, limits: Limits, say: Say, stop: threading.Event | None
-) -> str:
+def _follow(process: subprocess.Popen[bytes], deadline: float, limits: Limits, say: Say, stop: Stop) -> str:
     """Hand on its steps until it closes its pipe or has to be stopped; then why."""
     assert process.stdout is not None  # noqa: S101  # it was started with a pipe
     os.set_blocking(process.stdout.fileno(), False)
@@ -134,7 +132,7 @@ def _follow(
         while True:
             if time.monotonic() > deadline:
                 return f"the build did not end within {limits.seconds:g} s"
-            if stop is not None and stop.is_set():
+            if stop():
                 return "the build was stopped"
             if not selector.select(min(_POLL_S, max(deadline - time.monotonic(), 0.0))):
                 # A process that was killed may leave a child that holds the pipe open.
