@@ -141,12 +141,13 @@ def _push(context: Context, version: str) -> None:
     context.client.push_version(
         MODEL, version, model_path(version), calibration=calibration, evaluation=evaluation, labels=labels, budget=0.01
     )
+    wait_for(f"the builds of {version}", lambda: settled(context.client, version), 180, every_s=0.5)
 
-    def settled() -> bool:
-        builds = context.client.builds(model=MODEL, version=version)
-        return bool(builds) and all(b["state"] not in {"queued", "building"} or b.get("waiting_for") for b in builds)
 
-    wait_for(f"the builds of {version}", settled, 180, every_s=0.5)
+def settled(client: Client, version: str) -> bool:
+    """Whether every build of a version of digits has come to an end, or waits for a worker that is not here."""
+    builds = client.builds(model=MODEL, version=version)
+    return bool(builds) and all(b["state"] not in {"queued", "building"} or b.get("waiting_for") for b in builds)
 
 
 def _build(context: Context, digest: str) -> dict[str, Any]:

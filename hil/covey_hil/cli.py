@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from covey_client.api import ClientError
+
 from covey_hil.bench import BENCHES
 from covey_hil.processes import ProcessError, free_port, port_is_free
 
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)
-    except ProcessError as error:
+    except (ProcessError, ClientError) as error:
         print(f"covey-hil: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE
 from covey_contract.manifest import MANIFEST_TYPE
+from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE
 from covey_contract.reasons import Reason
 from covey_contract.topics import Down, Up
 from covey_server.settings import describe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -11,8 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from covey_client.api import Client
+import httpx
+from covey_client.api import Client, ClientError
 
+from covey_hil.acceptance import settled
 from covey_hil.demo import summary
 from covey_hil.demo.devices import DEVICES
 from covey_hil.demo.narrator import Narrator
@@ -20,7 +23,7 @@ from covey_hil.digits.data import model_path, write_samples
 from covey_hil.fleet import LocalAgent, LocalServer
 from covey_hil.load.process import LoadProcess
 from covey_hil.load.record import Record
-from covey_hil.processes import ProcessError, command, wait_for
+from covey_hil.processes import ProcessError, command, descendants, kill_pid, wait_for
 
 MODEL = "digits"
 RATE = 20.0  # images a second and device
@@ -123,7 +126,7 @@ class Story:
                 ["covey", "model", "push", MODEL, version, model_path(version).name, "--evaluation", "…"]
             )
         self._covey(words)
-        wait_for(f"the builds of {version}", lambda: self._settled(version), 180, every_s=0.5)
+        wait_for(f"the builds of {version}", lambda: settled(self.client, version), 180, every_s=0.5)
         if not quiet:
             self.show_builds()
 
@@ -231,8 +234,6 @@ class Story:
         elif which == "gateway":
             _kill(agent.gateway_pid)
         elif which == "runner":
-            from covey_hil.processes import descendants
-
             gateway = agent.gateway_pid
             _kill(next(iter(descendants(gateway)), None) if gateway else None)
         self._tell.say(f"[red]{which} is killed (SIGKILL)[/red] and comes back")
@@ -241,12 +242,6 @@ class Story:
 
     def _online(self) -> int:
         return sum(bool(device["online"]) for device in self.client.devices())
-
-    def _settled(self, version: str) -> bool:
-        builds = self.client.builds(model=MODEL, version=version)
-        return bool(builds) and all(
-            build["state"] not in {"queued", "building"} or build.get("waiting_for") for build in builds
-        )
 
     def _start_campaign(self, name: str) -> None:
         path = CAMPAIGNS / f"{name}.yaml"
@@ -262,9 +257,9 @@ class Story:
             try:
                 campaign = self.client.campaign(name)
                 events = self.client.campaign_events(name)
-            except Exception:
+            except ClientError:
                 # The server may be the process that was just killed; it is back in a moment.
-                if self.server.child.alive and self._kill != "server":
+                if self._kill != "server":
                     raise
                 return False
             for event in sorted(events, key=lambda event: event["id"]):
@@ -293,8 +288,6 @@ class Story:
         return f"{chosen.get('target', 'nothing')}: {chosen.get('reason', '')}"
 
     def _serves(self, agent: LocalAgent) -> bool:
-        import httpx
-
         try:
             return httpx.get(f"http://127.0.0.1:{agent.port}/v2/models/{MODEL}/ready", timeout=2).status_code == 200
         except httpx.HTTPError:
@@ -302,8 +295,6 @@ class Story:
 
     def _covey(self, words: list[str]) -> Json:
         """Run the operators' command line for real."""
-        import os
-
         done = subprocess.run(
             [command("covey"), *words], capture_output=True, check=False, env={**os.environ, **self.server.environment}
         )
@@ -389,8 +380,6 @@ class _Background:
 
 
 def _kill(pid: int | None) -> None:
-    from covey_hil.processes import kill_pid
-
     if pid is None:
         raise ProcessError("the process to be killed is not there")
     kill_pid(pid)
