@@ -32,21 +32,9 @@ class CampaignState(enum.StrEnum):
     ABORTED = "aborted"
     FAILED = "failed"
 
-    @property
-    def active(self) -> bool:
-        """Whether it may still hand out orders, so that no other campaign may touch its devices and model."""
-        return self in ACTIVE
 
-
-ACTIVE = frozenset(
-    {
-        CampaignState.PLANNED,
-        CampaignState.RUNNING,
-        CampaignState.PAUSED,
-        CampaignState.HALTED,
-        CampaignState.ROLLING_BACK,
-    }
-)
+# May have orders on their way, so that no other campaign may touch their devices and model.
+ACTIVE = frozenset({CampaignState.RUNNING, CampaignState.PAUSED, CampaignState.HALTED, CampaignState.ROLLING_BACK})
 
 
 class DeviceState(enum.StrEnum):
@@ -97,7 +85,6 @@ class StageCounts:
     silent: int = 0  # present, have an order, have not said a word of it
     busy: int = 0  # present, at work on their order
     away: int = 0  # have an order and are off
-    away_reached: int = 0  # those of them that had begun
     active: int = 0
     already: int = 0  # those of them that ran the version before the campaign came
     failed: int = 0
@@ -105,10 +92,6 @@ class StageCounts:
     @property
     def total(self) -> int:
         return self.planned + self.silent + self.busy + self.away + self.active + self.failed
-
-    @property
-    def reached(self) -> int:
-        return self.busy + self.away_reached + self.active + self.failed
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What the gates say: verdicts over plain values, with the figures they rest on.
 
-A verdict is `passing`, `breached` or `no_evidence`; no data is not healthy. Devices are the units: each is compared with
-itself before its swap, and a stage is judged by how many of its devices got worse, never by requests thrown together, for
-requests of one device are not independent. These are thresholds; another kind of verdict (an e-process over the same
+A verdict is `passing`, `breached` or `no_evidence`; no data is not healthy. Latency has devices as its units: each is compared
+with itself before its swap, and a stage is judged by how many of its devices got worse, never by requests thrown together,
+for requests of one device are not independent. These are thresholds; another kind of verdict (an e-process over the same
 devices) fills in the same `Verdict` with another `kind`.
 """
 
@@ -57,6 +57,7 @@ class StageEvidence:
 
     devices: int  # of the stage
     install_failures: int
+    already: int = 0  # ran the version before the campaign came; they have nothing to tell
     swapped: tuple[DeviceEvidence, ...] = ()
 
 
@@ -77,6 +78,13 @@ class Verdict:
 def judge(gates: Gates, evidence: StageEvidence) -> tuple[Verdict, ...]:
     """The verdict of every gate that the campaign names, in a fixed order."""
     verdicts = [judge_installs(gates.install_failures, evidence)]
+    if evidence.devices and evidence.already == evidence.devices:
+        named = [name for name in ("errors", "latency") if getattr(gates, name) is not None]
+        figures = {"devices": 0, "requests": 0}
+        return (
+            *verdicts,
+            *(Verdict(name, "passing", "every device ran this version already", figures) for name in named),
+        )
     if gates.errors is not None:
         verdicts.append(judge_errors(gates.errors, evidence))
     if gates.latency is not None:
@@ -126,7 +134,7 @@ def judge_errors(gate: ErrorGate, evidence: StageEvidence) -> Verdict:
         "threshold": {"max_rate": gate.max_rate, "min_requests": gate.min_requests},
     }
     # Failures alone can be enough: were all requests still missing good ones, the rate would be above the limit.
-    certain = failed / gate.min_requests > gate.max_rate and failed > gate.max_rate * requests and failed >= 3
+    certain = failed >= 3 and failed / gate.min_requests > gate.max_rate
     if requests < gate.min_requests and not certain:
         return Verdict("errors", "no_evidence", f"{requests} of {gate.min_requests} requests", figures)
     breached = rate > gate.max_rate and rate > rate_before

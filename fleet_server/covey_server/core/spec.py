@@ -75,7 +75,7 @@ def parse_duration(text: object) -> Duration:
     >>> parse_duration("10m").ms
     600000
     """
-    match = re.fullmatch(r"(\d{1,9})(ms|s|m|h|d)", text, re.ASCII) if isinstance(text, str) else None
+    match = re.fullmatch(r"(\d{1,12})(ms|s|m|h|d)", text, re.ASCII) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"{text!r} is not a duration (15s, 10m, 2h, 7d)")
     ms = int(match[1]) * _UNITS_MS[match[2]]
@@ -171,6 +171,11 @@ class CampaignSpec(_Strict, frozen=True, kw_only=True):
 
 def parse_spec(data: str | bytes, *, is_json: bool = False) -> CampaignSpec:
     """Raises `DocumentError`, which names line and field."""
+    return read_spec(data, is_json=is_json)[0]
+
+
+def read_spec(data: str | bytes, *, is_json: bool = False) -> tuple[CampaignSpec, Document]:
+    """As `parse_spec`, with the document, for complaints that come later: a group that is not there."""
     document = parse(data, is_json=is_json)
     if not isinstance(document.value, dict):
         raise document.error((), "a campaign file is a mapping: name, model, version, stages …")
@@ -179,7 +184,7 @@ def parse_spec(data: str | bytes, *, is_json: bool = False) -> CampaignSpec:
     except msgspec.ValidationError as error:
         raise _located(document, str(error)) from error
     _check(spec, document.error)
-    return spec
+    return spec, document
 
 
 def spec_to_json(spec: CampaignSpec) -> dict[str, Any]:

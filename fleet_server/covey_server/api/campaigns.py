@@ -1,0 +1,191 @@
+"""Campaigns over the API: plan (moves nothing), create, look, and tell them what to do."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from covey_server.api.security import require
+from covey_server.audit import Actor
+from covey_server.campaigns import commands, views
+from covey_server.campaigns.planning import prepare
+from covey_server.core.document import MAX_BYTES, Document, DocumentError
+from covey_server.core.engine import Action, DeviceState
+from covey_server.core.spec import CampaignSpec, Duration, read_spec
+from covey_server.errors import Invalid, TooLarge
+from covey_server.services import Use
+
+router = APIRouter(prefix="/api/v1", tags=["campaigns"])
+
+Viewer = Annotated[Actor, Depends(require("viewer"))]
+Operator = Annotated[Actor, Depends(require("operator"))]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+_SEED_BITS = 48
+
+
+@dataclass(frozen=True)
+class CampaignList:
+    items: list[views.CampaignSummary]
+    next: int | None
+
+
+@dataclass(frozen=True)
+class DeviceList:
+    items: list[views.CampaignDeviceView]
+    next: str | None
+
+
+@dataclass(frozen=True)
+class EventList:
+    items: list[views.EventView]
+    next: int | None
+
+
+@dataclass(frozen=True)
+class _File:
+    """A campaign file as it came."""
+
+    text: str
+    spec: CampaignSpec
+    document: Document
+
+
+async def _campaign_file(request: Request) -> _File:
+    """The body, bounded, as YAML unless its Content-Type says JSON."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise TooLarge(f"a campaign file has at most {MAX_BYTES} bytes")
+    is_json = "json" in request.headers.get("content-type", "").lower()
+    try:
+        spec, document = read_spec(bytes(body), is_json=is_json)
+    except DocumentError as error:
+        raise _invalid(error) from error
+    return _File(bytes(body).decode(), spec, document)
+
+
+CampaignFile = Annotated[_File, Depends(_campaign_file)]
+
+
+def _invalid(error: DocumentError) -> Invalid:
+    return Invalid(str(error), field=error.field or None, code="bad_campaign_file", line=error.line)
+
+
+def _schema_hook(kind: type) -> dict[str, Any]:
+    if kind is Duration:
+        return {"type": "string", "pattern": r"^\d{1,12}(ms|s|m|h|d)$", "examples": ["15s", "10m", "2h", "7d"]}
+    raise NotImplementedError(kind)
+
+
+def _body_in_openapi() -> dict[str, Any]:
+    """The grammar of the campaign file, for the OpenAPI document."""
+    (reference,), definitions = msgspec.json.schema_components(
+        [CampaignSpec], schema_hook=_schema_hook, ref_template="#/x-unused/{name}"
+    )
+    schema = _inlined(reference, definitions)
+    content = {kind: {"schema": schema} for kind in ("application/yaml", "application/json")}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """References replaced by what they refer to (the grammar does not recur)."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
+
+
+_OPENAPI = _body_in_openapi()
+
+
+@router.post("/campaigns/plan", openapi_extra=_OPENAPI)
+def plan(_: Operator, file: CampaignFile, use: Use) -> views.PlanView:
+    """What this campaign would do: which device gets which build in which stage, why, and who is left out. Moves nothing."""
+    with use.database.reading() as session:
+        try:
+            prepared = prepare(session, file.spec, _seed(file.spec), file.document.error)
+        except DocumentError as error:
+            raise _invalid(error) from error
+        return views.plan_view(file.spec, prepared)
+
+
+@router.post("/campaigns", status_code=201, openapi_extra=_OPENAPI)
+def create(
+    actor: Operator, file: CampaignFile, use: Use, response: Response, start: bool = False
+) -> views.CampaignView:
+    """Make a campaign; with `start=true` also start it, at once or not at all."""
+    name, ordered = file.spec.name, False
+    with use.database.session() as session:
+        now_ms = use.clock()
+        try:
+            commands.create(session, file.spec, file.text, _seed(file.spec), file.document.error, actor, now_ms)
+        except DocumentError as error:
+            raise _invalid(error) from error
+        if start:
+            ordered = commands.act(session, name, Action.START, actor, now_ms)
+        session.flush()
+        view = views.show(session, name, now_ms)
+    _announce(use, name, ordered)
+    response.headers["Location"] = f"/api/v1/campaigns/{name}"
+    return view
+
+
+@router.get("/campaigns")
+def list_campaigns(_: Viewer, use: Use, limit: Limit = 100, before: int | None = None) -> CampaignList:
+    """The newest first."""
+    with use.database.reading() as session:
+        return CampaignList(*views.list_campaigns(session, limit, before))
+
+
+@router.get("/campaigns/{name}")
+def show(_: Viewer, name: str, use: Use) -> views.CampaignView:
+    """State, stages with their counts, gates with their evidence, and why it does not move on."""
+    with use.database.reading() as session:
+        return views.show(session, name, use.clock())
+
+
+@router.get("/campaigns/{name}/devices")
+def list_devices(
+    _: Viewer, name: str, use: Use, limit: Limit = 200, after: str = "", state: DeviceState | None = None
+) -> DeviceList:
+    """Every device of the target: its stage, build, what it goes back to, and how far it is."""
+    with use.database.reading() as session:
+        return DeviceList(*views.list_devices(session, name, limit, after, state.value if state else None))
+
+
+@router.get("/campaigns/{name}/events")
+def list_events(_: Viewer, name: str, use: Use, limit: Limit = 1000, after: int = 0) -> EventList:
+    """The log of decisions, with the evidence for each, oldest first."""
+    with use.database.reading() as session:
+        return EventList(*views.list_events(session, name, limit, after))
+
+
+@router.post("/campaigns/{name}/{action}")
+def act(actor: Operator, name: str, action: Action, use: Use) -> views.CampaignView:
+    """Tell it something. What has been done already is done; 409 where its state does not allow it."""
+    with use.database.session() as session:
+        now_ms = use.clock()
+        ordered = commands.act(session, name, action, actor, now_ms)
+        view = views.show(session, name, now_ms)
+    _announce(use, name, ordered)
+    return view
+
+
+def _seed(spec: CampaignSpec) -> int:
+    return secrets.randbits(_SEED_BITS) if spec.seed is None else spec.seed
+
+
+def _announce(use: Use, name: str, ordered: bool) -> None:
+    use.bus.publish("campaign", name)
+    if use.campaigns is not None:
+        use.campaigns.wake()
+    if ordered and use.fleet is not None:
+        use.fleet.wake()

@@ -1,0 +1,373 @@
+"""Campaigns as people and programs see them: what the API sends and the console shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, Select, func, select
+from sqlalchemy.orm import Session, aliased
+
+from covey_server.campaigns.apply import halt_to_restored_s
+from covey_server.campaigns.planning import Prepared
+from covey_server.campaigns.repository import count, spec_of
+from covey_server.core.engine import ACTIVE, CampaignState, DeviceState, StageCounts
+from covey_server.core.spec import CampaignSpec, Stage
+from covey_server.db.tables import Build, Campaign, CampaignDevice, CampaignEvent, Device, Version
+from covey_server.errors import NotFound
+
+
+@dataclass(frozen=True)
+class CampaignSummary:
+    """A campaign in a list. `devices` are those that get a build; `active` and `failed` count among them."""
+
+    name: str
+    model: str
+    version: str
+    state: str
+    stage: int
+    stage_name: str
+    stage_count: int
+    devices: int
+    active: int
+    failed: int
+    waiting_for: str
+    created_ms: int
+    created_by: str
+    started_ms: int | None
+    halted_ms: int | None
+    finished_ms: int | None
+
+
+@dataclass(frozen=True)
+class StageView:
+    """`state`: waiting, running, passed, or stopped (the campaign ended in it). `counts`: devices by their state in the campaign;
+    of the assigned ones, `progress` tells those at work, not heard of yet, and away."""
+
+    index: int
+    name: str
+    who: str
+    soak_s: float
+    state: str
+    started_ms: int | None
+    devices: int
+    counts: dict[str, int]
+    progress: dict[str, int]
+
+
+@dataclass(frozen=True)
+class CampaignView(CampaignSummary):
+    """A whole campaign. `gates` is each gate's word on the stage `gates_stage`, the present one or the last, as
+    `covey_server.core.gates.Verdict.to_json` writes it; `verdict` that of the gate
+    that tripped, with `stage` and `at_ms`; None while none has."""
+
+    objective: str
+    on_breach: str
+    min_reached: float
+    seed: int | None
+    left_out: int
+    stages: list[StageView]
+    gates_stage: str | None
+    gates: list[dict[str, Any]]
+    verdict: dict[str, Any] | None
+    restored: int
+    halt_to_restored_s: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class BuildName:
+    id: int
+    version: str
+    target: str
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class CampaignDeviceView:
+    """A device's part. `stage` is None for one that is left out; `detail` says why."""
+
+    device: str
+    profile: str | None
+    simulated: bool
+    online: bool
+    stage: int | None
+    stage_name: str | None
+    state: str
+    build: BuildName | None
+    previous: BuildName | None
+    assignment: str | None
+    reason: str
+    detail: str
+    why: dict[str, Any]
+    assigned_ms: int | None
+    active_ms: int | None
+    restored_ms: int | None
+
+
+@dataclass(frozen=True)
+class EventView:
+    id: int
+    at_ms: int
+    kind: str
+    who: str
+    message: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedDevice:
+    device: str
+    profile: str | None
+    target: str | None
+    build: int | None
+    why: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedStageView:
+    index: int
+    name: str
+    who: str
+    devices: list[PlannedDevice]
+
+
+@dataclass(frozen=True)
+class LeftOutView:
+    device: str
+    profile: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """What a campaign would do. `devices` counts those in a stage."""
+
+    name: str
+    model: str
+    version: str
+    objective: str
+    seed: int
+    devices: int
+    stages: list[PlannedStageView]
+    left_out: list[LeftOutView]
+    warnings: list[str]
+
+
+def plan_view(spec: CampaignSpec, prepared: Prepared) -> PlanView:
+    def planned(device: str) -> PlannedDevice:
+        chosen = prepared.chosen[device]
+        return PlannedDevice(device, prepared.profiles[device], chosen.target, chosen.build_id, chosen.why)
+
+    stages = [
+        PlannedStageView(
+            stage.index, stage.name, who(spec.stages[stage.index]), [planned(one) for one in stage.devices]
+        )
+        for stage in prepared.plan.stages
+    ]
+    left_out = [LeftOutView(one.device, prepared.profiles[one.device], one.reason) for one in prepared.plan.left_out]
+    return PlanView(
+        name=spec.name,
+        model=spec.model,
+        version=spec.version,
+        objective=spec.objective,
+        seed=prepared.plan.seed,
+        devices=sum(len(stage.devices) for stage in stages),
+        stages=stages,
+        left_out=left_out,
+        warnings=list(prepared.plan.warnings),
+    )
+
+
+def who(stage: Stage) -> str:
+    """Whom a stage takes, in words."""
+    if stage.group is not None:
+        return f"group {stage.group}"
+    return f"up to {stage.percent:g} %" if stage.percent is not None else f"up to {stage.count} devices"
+
+
+def list_campaigns(session: Session, limit: int, before: int | None = None) -> tuple[list[CampaignSummary], int | None]:
+    """The newest first, and the cursor for those that follow; `before` is such a cursor."""
+    query = _campaigns().order_by(Campaign.id.desc()).limit(limit + 1)
+    if before is not None:
+        query = query.where(Campaign.id < before)
+    rows = session.execute(query).all()
+    page = rows[:limit]
+    tallies = _tallies(session, [row.Campaign.id for row in page])
+    items = [CampaignSummary(**_summary(row, tallies.get(row.Campaign.id, {}))) for row in page]
+    return items, page[-1].Campaign.id if len(rows) > limit else None
+
+
+def show(session: Session, name: str, now_ms: int) -> CampaignView:
+    """Raises `NotFound`."""
+    row = session.execute(_campaigns().where(Campaign.name == name)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no campaign {name}")
+    campaign: Campaign = row.Campaign
+    spec = spec_of(campaign)
+    by_stage = _by_stage(session, campaign)
+    counts = count(session, campaign, len(spec.stages), now_ms)
+    verdict = campaign.verdict or {}
+    return CampaignView(
+        **_summary(row, _tallies(session, [campaign.id]).get(campaign.id, {})),
+        objective=spec.objective,
+        on_breach=spec.on_breach,
+        min_reached=spec.min_reached,
+        seed=spec.seed,
+        left_out=sum(by_stage.get(-1, {}).values()),
+        stages=[
+            _stage_view(campaign, index, stage, by_stage.get(index, {}), counts.stages[index])
+            for index, stage in enumerate(spec.stages)
+        ],
+        gates_stage=verdict.get("stage"),
+        gates=verdict.get("gates", []),
+        verdict=verdict.get("tripped"),
+        restored=counts.restore.restored,
+        halt_to_restored_s=halt_to_restored_s(session, campaign),
+        source=campaign.source,
+    )
+
+
+def list_devices(
+    session: Session, name: str, limit: int, after: str = "", state: str | None = None
+) -> tuple[list[CampaignDeviceView], str | None]:
+    """The devices of a campaign by id, and the cursor for those that follow. Raises `NotFound`."""
+    campaign = _by_name(session, name)
+    stages = [stage.name for stage in spec_of(campaign).stages]
+    new, previous = aliased(Build), aliased(Build)
+    new_version, previous_version = aliased(Version), aliased(Version)
+    query = (
+        select(CampaignDevice, Device.profile, Device.simulated, Device.online, new, new_version.name, previous)
+        .add_columns(previous_version.name)
+        .join(Device, Device.id == CampaignDevice.device)
+        .outerjoin(new, new.id == CampaignDevice.build_id)
+        .outerjoin(new_version, new_version.id == new.version_id)
+        .outerjoin(previous, previous.id == CampaignDevice.previous_build_id)
+        .outerjoin(previous_version, previous_version.id == previous.version_id)
+        .where(CampaignDevice.campaign_id == campaign.id, CampaignDevice.device > after)
+        .order_by(CampaignDevice.device)
+        .limit(limit + 1)
+    )
+    if state is not None:
+        query = query.where(CampaignDevice.state == state)
+    rows = session.execute(query).all()
+    items = [
+        CampaignDeviceView(
+            device=part.device,
+            profile=profile,
+            simulated=simulated,
+            online=online,
+            stage=part.stage if part.stage >= 0 else None,
+            stage_name=stages[part.stage] if part.stage >= 0 else None,
+            state=part.state,
+            build=_build_name(build, version),
+            previous=_build_name(before, before_version),
+            assignment=part.assignment,
+            reason=part.reason,
+            detail=part.detail,
+            why=part.why,
+            assigned_ms=part.assigned_ms,
+            active_ms=part.active_ms,
+            restored_ms=part.restored_ms,
+        )
+        for part, profile, simulated, online, build, version, before, before_version in rows[:limit]
+    ]
+    return items, items[-1].device if len(rows) > limit else None
+
+
+def list_events(session: Session, name: str, limit: int, after: int = 0) -> tuple[list[EventView], int | None]:
+    """The log of a campaign, oldest first, and the cursor for what follows. Raises `NotFound`."""
+    campaign = _by_name(session, name)
+    rows = session.scalars(
+        select(CampaignEvent)
+        .where(CampaignEvent.campaign_id == campaign.id, CampaignEvent.id > after)
+        .order_by(CampaignEvent.id)
+        .limit(limit + 1)
+    ).all()
+    items = [EventView(row.id, row.at_ms, row.kind, row.who, row.message, row.detail) for row in rows[:limit]]
+    return items, items[-1].id if len(rows) > limit else None
+
+
+def _campaigns() -> Select[Any]:
+    return select(Campaign, Version.name.label("version")).join(Version, Version.id == Campaign.version_id)
+
+
+def _by_name(session: Session, name: str) -> Campaign:
+    campaign = session.scalar(select(Campaign).where(Campaign.name == name))
+    if campaign is None:
+        raise NotFound(f"there is no campaign {name}")
+    return campaign
+
+
+def _tallies(session: Session, ids: list[int]) -> dict[int, dict[str, int]]:
+    """Devices that get a build, by campaign and state."""
+    tallies: dict[int, dict[str, int]] = {}
+    rows = session.execute(
+        select(CampaignDevice.campaign_id, CampaignDevice.state, func.count())
+        .where(CampaignDevice.campaign_id.in_(ids), CampaignDevice.build_id.is_not(None))
+        .group_by(CampaignDevice.campaign_id, CampaignDevice.state)
+    )
+    for campaign_id, state, number in rows:
+        tallies.setdefault(campaign_id, {})[state] = number
+    return tallies
+
+
+def _by_stage(session: Session, campaign: Campaign) -> dict[int, dict[str, int]]:
+    rows = session.execute(
+        select(CampaignDevice.stage, CampaignDevice.state, func.count())
+        .where(CampaignDevice.campaign_id == campaign.id)
+        .group_by(CampaignDevice.stage, CampaignDevice.state)
+    )
+    found: dict[int, dict[str, int]] = {}
+    for stage, state, number in rows:
+        found.setdefault(stage, {})[state] = number
+    return found
+
+
+def _summary(row: Row[Any], tally: dict[str, int]) -> dict[str, Any]:
+    campaign: Campaign = row.Campaign
+    stages = spec_of(campaign).stages
+    return {
+        "name": campaign.name,
+        "model": campaign.model,
+        "version": row.version,
+        "state": campaign.state,
+        "stage": campaign.stage,
+        "stage_name": stages[campaign.stage].name,
+        "stage_count": len(stages),
+        "devices": sum(tally.values()),
+        "active": tally.get(DeviceState.ACTIVE.value, 0),
+        "failed": tally.get(DeviceState.FAILED.value, 0),
+        "waiting_for": campaign.waiting_for,
+        "created_ms": campaign.created_ms,
+        "created_by": campaign.created_by,
+        "started_ms": campaign.started_ms,
+        "halted_ms": campaign.halted_ms,
+        "finished_ms": campaign.finished_ms,
+    }
+
+
+def _stage_view(campaign: Campaign, index: int, stage: Stage, tally: dict[str, int], counts: StageCounts) -> StageView:
+    state = CampaignState(campaign.state)
+    here = index == campaign.stage
+    if index < campaign.stage or (here and state is CampaignState.DONE):
+        shown = "passed"
+    elif here and campaign.stage_started_ms is not None:
+        shown = "running" if state in ACTIVE else "stopped"
+    else:
+        shown = "waiting"
+    return StageView(
+        index=index,
+        name=stage.name,
+        who=who(stage),
+        soak_s=stage.soak.ms / 1000,
+        state=shown,
+        started_ms=campaign.stage_started_ms if here else None,
+        devices=sum(tally.values()),
+        counts={state.value: tally.get(state.value, 0) for state in DeviceState},
+        progress={"busy": counts.busy, "silent": counts.silent, "away": counts.away},
+    )
+
+
+def _build_name(build: Build | None, version: str | None) -> BuildName | None:
+    return None if build is None else BuildName(build.id, version or "", build.target, build.digest)
