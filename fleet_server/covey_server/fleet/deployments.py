@@ -114,59 +114,6 @@ def _load(session: Session, hellos: Sequence[tuple[str, Hello]], reports: Sequen
         for part in chunks(sorted(named))
         for row in session.execute(query.where(table.id.in_(part)))
     }
-    newest: dict[tuple[str, str], int]  # (device, assignment) -> highest seq of a report
-    changed: set[tuple[str, str]] = field(default_factory=set)  # keys of slots
-    rows: list[dict[str, Any]] = field(default_factory=list)  # new reports
-    foreign: int = 0
-
-
-def follow(session: Session, batch: Sequence[Incoming], now_ms: int) -> Followed:
-    """Store the reports of known devices that were not stored before, and believe hellos and new reports in the order they came."""
-    reports = [(incoming.device, incoming.message) for incoming in batch if isinstance(incoming.message, Report)]
-    hellos = [(incoming.device, incoming.message) for incoming in batch if isinstance(incoming.message, Hello)]
-    if not reports and not hellos:
-        return Followed()
-    keys = {(device, report.seq) for device, report in reports}
-    stored = stored_keys(session, ReportRow.device, ReportRow.seq, keys)
-    world = _load(
-        session, hellos, [(device, report) for device, report in reports if (device, report.seq) not in stored]
-    )
-    for device, message, received_ms in batch:
-        if isinstance(message, Hello):
-            _hear_hello(world, device, message)
-        elif isinstance(message, Report) and (device, message.seq) not in stored:
-            stored.add((device, message.seq))
-            _hear_report(world, device, message, received_ms, now_ms)
-    insert_missing(session, table_of(ReportRow), world.rows)
-    _write_slots(session, world, now_ms)
-    return Followed(
-        acknowledged=keys,
-        duplicates=len(reports) - len(world.rows) - world.foreign,
-        foreign=world.foreign,
-        assignments=_write_deployments(session, world, now_ms),
-    )
-
-
-def _load(session: Session, hellos: Sequence[tuple[str, Hello]], reports: Sequence[tuple[str, Report]]) -> _World:
-    devices = sorted({device for device, _ in [*hellos, *reports]})
-    slots = {
-        (row.device, row.model): Slots(
-            row.active, row.previous, row.candidate, row.assignment, row.state, row.reason, row.detail
-        )
-        for part in chunks(devices)
-        for row in session.scalars(select(Reported).where(Reported.device.in_(part)))
-    }
-    named = {report.assignment for _, report in reports}
-    named |= {status.assignment for _, hello in hellos for status in hello.models if status.assignment}
-    named |= {held.assignment for held in slots.values() if held.assignment}
-    table = AssignmentRow
-    columns = (table.id, table.device, table.model, table.counter, table.state, table.expires_ms)
-    columns += (table.reason, table.detail, table.progress, table.bytes_fetched)
-    deployments = {
-        row[0]: _Deployment(*row[1:])
-        for part in chunks(sorted(named))
-        for row in session.execute(select(*columns).where(table.id.in_(part)))
-    }
     newest: dict[tuple[str, str], int] = {}
     for part in chunks(sorted({(device, report.assignment) for device, report in reports})):
         seqs = (

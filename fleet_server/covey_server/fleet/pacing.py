@@ -10,6 +10,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+
 
 class TokenBucket:
     """Refilled at `rate` a second up to `burst`; taking may overdraw it once, then it is paused until it is level again."""
@@ -33,3 +36,24 @@ class TokenBucket:
         if self._at is not None:
             self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)
         self._at = now
+
+
+class Gate:
+    """At most `per_minute` passes a minute for each key, a minute's worth at once. Remembers the latest keys only."""
+
+    def __init__(self, per_minute: int, keys: int = 10_000) -> None:
+        self._per_minute = per_minute
+        self._keys = keys
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def passes(self, key: str, now: float) -> bool:
+        with self._lock:
+            bucket = self._buckets.setdefault(key, TokenBucket(self._per_minute / 60, self._per_minute - 1))
+            self._buckets.move_to_end(key)
+            if len(self._buckets) > self._keys:
+                self._buckets.popitem(last=False)
+            if bucket.pause(now) > 0:
+                return False
+            bucket.take(1.0, now)
+            return True

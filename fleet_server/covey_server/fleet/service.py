@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from covey_contract.enrolment import EnrolRequest, EnrolResponse
 from covey_contract.facts import Facts
 from covey_contract.messages import CommandKind, Reply
 from covey_contract.topics import Down
-from covey_profiles import load_profiles, match
 from sqlalchemy import func, select
 
 from covey_server.audit import Actor, record
@@ -24,7 +24,7 @@ from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database
 from covey_server.db.tables import Device
-from covey_server.errors import StartError
+from covey_server.errors import StartError, TooMany
 from covey_server.fleet import enrolment
 from covey_server.fleet.amqtt_broker import TrialBroker
 from covey_server.fleet.broker import Broker, ExternalBroker, MosquittoBroker, Revocations, broker_hosts, find_mosquitto
@@ -36,6 +36,7 @@ from covey_server.fleet.inbox import Incoming
 from covey_server.fleet.ingest import Ingest
 from covey_server.fleet.link import FleetLink
 from covey_server.fleet.mosquitto_config import Layout
+from covey_server.fleet.pacing import Gate
 from covey_server.fleet.reconcile import Reconciler
 from covey_server.fleet.retention import prune
 from covey_server.registry.blobs import BlobStore
@@ -65,6 +66,8 @@ class FleetHealth:
 
 def profile_of(facts: Facts) -> tuple[str | None, str]:
     """The firmware profile of these facts, and why that or why none."""
+    from covey_profiles import load_profiles, match
+
     found = match(facts, load_profiles())
     return (None if found.profile is None else found.profile.name), found.reason
 
@@ -96,6 +99,7 @@ class FleetService:
         self._block_requests: queue.Queue[Incoming] = queue.Queue(_BLOCK_REQUESTS)
         self._broker: Broker | None = None
         self._link: FleetLink | None = None
+        self._gate = Gate(settings.enrol_per_minute)
         self._crl_ms = 0
         self._pruned_ms = 0
         self.commands = CommandDesk(keys, clock, self._send)
@@ -192,6 +196,12 @@ class FleetService:
         with self._database.reading() as session:
             counts = {bool(row[0]): int(row[1]) for row in session.execute(query)}
         return {"online": counts.get(True, 0), "offline": counts.get(False, 0)}
+
+    def admit(self, origin: str) -> None:
+        """Raises `TooMany` if more enrolments are tried from this address than the setting `enrol_per_minute` allows."""
+        if not self._gate.passes(origin, time.monotonic()):
+            self.counters.add("covey_enrolments_total", outcome="too_many")
+            raise TooMany("too many enrolments from this address; try again in a minute")
 
     def enrol(self, request: EnrolRequest, origin: str) -> EnrolResponse:
         """Raises as `enrolment.enrol` does."""

@@ -1,0 +1,76 @@
+"""How a device joins: the certificate of the fleet's authority, and enrolment with a claim token. Neither needs a login."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from covey_contract.enrolment import EnrolRequest
+from covey_contract.wire import decode
+from fastapi import APIRouter, Depends, Request, Response
+
+from covey_server.errors import Conflict, Forbidden, Invalid, TooLarge, TooMany, Unavailable
+from covey_server.fleet.service import FleetService
+from covey_server.problems import responses
+from covey_server.services import Use
+
+router = APIRouter(prefix="/api/v1", tags=["devices"])
+
+
+def _fleet(use: Use) -> FleetService:
+    if use.fleet is None:
+        raise Unavailable("the fleet service does not run")
+    return use.fleet
+
+
+async def _body(request: Request) -> bytes:
+    """The raw body, no larger than an enrolment may be."""
+    held = bytearray()
+    async for piece in request.stream():
+        held += piece
+        if len(held) > EnrolRequest.MAX_BYTES:
+            raise TooLarge(f"an enrolment has at most {EnrolRequest.MAX_BYTES} bytes")
+    return bytes(held)
+
+
+@router.get("/ca", summary="The certificate of the fleet's authority, in PEM", response_class=Response)
+def get_ca(fleet: Annotated[FleetService, Depends(_fleet)]) -> Response:
+    return Response(fleet.ca_pem, media_type="application/x-pem-file")
+
+
+@router.post(
+    "/enrol",
+    summary="Join the fleet with a claim token",
+    description="The device gets its id, its certificate, the broker's address and the keys it is to trust. "
+    "The secret is the last part of the claim token. Not more often than `enrol_per_minute` from one address.",
+    status_code=201,
+    responses=responses(Invalid, Forbidden, Conflict, TooLarge, TooMany),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["secret", "csr_pem", "facts"],
+                        "properties": {
+                            "secret": {"type": "string", "maxLength": 128},
+                            "csr_pem": {"type": "string", "description": "a P-256 certificate request in PEM"},
+                            "facts": {"type": "object", "description": "what the device reports of itself"},
+                            "device": {"type": "string", "description": "the id it would like"},
+                        },
+                    }
+                }
+            },
+        }
+    },
+)
+def enrol(
+    request: Request,
+    fleet: Annotated[FleetService, Depends(_fleet)],
+    body: Annotated[bytes, Depends(_body)],
+) -> Response:
+    origin = request.client.host if request.client else "unknown"
+    fleet.admit(origin)
+    answer = fleet.enrol(decode(EnrolRequest, body), f"enrol {origin}")
+    return Response(msgspec.json.encode(answer), status_code=201, media_type="application/json")
