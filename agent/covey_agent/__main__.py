@@ -1,0 +1,7 @@
+"""`python -m covey_agent` is `covey-agent`."""
+
+from __future__ import annotations
+
+from covey_agent.cli import main
+
+raise SystemExit(main())

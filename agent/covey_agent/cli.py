@@ -1,0 +1,218 @@
+"""The device's command line, `covey-agent`. Errors are one line on standard error and a non-zero exit code, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from covey_agent import __version__
+from covey_agent.errors import AgentError, GatewayError, StepError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    try:
+        code: int = options.command(options)
+    except AgentError as error:
+        print(f"covey-agent: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="covey-agent", description="Serves the models that the fleet server assigns.")
+    top.add_argument("--verbose", action="store_true", help="log more")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, words: str, *, state: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=words, description=words)
+        sub.set_defaults(command=run)
+        if state:
+            sub.add_argument(
+                "--state", type=Path, default=Path("/var/lib/covey-agent"), help="the agent's folder (%(default)s)"
+            )
+        return sub
+
+    sub = command("enroll", enroll, "Join a fleet with a one-time claim token.")
+    sub.add_argument("--server", required=True, metavar="URL")
+    sub.add_argument("--token", required=True, help="covey1.FINGERPRINT.SECRET, or - to read it from standard input")
+    sub.add_argument("--device", metavar="ID", help="the id that this device would like")
+    sub.add_argument("--facts", type=Path, metavar="FILE", help="be a simulated device with these facts")
+    sub.add_argument("--force", action="store_true", help="replace the identity that is there")
+    sub.add_argument("--allow-http", action="store_true", help="send the token over plain http to another machine")
+
+    sub = command("run", run, "Run the agent until it is stopped.")
+    sub.add_argument(
+        "--inference-port", type=int, default=8090, metavar="N", help="on 127.0.0.1; 0: any free one (%(default)s)"
+    )
+    sub.add_argument("--facts", type=Path, metavar="FILE", help="be a simulated device with these facts")
+    sub.add_argument("--telemetry-interval", type=float, default=10.0, metavar="S", help="seconds (%(default)s)")
+    sub.add_argument("--heartbeat", type=float, default=30.0, metavar="S", help="seconds (%(default)s)")
+    sub.add_argument(
+        "--retry", type=float, default=30.0, metavar="S", help="until a failed order is first tried again (%(default)s)"
+    )
+    sub.add_argument(
+        "--silence", type=float, default=3.0, metavar="S", help="until blocks are asked for again (%(default)s)"
+    )
+    sub.add_argument(
+        "--load-timeout", type=float, default=120.0, metavar="S", help="for one runner to get warm (%(default)s)"
+    )
+    sub.add_argument("--quota-mb", type=int, metavar="MB", help="for all builds together (no limit but the disk's)")
+    sub.add_argument("--margin-mb", type=int, default=64, metavar="MB", help="of the disk, never used (%(default)s)")
+    sub.add_argument(
+        "--keep-gateway", action="store_true", help="let the gateway go on serving when the agent is stopped"
+    )
+
+    sub = command("status", status, "What this device runs.")
+    sub.add_argument("--json", action="store_true")
+
+    sub = command("infer", infer, "Send one request to the local gateway.")
+    sub.add_argument("model")
+    sub.add_argument("file", type=Path, help="a .json request of the Open Inference Protocol, or one input as .npy")
+    sub.add_argument("--input", metavar="NAME", help="the input that a .npy file is for")
+
+    sub = command("doctor", doctor, "Check everything that a working agent needs.")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--margin-mb", type=int, default=64, metavar="MB")
+
+    command("version", version, "Print the version.", state=False)
+    return top
+
+
+def enroll(options: argparse.Namespace) -> int:
+    from covey_agent import daemon, durable
+    from covey_agent.enrol import enrol
+    from covey_agent.facts import measure_facts, read_facts
+
+    state: Path = options.state
+    if (state / "identity").exists() and not options.force:
+        raise UsageError(f"{state} is enrolled already (--force replaces the identity)")
+    facts_file: bytes | None = None
+    try:
+        durable.make_folder(state, mode=0o700)
+        if options.facts is not None:
+            facts = read_facts(options.facts)
+            facts_file = options.facts.read_bytes()
+        else:
+            facts = measure_facts(state)
+    except OSError as error:
+        raise AgentError(f"{error.filename or state} cannot be used: {error.strerror}") from error
+    token = sys.stdin.readline() if options.token == "-" else options.token
+    with daemon.locked(state):
+        identity = enrol(
+            server=options.server,
+            token=token,
+            state=state,
+            facts=facts,
+            facts_file=facts_file,
+            device=options.device,
+            allow_http=options.allow_http,
+        )
+    print(
+        f"enrolled as {identity.device}{' (simulated)' if facts.simulated else ''}; broker {identity.broker.host}:{identity.broker.port}"
+    )
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    from covey_agent import daemon
+    from covey_agent.fetch import FetchLimits
+    from covey_agent.settings import Settings
+
+    if not 0 <= options.inference_port <= 65535:
+        raise UsageError(f"port {options.inference_port} is not between 0 and 65535")
+    for name in ("telemetry_interval", "heartbeat", "retry", "silence", "load_timeout"):
+        if not 0.1 <= getattr(options, name) <= 86_400:
+            raise UsageError(f"--{name.replace('_', '-')} must be between 0.1 and 86400 seconds")
+    settings = Settings(
+        state=options.state.resolve(),
+        inference_port=options.inference_port,
+        facts_file=options.facts,
+        telemetry_interval_s=options.telemetry_interval,
+        heartbeat_s=options.heartbeat,
+        quota=options.quota_mb * 1_000_000 if options.quota_mb is not None else None,
+        margin=options.margin_mb * 1_000_000,
+        load_timeout_s=options.load_timeout,
+        retry_first_s=options.retry,
+        fetch=FetchLimits(silence_s=options.silence),
+    )
+    daemon.run(settings, keep_gateway=options.keep_gateway)
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    from covey_agent.status import collect_status
+
+    told = collect_status(options.state)
+    if options.json:
+        print(json.dumps(told, indent=2))
+        return 0
+    simulated = " (simulated)" if told["simulated"] else ""
+    agent = ("running, " + ("connected" if told["connected"] else "offline")) if told["running"] else "not running"
+    print(f"{told['device']}{simulated}: {agent}; {told['broker']}")
+    gateway = told["gateway"]
+    print(f"gateway: {'pid {pid}, port {port}'.format(**gateway) if gateway else 'does not answer'}")
+    for model in told["models"]:
+        print(
+            f"{model['model']}: {model['version'] or 'none'} {model['target'] or ''} (build {(model['active'] or '-')[:12]})"
+        )
+        if model["state"]:
+            words = " ".join(part for part in (model["reason"], model["detail"]) if part and part != "none")
+            print(f"  newest order: {model['assigned']}: {model['state']}{': ' + words if words else ''}")
+    return 0
+
+
+def infer(options: argparse.Namespace) -> int:
+    from covey_agent.gateway_client import GatewayClient
+    from covey_agent.gateway_process import run_folder
+    from covey_agent.infer import infer as send
+
+    try:
+        port = GatewayClient(run_folder(options.state) / "gateway.sock").status().http_port
+    except (GatewayError, StepError) as error:
+        raise AgentError(f"no gateway runs on {options.state}: {error}") from error
+    print(json.dumps(send(port, options.model, options.file, options.input)))
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from covey_agent.book import read_state
+    from covey_agent.daemon import is_running
+    from covey_agent.doctor import examine
+
+    if not options.state.is_dir():
+        raise AgentError(f"{options.state} is not there; run `covey-agent enroll` first")
+    logging.disable(logging.ERROR)  # the checks say it themselves
+    book = read_state(options.state)
+    running = is_running(options.state)
+    checks = list(examine(options.state, book, running=running, margin=options.margin_mb * 1_000_000))
+    if options.json:
+        print(json.dumps([check._asdict() for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.ok else 'FAIL'} {check.name:12} {check.words}")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def version(_options: argparse.Namespace) -> int:
+    print(__version__)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,237 @@
+"""The control process's composition root: everything is made, wired, started and stopped here, and nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import logging.handlers
+import os
+import random
+import signal
+import sqlite3
+import ssl
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+from covey_contract.messages import BlockRequest, Report
+from covey_contract.reasons import Reason
+from covey_contract.topics import Up
+
+from covey_agent import __version__, durable
+from covey_agent.book import Book
+from covey_agent.commands import Commands
+from covey_agent.control import Control, Inbox
+from covey_agent.core.acceptance import Machine
+from covey_agent.core.state import AgentState
+from covey_agent.deployments import Deployments
+from covey_agent.errors import AgentError, AlreadyRunningError
+from covey_agent.facts import installed_runtimes, measure_facts, read_facts
+from covey_agent.gateway_process import GatewayProcess, prepare_run_folder
+from covey_agent.identity import FACTS, load_identity
+from covey_agent.jobs import Jobs
+from covey_agent.link import Link
+from covey_agent.measure import Meter
+from covey_agent.outbox import Outbox
+from covey_agent.serving import Serving
+from covey_agent.settings import Settings
+from covey_agent.store import Store
+
+log = logging.getLogger(__name__)
+
+_FACTS_AGE_S = 600.0
+
+
+def run(settings: Settings, *, keep_gateway: bool = False) -> None:
+    """Run the agent until SIGTERM or SIGINT. Raises `AgentError`, with one line for people, if it cannot start."""
+    identity = load_identity(settings.identity)
+    with locked(settings.state):
+        try:
+            prepare(settings)
+            book = Book(settings.state)
+            last_exit = begin(book)
+            store = Store(settings.state)
+            store.prepare()
+            outbox = Outbox(settings.state / "outbox.db", clock=system_clock)
+            outbox.open()
+        except (OSError, sqlite3.Error) as error:
+            raise AgentError(f"{settings.state} cannot be used: {error}") from error
+        machine = machine_reader(settings)
+        machine.read()
+        log.info("covey-agent %s, device %s%s", __version__, identity.device, machine.words)
+
+        gateway = GatewayProcess(prepare_run_folder(settings.state), settings.gateway_log, settings.inference_port)
+        if gateway.find() is None:
+            gateway.check_port()
+        boot_id = uuid.uuid4().hex
+        inbox = Inbox()
+        jobs = Jobs(inbox.finished)
+        link = Link(
+            identity.device,
+            identity.broker,
+            settings.identity,
+            inbox.offer,
+            boot_id=boot_id,
+            draw=random.SystemRandom(),
+        )
+        serving = Serving(settings, book, store, gateway.client, jobs, system_clock)
+        # The loop is made last, and is what reports go through.
+        control: Control | None = None
+
+        def report(message: Report) -> None:
+            if control is not None:
+                control.spool(message)
+
+        def request(message: BlockRequest) -> None:
+            link.send(Up.BLOCK_REQUEST, message, qos=0)
+
+        deployments = Deployments(
+            identity.device,
+            identity.trust,
+            settings,
+            book=book,
+            store=store,
+            serving=serving,
+            jobs=jobs,
+            machine=machine.read,
+            free=lambda: psutil.disk_usage(str(settings.state)).free,
+            report=report,
+            request=request,
+            clock=system_clock,
+        )
+        control = Control(
+            identity.device,
+            settings,
+            boot_id=boot_id,
+            last_exit=last_exit,
+            inbox=inbox,
+            link=link,
+            book=book,
+            outbox=outbox,
+            gateway=gateway,
+            serving=serving,
+            deployments=deployments,
+            commands=Commands(
+                identity.device,
+                identity.trust,
+                facts=lambda: machine.read().facts,
+                logs=(settings.log_file, settings.gateway_log),
+                clock=system_clock,
+            ),
+            machine=machine.read,
+            meter=Meter(settings.state),
+            clock=system_clock,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: control.stop())
+        jobs.start()
+        try:
+            link.start()
+        except (OSError, ssl.SSLError) as error:
+            raise AgentError(f"the identity in {settings.identity} cannot be used: {error}") from error
+        try:
+            control.run()
+        finally:
+            log.info("stopping")
+            jobs.stop()
+            link.close()
+            deployments.stop()
+            outbox.close()
+            if not keep_gateway:
+                gateway.stop()
+            end(book)
+
+
+def system_clock() -> int:
+    """Unix time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+@contextlib.contextmanager
+def locked(state: Path) -> Iterator[None]:
+    """One agent a state folder. Raises `AlreadyRunningError`."""
+    try:
+        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise AgentError(f"{state} cannot be used: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunningError(f"another agent runs on {state}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_running(state: Path) -> bool:
+    """Whether an agent holds the folder."""
+    try:
+        with locked(state):
+            return False
+    except AlreadyRunningError:
+        return True
+
+
+def prepare(settings: Settings) -> None:
+    for name in ("run", "log", "fetch", "orders"):
+        durable.make_folder(settings.state / name)
+    handler = logging.handlers.RotatingFileHandler(settings.log_file, maxBytes=1_000_000, backupCount=2)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+def begin(book: Book) -> Reason:
+    """Load the book; how the run before ended."""
+    before = book.load()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = ""
+    book.change(lambda state: msgspec.structs.replace(state, clean_stop=False, kernel_boot=boot))
+    if before == AgentState():
+        return Reason.STARTED
+    if before.clean_stop:
+        return Reason.STOPPED
+    return Reason.POWER_LOSS if boot and boot != before.kernel_boot else Reason.INTERNAL
+
+
+def end(book: Book) -> None:
+    try:
+        book.change(lambda state: msgspec.structs.replace(state, clean_stop=True))
+    except OSError as error:
+        log.warning("the clean end could not be noted: %s", error)
+
+
+class MachineReader:
+    """The device's facts, measured anew when they are older than ten minutes; or a file's, for a simulated device."""
+
+    def __init__(self, settings: Settings, facts_file: Path | None) -> None:
+        self._settings = settings
+        self._facts_file = facts_file
+        self._machine: Machine | None = None
+        self._at = 0.0
+
+    @property
+    def words(self) -> str:
+        return " (simulated)" if self._facts_file is not None else ""
+
+    def read(self) -> Machine:
+        now = time.monotonic()
+        if self._machine is None or now - self._at > _FACTS_AGE_S:
+            if self._facts_file is not None:
+                facts = read_facts(self._facts_file)
+            else:
+                facts = measure_facts(self._settings.state)
+            self._machine, self._at = Machine(facts, installed_runtimes()), now
+        return self._machine
+
+
+def machine_reader(settings: Settings) -> MachineReader:
+    """A device that enrolled with a facts file stays simulated."""
+    kept = settings.identity / FACTS
+    return MachineReader(settings, settings.facts_file or (kept if kept.exists() else None))

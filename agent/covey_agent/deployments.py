@@ -1,0 +1,516 @@
+"""Drives every model's deployment through the lifecycle table: one act a state, each of which may be done again.
+
+Invariants: the book holds the new state before anything is done in it; after a kill, `advance` goes on from what the book
+says; only a build that passed its probation becomes the active one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from covey_contract.blocks import Block
+from covey_contract.errors import ContractError
+from covey_contract.lifecycle import State
+from covey_contract.manifest import Manifest
+from covey_contract.messages import Action, Assignment, BlockRequest, Order, Report
+from covey_contract.reasons import Reason
+from covey_contract.signing import Trust
+from covey_contract.wire import decode
+
+from covey_agent import durable, fetch
+from covey_agent.book import Book
+from covey_agent.core.acceptance import Machine, Refusal, Room, authenticate, examine, open_manifest
+from covey_agent.core.lifecycle import RESUME, Act, Event, may_retry
+from covey_agent.core.state import AgentState, Deployment, ModelRecord, moved, protected
+from covey_agent.errors import GatewayError, StepError
+from covey_agent.gateway.control_api import Revert, Switch
+from covey_agent.jobs import Finished, Jobs, Key
+from covey_agent.serving import RESTORE, Serving
+from covey_agent.settings import Settings
+from covey_agent.store import CorruptError, Store
+
+log = logging.getLogger(__name__)
+
+VERIFY, LOAD = "verify", "load"
+_CORRUPT_LIMIT = 3
+_STORAGE_PAUSE_S = 3.0
+_PROGRESS_STEP = 0.1
+# What says nothing about the build itself: the start is tried again, up to the limit.
+_TRY_AGAIN = frozenset({Reason.RUNNER_CRASHED, Reason.RUNNER_HUNG, Reason.LOAD_TIMEOUT})
+
+
+class Deployments:
+    """Called by the control loop alone. `report` spools, `request` asks the server for blocks, `free` gives the disk's free bytes."""
+
+    def __init__(
+        self,
+        device: str,
+        trust: Trust,
+        settings: Settings,
+        *,
+        book: Book,
+        store: Store,
+        serving: Serving,
+        jobs: Jobs,
+        machine: Callable[[], Machine],
+        free: Callable[[], int],
+        report: Callable[[Report], None],
+        request: Callable[[BlockRequest], None],
+        clock: Callable[[], int],
+    ) -> None:
+        self._device = device
+        self._trust = trust
+        self._settings = settings
+        self._book = book
+        self._store = store
+        self._serving = serving
+        self._jobs = jobs
+        self._machine = machine
+        self._free = free
+        self._report = report
+        self._request = request
+        self._clock = clock
+        self._fetchers: dict[str, fetch.Fetcher] = {}
+        self._reported_progress: dict[str, float] = {}
+        self._manifests: dict[int, tuple[Manifest, bytes]] = {}
+        self._corrupt: dict[int, int] = {}
+        self._judge_until: dict[int, float] = {}
+        self._not_before: dict[str, float] = {}
+        self._waiting: deque[bytes] = deque(maxlen=8)
+        self._refused: deque[str] = deque(maxlen=64)
+        self._now = 0.0
+        self._connected = False
+        self._acts: dict[Act, Callable[[str, ModelRecord, Deployment], None]] = {
+            Act.EXAMINE: self._examine,
+            Act.FETCH: self._fetch,
+            Act.VERIFY: self._verify,
+            Act.WAIT_FOR_GATEWAY: self._wait_for_gateway,
+            Act.LOAD: self._load,
+            Act.SWITCH_AND_JUDGE: self._judge,
+            Act.KEEP_SERVING: self._keep_serving,
+        }
+
+    # --- what happens -----------------------------------------------------------------------------------------------
+
+    def tick(self, now: float, *, connected: bool) -> None:
+        """Time has passed: go on with everything. `now` is monotonic seconds."""
+        self._now, self._connected = now, connected
+        for payload in [self._waiting.popleft() for _ in range(len(self._waiting))]:
+            self.order(payload)
+        for model in list(self._book.state.models):
+            self.advance(model)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is on its way."""
+        return any(
+            record.deployment is not None and not record.deployment.state.final
+            for record in self._book.state.models.values()
+        )
+
+    def block(self, block: Block) -> None:
+        for model, fetcher in list(self._fetchers.items()):
+            try:
+                fetcher.block(block, self._now)
+                if fetcher.hungry:
+                    self.advance(model)
+            except StepError as error:
+                self._fail(model, error)
+
+    def order(self, payload: bytes) -> None:
+        """An order has arrived, from whomever. What is not a true, new order for this device changes nothing."""
+        try:
+            order = decode(Order, payload)
+        except ContractError as error:
+            log.warning("an order that cannot be read: %s", error)
+            return
+        state = self._book.state
+        now_ms = self._effective_time()
+        try:
+            assignment = authenticate(
+                order.assignment, trust=self._trust, device=self._device, counter=state.counter, now_ms=now_ms
+            )
+        except Refusal as refusal:
+            self._turn_away(order, refusal)
+            return
+        try:
+            self._take(assignment, payload)
+        except OSError as error:
+            log.error("the order %s cannot be stored (%s); trying again", assignment.id, error)
+            self._waiting.append(payload)
+            self._not_before[assignment.model] = self._now + _STORAGE_PAUSE_S
+
+    def finished(self, finished: Finished) -> None:
+        """A job has ended."""
+        self._jobs.settled(finished)
+        model = finished.key.model
+        record = self._book.state.record(model)
+        deployment = record.deployment
+        try:
+            if finished.key.what == RESTORE:
+                self._serving.restored(finished, self._now, self._tell)
+            elif deployment is not None and deployment.order.counter == finished.key.counter:
+                if finished.key.what == VERIFY and deployment.state is State.VERIFYING:
+                    self._verified(model, deployment, finished)
+                elif finished.key.what == LOAD and deployment.state is State.WARMING:
+                    self._loaded(model, deployment, finished)
+        except OSError as error:
+            self._storage_trouble(model, error)
+        self.advance(model)
+
+    def advance(self, model: str) -> None:
+        """Do what the model's state asks for, until nothing more can be done now."""
+        while (deployment := self._book.state.record(model).deployment) is not None:
+            if self._now < self._not_before.get(model, 0.0):
+                return
+            try:
+                self._acts[RESUME[deployment.state]](model, self._book.state.record(model), deployment)
+            except StepError as error:
+                self._fail(model, error)
+            except OSError as error:
+                self._storage_trouble(model, error)
+                return
+            if self._book.state.record(model).deployment is deployment:
+                return
+
+    # --- one act for each kind of state -----------------------------------------------------------------------------
+
+    def _examine(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
+        order = deployment.order
+        if order.action is Action.REMOVE:
+            self._move(model, Event.REMOVE)
+            return
+        self.collect()
+        try:
+            if order.build == record.active:
+                self._move(model, Event.CURRENT)
+                return
+            envelope = self._read_order(order).manifest
+            manifest, _ = open_manifest(order, envelope, self._trust)
+            fit = examine(
+                order,
+                envelope,
+                trust=self._trust,
+                machine=self._machine(),
+                room=self._room(manifest, order.build),
+                now_ms=self._effective_time(),
+            )
+        except Refusal as refusal:
+            self._move(model, Event.REFUSED, refusal.reason, refusal.detail)
+            return
+        self._move(model, Event.ACCEPTED, detail="; ".join(fit.notes))
+
+    def _fetch(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
+        del record
+        manifest, _ = self._manifest(deployment.order)
+        fetcher = self._fetchers.get(model)
+        if fetcher is None and self._store.missing(manifest):
+            folder = self._fetch_folder(deployment.build)
+            fetcher = fetch.Fetcher(deployment.build, manifest, folder, self._store, self._settings.fetch)
+            fetcher.open()
+            self._fetchers[model] = fetcher
+        if fetcher is None or fetcher.done:
+            self._stop_fetching(model)
+            self._move(model, Event.FETCHED)
+            return
+        for request in fetcher.tick(self._now, connected=self._connected):
+            self._request(request)
+        self._tell_progress(model, deployment, fetcher)
+
+    def _verify(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
+        del record
+        manifest, manifest_bytes = self._manifest(deployment.order)
+        folder = self._fetch_folder(deployment.build)
+
+        def work() -> None:
+            fetch.adopt_all(manifest, folder, self._store)
+            self._store.stage(manifest, manifest_bytes)
+
+        self._jobs.submit(Key(model, VERIFY, deployment.build, deployment.order.counter), work)
+
+    def _verified(self, model: str, deployment: Deployment, finished: Finished) -> None:
+        if finished.trouble is None:
+            self._move(model, Event.VERIFIED)
+            fetch.drop(self._fetch_folder(deployment.build))
+        elif isinstance(finished.trouble, CorruptError):
+            tries = self._corrupt[deployment.order.counter] = self._corrupt.get(deployment.order.counter, 0) + 1
+            if tries >= _CORRUPT_LIMIT:
+                fetch.drop(self._fetch_folder(deployment.build))
+                self._fail(model, StepError(Reason.DIGEST_MISMATCH, f"{finished.trouble}, {tries} times"))
+            else:
+                self._move(model, Event.CORRUPT, Reason.DIGEST_MISMATCH, str(finished.trouble))
+        else:
+            self._fail(model, finished.trouble)
+
+    def _wait_for_gateway(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
+        if deployment.starts >= self._settings.max_starts:
+            detail = f"started {deployment.starts} times ({deployment.detail}); not again until a newer assignment"
+            raise StepError(Reason.QUARANTINED, detail)
+        self._serving.reconcile(model, self._now)
+        if self._serving.ready_for_candidate(model, record):
+            self._move(model, Event.WARM)
+
+    def _load(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
+        slots = self._serving.slots(model)
+        mine = [one for one in (slots.runners if slots else ()) if one.build == deployment.build]
+        if slots is not None and slots.candidate == deployment.build and any(one.state == "ready" for one in mine):
+            self._move(model, Event.LOADED)
+            return
+        self._serving.reconcile(model, self._now)
+        if not any(one.state == "loading" for one in mine) and self._serving.ready_for_candidate(model, record):
+            beside = record.active is not None
+            self._jobs.submit(
+                Key(model, LOAD, deployment.build, deployment.order.counter),
+                lambda: self._serving.load(model, deployment.build, background=beside),
+            )
+
+    def _loaded(self, model: str, deployment: Deployment, finished: Finished) -> None:
+        self._serving.refresh()
+        trouble = finished.trouble
+        if trouble is None:
+            self._move(model, Event.LOADED)
+        elif isinstance(trouble, GatewayError) or (isinstance(trouble, StepError) and trouble.reason in _TRY_AGAIN):
+            last = deployment.starts >= self._settings.max_starts
+            if last and isinstance(trouble, StepError):
+                self._fail(model, StepError(trouble.reason, f"{trouble.detail}; tried {deployment.starts} times"))
+            else:
+                self._move(model, Event.INTERRUPTED, detail=str(trouble))
+        elif isinstance(trouble, CorruptError):
+            self._fail(model, StepError(Reason.DIGEST_MISMATCH, str(trouble)))
+        else:
+            self._fail(model, trouble)
+
+    def _judge(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
+        """Switch if that is not done yet; then wait for the end of probation, or for the gateway to go back."""
+        if self._serving.status is None:
+            return
+        slots, build = self._serving.slots(model), deployment.build
+        first = record.active is None or record.active == build
+        reverted = slots.reverted if slots is not None else None
+        if slots is not None and slots.active == build:
+            self._wait_for_end_of_probation(model, deployment, first=first)
+        elif slots is not None and slots.candidate == build:
+            probation = None if first else deployment.order.probation
+            request = Switch(model=model, build=build, probation=probation)
+            if self._serving.ask(request):
+                self._judge_until[deployment.order.counter] = self._now + deployment.order.probation.seconds
+        elif reverted is not None and reverted.build == build and reverted.time_ms >= deployment.since_ms:
+            self._move(model, Event.REVERTED, reverted.reason, reverted.detail)
+        elif deployment.starts >= self._settings.max_starts:
+            self._move(
+                model,
+                Event.REVERTED,
+                Reason.PROBATION_INTERRUPTED,
+                f"the gateway lost it {deployment.starts} times in probation",
+            )
+        else:
+            self._move(model, Event.INTERRUPTED, Reason.PROBATION_INTERRUPTED, "the gateway that served it is gone")
+
+    def _wait_for_end_of_probation(self, model: str, deployment: Deployment, *, first: bool) -> None:
+        seconds = deployment.order.probation.seconds
+        passed = max(0.0, (self._clock() - deployment.since_ms) / 1000)
+        until = self._judge_until.setdefault(deployment.order.counter, self._now + max(0.0, seconds - passed))
+        if first or self._now >= until:
+            self._move(model, Event.PASSED)
+            self._judge_until.pop(deployment.order.counter, None)
+            self.collect()
+
+    def _keep_serving(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
+        del record
+        self._serving.reconcile(model, self._now)
+        if may_retry(deployment.state, deployment.reason):
+            pause = min(self._settings.retry_most_s, self._settings.retry_first_s * 2.0 ** min(deployment.retries, 16))
+            now_ms = self._clock()
+            if deployment.since_ms + pause * 1000 <= now_ms < deployment.order.expires_ms:
+                self._move(model, Event.RETRY)
+
+    # --- orders -----------------------------------------------------------------------------------------------------
+
+    def _take(self, order: Assignment, payload: bytes) -> None:
+        """A true and newer order: stored, then followed. Raises `OSError`."""
+        model = order.model
+        current = self._book.state.record(model).deployment
+        durable.write(self._order_file(order), payload)
+        if current is not None and not current.state.final:
+            self._stop_fetching(model)
+            on_trial = current.state is State.PROBATION
+            self._move(model, Event.SUPERSEDED, Reason.SUPERSEDED, f"by order {order.id}")
+            slots = self._serving.slots(model)
+            if on_trial and slots is not None and slots.active == current.build and slots.previous is not None:
+                self._serving.ask(Revert(model=model, reason=Reason.SUPERSEDED, detail=f"by order {order.id}"))
+
+        def edit(state: AgentState) -> AgentState:
+            deployment = Deployment(order=order, since_ms=self._clock())
+            record = msgspec.structs.replace(state.record(model), deployment=deployment, broken={})
+            return msgspec.structs.replace(
+                state.with_record(model, record),
+                counter=order.counter,
+                time_floor_ms=max(state.time_floor_ms, order.issued_ms),
+            )
+
+        self._book.change(edit)
+        self._not_before.pop(model, None)
+        log.info("%s: order %s (%s %s, build %s)", model, order.id, order.action, order.version, order.build[:12])
+        self._tell(model, self._book.state.record(model))
+        if current is not None:
+            self._order_file(current.order).unlink(missing_ok=True)
+        self.advance(model)
+
+    def _turn_away(self, order: Order, refusal: Refusal) -> None:
+        known = {
+            record.deployment.order.id for record in self._book.state.models.values() if record.deployment is not None
+        }
+        if refusal.reason is Reason.OLD_COUNTER and refusal.order is not None and refusal.order.id in known:
+            return  # it is only told again
+        claimed = refusal.order
+        if claimed is None:
+            # What is not signed is read for one end only: to name in the report what was refused.
+            try:
+                claimed = decode(Assignment, order.assignment.payload)
+            except ContractError:
+                claimed = None
+        log.warning("an order is refused: %s: %s", refusal.reason, refusal.detail)
+        if claimed is None or (told := f"{refusal.reason} {claimed.id}") in self._refused:
+            return
+        self._refused.append(told)
+        self._report(
+            Report(
+                seq=0,
+                time_ms=self._clock(),
+                assignment=claimed.id,
+                counter=claimed.counter,
+                model=claimed.model,
+                version=claimed.version,
+                build=claimed.build,
+                state=State.REFUSED,
+                reason=refusal.reason,
+                detail=refusal.detail[:2000],
+                previous=self._book.state.record(claimed.model).active,
+            )
+        )
+
+    def _order_file(self, order: Assignment) -> Path:
+        return self._settings.state / "orders" / f"{order.counter}.json"
+
+    def _read_order(self, order: Assignment) -> Order:
+        try:
+            return decode(Order, self._order_file(order).read_bytes())
+        except (OSError, ContractError) as error:
+            raise StepError(Reason.INTERNAL, f"the stored order {order.id} cannot be read: {error}") from error
+
+    def _manifest(self, order: Assignment) -> tuple[Manifest, bytes]:
+        if order.counter not in self._manifests:
+            try:
+                opened = open_manifest(order, self._read_order(order).manifest, self._trust)
+            except Refusal as refusal:
+                raise StepError(refusal.reason, refusal.detail) from refusal
+            if len(self._manifests) >= 8:
+                self._manifests.clear()
+            self._manifests[order.counter] = opened
+        return self._manifests[order.counter]
+
+    # --- the rest ---------------------------------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Garbage collection: builds that are neither active, previous nor candidate, and fetches of no deployment."""
+        keep = protected(self._book.state)
+        for build in self._store.collect(keep):
+            log.info("build %s is removed", build[:12])
+        for folder in (self._settings.state / "fetch").glob("*"):
+            if folder.name not in keep:
+                fetch.drop(folder)
+
+    def _room(self, manifest: Manifest, build: str) -> Room:
+        missing = sum(entry.size for entry in self._store.missing(manifest))
+        partial = sum(path.stat().st_blocks * 512 for path in self._fetch_folder(build).glob("*"))
+        return Room(
+            free=self._free(),
+            margin=self._settings.margin,
+            quota=self._settings.quota,
+            used=self._store.used(),
+            have=manifest.size - missing + min(partial, missing + manifest.table.size),
+        )
+
+    def _fetch_folder(self, build: str) -> Path:
+        return self._settings.state / "fetch" / build
+
+    def _stop_fetching(self, model: str) -> None:
+        fetcher = self._fetchers.pop(model, None)
+        if fetcher is not None:
+            fetcher.close()
+            self._add_bytes(model, fetcher.progress.bytes)
+        self._reported_progress.pop(model, None)
+
+    def _add_bytes(self, model: str, fetched: int) -> None:
+        record = self._book.state.record(model)
+        if record.deployment is None or not fetched:
+            return
+        deployment = msgspec.structs.replace(record.deployment, bytes_fetched=record.deployment.bytes_fetched + fetched)
+        new = msgspec.structs.replace(record, deployment=deployment)
+        self._book.change(lambda state: state.with_record(model, new))
+
+    def stop(self) -> None:
+        """The agent ends: what was fetched is kept."""
+        for model in list(self._fetchers):
+            self._fetchers.pop(model).close()
+
+    def _effective_time(self) -> int:
+        return max(self._clock(), self._book.state.time_floor_ms)
+
+    def _move(self, model: str, event: Event, reason: Reason = Reason.NONE, detail: str = "") -> None:
+        """The transition: on disk first, then told. Raises `OSError`, and then nothing has changed."""
+        old = self._book.state.record(model)
+        new = moved(old, event, now_ms=self._clock(), reason=reason, detail=detail[:1900])
+        self._book.change(lambda state: state.with_record(model, new))
+        self._tell(model, new)
+
+    def _fail(self, model: str, error: StepError | GatewayError) -> None:
+        """The deployment has failed, or, where the disk does not even take that, will be tried again."""
+        reason, detail = (error.reason, error.detail) if isinstance(error, StepError) else (Reason.INTERNAL, str(error))
+        try:
+            self._stop_fetching(model)
+            if reason in (Reason.NO_SPACE, Reason.STORAGE_ERROR):
+                self.collect()
+            self._move(model, Event.FAIL, reason, detail)
+        except OSError as trouble:
+            self._storage_trouble(model, trouble)
+
+    def _storage_trouble(self, model: str, error: OSError) -> None:
+        log.error("%s: the state cannot be stored (%s); trying again in %.0f s", model, error, _STORAGE_PAUSE_S)
+        self._not_before[model] = self._now + _STORAGE_PAUSE_S
+
+    def _tell(self, model: str, record: ModelRecord, progress: float | None = None, fetched: int = 0) -> None:
+        deployment = record.deployment
+        if deployment is None:
+            return
+        order = deployment.order
+        if progress is None:
+            log.info("%s %s: %s %s %s", model, order.version, deployment.state, deployment.reason, deployment.detail)
+        self._report(
+            Report(
+                seq=0,
+                time_ms=self._clock(),
+                assignment=order.id,
+                counter=order.counter,
+                model=order.model,
+                version=order.version,
+                build=order.build,
+                state=deployment.state,
+                reason=deployment.reason,
+                detail=deployment.detail[:2000],
+                previous=record.active if record.active != order.build else record.previous,
+                bytes_fetched=deployment.bytes_fetched + fetched,
+                progress=progress,
+            )
+        )
+
+    def _tell_progress(self, model: str, deployment: Deployment, fetcher: fetch.Fetcher) -> None:
+        fraction = fetcher.fraction
+        if fraction - self._reported_progress.setdefault(model, fraction) >= _PROGRESS_STEP:
+            self._reported_progress[model] = fraction
+            record = msgspec.structs.replace(self._book.state.record(model), deployment=deployment)
+            self._tell(model, record, progress=round(fraction, 3), fetched=fetcher.progress.bytes)

@@ -1,0 +1,219 @@
+"""Joining a fleet: a key is made here and never leaves, its certificate request and a one-time claim token go to the server.
+
+The token carries the fingerprint of the fleet's CA, so that the device knows the server before it has any certificate; nothing
+that the server says is believed before its CA has that fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import ipaddress
+import json
+import ssl
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from covey_contract.enrolment import ClaimToken, EnrolRequest, EnrolResponse, parse_claim_token
+from covey_contract.errors import ContractError
+from covey_contract.facts import Facts
+from covey_contract.topics import check_device_id
+from covey_contract.wire import decode, encode
+
+from covey_agent import durable
+from covey_agent.errors import EnrolmentError, UsageError
+from covey_agent.identity import Identity, save_identity
+
+_TIMEOUT_S = 20.0
+_MAX_ANSWER = 128 * 1024
+
+
+def enrol(
+    *,
+    server: str,
+    token: str,
+    state: Path,
+    facts: Facts,
+    facts_file: bytes | None,
+    device: str | None,
+    allow_http: bool = False,
+) -> Identity:
+    """Raises `EnrolmentError` or `UsageError`, each with one line for people."""
+    try:
+        claim = parse_claim_token(token)
+        if device is not None:
+            check_device_id(device)
+    except ContractError as error:
+        raise UsageError(str(error)) from error
+    address = check_server(server, allow_http=allow_http)
+    durable.make_folder(state, mode=0o700)
+    key_pem, csr_pem = make_key_and_request(_kept_key(state), device or "device")
+    try:
+        durable.write(state / "enrolment-key.pem", key_pem, mode=0o600)
+        request = EnrolRequest(secret=claim.secret, csr_pem=csr_pem, facts=facts, device=device)
+        response = ask(address, claim, encode(request))
+        check_certificate(response, key_pem)
+        identity = save_identity(state / "identity", server, key_pem, response, facts_file)
+        (state / "enrolment-key.pem").unlink(missing_ok=True)
+    except OSError as error:
+        raise EnrolmentError(f"the identity cannot be stored in {state}: {error.strerror or error}") from error
+    return identity
+
+
+def check_server(server: str, *, allow_http: bool) -> SplitResult:
+    """The address, if the token's secret may be sent there."""
+    address = urlsplit(server)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise UsageError(f"{server!r} is not an address: https://HOST[:PORT]")
+    try:
+        port = address.port
+    except ValueError as error:
+        raise UsageError(f"{server!r}: {error}") from error
+    del port
+    if address.scheme == "http" and not (allow_http or _is_loopback(address.hostname)):
+        raise UsageError(
+            "plain http would show the claim token to the network; use https, or --allow-http where it is safe"
+        )
+    return address
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _kept_key(state: Path) -> bytes | None:
+    """The key of a try whose answer never came: the server may know it already."""
+    try:
+        return (state / "enrolment-key.pem").read_bytes()
+    except OSError:
+        return None
+
+
+def make_key_and_request(kept: bytes | None, name: str) -> tuple[bytes, str]:
+    """A P-256 key (the kept one, if it can be read) and a certificate request for it, both PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key: ec.EllipticCurvePrivateKey | None = None
+    if kept is not None:
+        try:
+            loaded = serialization.load_pem_private_key(kept, password=None)
+            key = loaded if isinstance(loaded, ec.EllipticCurvePrivateKey) else None
+        except ValueError:
+            key = None
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return key_pem, request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def check_certificate(response: EnrolResponse, key_pem: bytes) -> None:
+    """The certificate must be for our key; raises `EnrolmentError`."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        certificate = x509.load_pem_x509_certificate(response.certificate_pem.encode())
+        key = serialization.load_pem_private_key(key_pem, password=None)
+        check_device_id(response.device)
+    except (ValueError, ContractError) as error:
+        raise EnrolmentError(f"the server's answer is not an identity: {error}") from error
+    spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if certificate.public_key().public_bytes(*spki) != key.public_key().public_bytes(*spki):
+        raise EnrolmentError("the server's certificate is for another key")
+
+
+def ask(address: SplitResult, claim: ClaimToken, body: bytes) -> EnrolResponse:
+    """Send the request to the server that the token names."""
+    context: ssl.SSLContext | None = None
+    if address.scheme == "https":
+        context = _trusting(fetch_ca(address, claim))
+    else:
+        fetch_ca(address, claim)  # the secret is not shown to a server of another fleet
+    status, answer = exchange(address, "POST", "/api/v1/enrol", body, context)
+    if status not in (200, 201):
+        raise EnrolmentError(f"the server refuses: {problem(status, answer)}")
+    try:
+        response = decode(EnrolResponse, answer)
+    except ContractError as error:
+        raise EnrolmentError(f"the server's answer cannot be read: {error}") from error
+    check_ca(response.ca_pem, claim)
+    return response
+
+
+def fetch_ca(address: SplitResult, claim: ClaimToken) -> str:
+    """The fleet's CA certificate (PEM), known by its fingerprint; how it came does not matter then."""
+    context: ssl.SSLContext | None = None
+    if address.scheme == "https":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    status, answer = exchange(address, "GET", "/api/v1/ca", None, context)
+    if status != 200:
+        raise EnrolmentError(f"the server does not tell its CA: {problem(status, answer)}")
+    pem = answer.decode("ascii", "replace")
+    check_ca(pem, claim)
+    return pem
+
+
+def check_ca(pem: str, claim: ClaimToken) -> None:
+    """Raises `EnrolmentError` unless this is the very CA that the token names."""
+    try:
+        fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.strip())).hexdigest()
+    except ValueError as error:
+        raise EnrolmentError("the server's CA is not a certificate") from error
+    if fingerprint != claim.fingerprint:
+        raise EnrolmentError(
+            f"this is not the token's server: its CA has the fingerprint {fingerprint[:16]}…, not {claim.fingerprint[:16]}…"
+        )
+
+
+def _trusting(ca_pem: str) -> ssl.SSLContext:
+    """The fleet's CA, and the system's: the server may have a public certificate."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(cadata=ca_pem)
+    return context
+
+
+def exchange(
+    address: SplitResult, method: str, path: str, body: bytes | None, context: ssl.SSLContext | None
+) -> tuple[int, bytes]:
+    """One request; status and at most `_MAX_ANSWER` bytes. Raises `EnrolmentError` if the server cannot be reached."""
+    host, port = address.hostname or "", address.port
+    connection: http.client.HTTPConnection
+    if context is not None:
+        connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    try:
+        connection.request(method, address.path.rstrip("/") + path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        data = answer.read(_MAX_ANSWER + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise EnrolmentError(f"{address.geturl()} cannot be reached: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    if len(data) > _MAX_ANSWER:
+        raise EnrolmentError("the server's answer is too long")
+    return answer.status, data
+
+
+def problem(status: int, answer: bytes) -> str:
+    """One line of a problem document (RFC 9457), or the status."""
+    try:
+        document = json.loads(answer)
+    except ValueError:
+        document = None
+    if isinstance(document, dict):
+        words = document.get("detail") or document.get("title")
+        if isinstance(words, str) and words:
+            return f"{words[:300]} ({status})".replace("\n", " ")
+    return f"status {status}"

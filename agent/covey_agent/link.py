@@ -1,0 +1,188 @@
+"""The device's MQTT session (3.1.1 over mutual TLS): connects, reconnects, and hands every message to the control loop.
+
+Its callbacks run in paho's thread and only put into the inbox; an inbox that is full drops (a block is asked for again, an order is sent
+again). The session is clean: nothing depends on what a broker remembers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from covey_contract.enrolment import Broker
+from covey_contract.messages import Status
+from covey_contract.topics import Up, down_filter, up
+from covey_contract.wire import Message, encode
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_S = 30
+BACKOFF_FIRST_S = 1.0
+BACKOFF_MOST_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The session is up and subscribed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The session is gone; the link connects again by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A message from the server; nothing about it is checked."""
+
+    topic: str
+    payload: bytes
+
+
+LinkEvent = Connected | Disconnected | Arrived
+
+
+class Link:
+    """`start` opens the session, `close` ends it with a last status. `offer` takes an event, or says that it cannot."""
+
+    def __init__(
+        self,
+        device: str,
+        broker: Broker,
+        identity: Path,
+        offer: Callable[[LinkEvent], bool],
+        *,
+        boot_id: str,
+        draw: random.Random,
+    ) -> None:
+        self._device = device
+        self._broker = broker
+        self._identity = identity
+        self._offer = offer
+        self._boot_id = boot_id
+        self._draw = draw
+        self._client: Client | None = None
+        self._failures = 0
+        self._last_line = ""
+        self.dropped = 0
+
+    @property
+    def address(self) -> str:
+        return f"{self._broker.host}:{self._broker.port}"
+
+    def start(self) -> None:
+        """Begin to connect; returns at once. Raises `OSError` or `ssl.SSLError` if the identity's files cannot be used."""
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._device,
+            clean_session=True,
+            protocol=MQTTProtocolVersion.MQTTv311,
+        )
+        client.username_pw_set(self._device)
+        if self._broker.tls:
+            client.tls_set_context(tls_context(self._identity))
+        will = encode(Status(boot_id=self._boot_id, online=False))
+        client.will_set(up(self._device, Up.STATUS), will, qos=1)
+        client.max_inflight_messages_set(50)
+        client.max_queued_messages_set(200)
+        client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        self._client = client
+        self._back_off()
+        client.connect_async(self._broker.host, self._broker.port, keepalive=KEEPALIVE_S)
+        client.loop_start()
+
+    def close(self) -> None:
+        if self._client is None:
+            return
+        if self._client.is_connected():
+            farewell = encode(Status(boot_id=self._boot_id, online=False))
+            with contextlib.suppress(ValueError, RuntimeError):  # gone in this very moment
+                self._client.publish(up(self._device, Up.STATUS), farewell, qos=1).wait_for_publish(2.0)
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._client = None
+
+    def send(self, what: Up, message: Message, qos: int = 1) -> bool:
+        """Whether the message is on its way. Raises `TooLargeError`."""
+        return self.send_bytes(what, encode(message), qos)
+
+    def send_bytes(self, what: Up, body: bytes, qos: int = 1) -> bool:
+        if self._client is None or not self._client.is_connected():
+            return False
+        return self._client.publish(up(self._device, what), body, qos=qos).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    # --- in paho's thread ---------------------------------------------------------------------------------------
+
+    def _on_connect(
+        self, client: Client, _data: object, _flags: ConnectFlags, code: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if code.is_failure:
+            self._say(f"the broker at {self.address} refuses this device: {code}; trying again")
+            self._back_off()
+            return
+        self._failures = 0
+        self._last_line = ""
+        self._back_off()
+        client.subscribe(down_filter(self._device), qos=1)
+        log.info("connected to %s", self.address)
+        self._offer(Connected())
+
+    def _on_connect_fail(self, client: Client, _data: object) -> None:
+        del client
+        self._failures += 1
+        self._say(f"the broker at {self.address} cannot be reached; trying again")
+        self._back_off()
+
+    def _on_disconnect(
+        self,
+        client: Client,
+        _data: object,
+        _flags: DisconnectFlags,
+        code: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        del client
+        self._failures += 1
+        if code.is_failure:
+            self._say(f"disconnected from {self.address}: {code}; trying again")
+        self._back_off()
+        self._offer(Disconnected())
+
+    def _on_message(self, client: Client, _data: object, message: MQTTMessage) -> None:
+        del client
+        if not self._offer(Arrived(message.topic, bytes(message.payload))):
+            self.dropped += 1
+
+    def _back_off(self) -> None:
+        """Full jitter, doubling: a fleet that lost its broker does not come back as one."""
+        most = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2.0 ** min(self._failures, 10))
+        delay = self._draw.uniform(0.3, 1.0) * most
+        if self._client is not None:
+            self._client.reconnect_delay_set(delay, delay)  # type: ignore[arg-type]  # it takes fractions
+
+    def _say(self, line: str) -> None:
+        """Once for each new trouble, not for each try."""
+        if line != self._last_line:
+            log.warning("%s", line)
+            self._last_line = line
+
+
+def tls_context(identity: Path) -> ssl.SSLContext:
+    """Mutual TLS: the fleet's CA alone is trusted, the broker's name is checked."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(identity / "ca.pem")
+    context.load_cert_chain(identity / "certificate.pem", identity / "key.pem")
+    return context

@@ -1,0 +1,40 @@
+"""Everything about a running agent that can be set, with its defaults. Read once by the command line, then passed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from covey_agent.fetch import FetchLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times in seconds, sizes in bytes."""
+
+    state: Path
+    inference_port: int = 8090  # 0: any free one
+    facts_file: Path | None = None  # of a simulated device
+    telemetry_interval_s: float = 10.0
+    heartbeat_s: float = 30.0
+    quota: int | None = None  # for all builds together
+    margin: int = 64_000_000  # of the disk, never used
+    load_timeout_s: float = 120.0
+    max_starts: int = 3  # of one build under one order
+    retry_first_s: float = 30.0
+    retry_most_s: float = 900.0
+    poll_busy_s: float = 0.25  # the gateway's status, while something is on its way
+    poll_idle_s: float = 2.0
+    fetch: FetchLimits = field(default_factory=FetchLimits)
+
+    @property
+    def identity(self) -> Path:
+        return self.state / "identity"
+
+    @property
+    def log_file(self) -> Path:
+        return self.state / "log" / "agent.log"
+
+    @property
+    def gateway_log(self) -> Path:
+        return self.state / "log" / "gateway.log"
