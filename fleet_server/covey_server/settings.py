@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import socket
 import tomllib
 import types
 import typing
@@ -38,6 +39,7 @@ LOCAL_TARGETS = (
     "tflite-int8",
 )
 MIB = 1 << 20
+_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 class SettingsError(StartError):
@@ -132,8 +134,15 @@ class Settings:
 
     @property
     def reachable_host(self) -> str:
-        """`public_host`, or the listening host."""
-        return self.public_host or self.host
+        """`public_host`, or the listening host, or where that is a wildcard this machine's name."""
+        if self.public_host:
+            return self.public_host
+        return socket.gethostname() if self.wildcard else self.host
+
+    @property
+    def wildcard(self) -> bool:
+        """Whether it listens on every interface."""
+        return self.host in _WILDCARDS
 
     @property
     def broker_interface(self) -> str:

@@ -12,9 +12,10 @@ import hmac
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -36,6 +37,8 @@ SESSION_COOKIE = "covey_session"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
 TOKEN_PREFIX = "covey_"  # noqa: S105 - what tokens begin with
+# It checks nothing; it marks the operations in the OpenAPI document that need a token.
+_BEARER = HTTPBearer(auto_error=False, description="an API token; the console's session cookie does as well")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_SECRET = 256
 _LAST_USED_EVERY_MS = 60_000
@@ -63,7 +66,10 @@ class Identity:
 def require(role: Role) -> Callable[[Request], Awaitable[Actor]]:
     """A FastAPI dependency: the `Actor`, if it may do what `role` may; else 401 or 403."""
 
-    async def dependency(request: Request) -> Actor:
+    async def dependency(
+        request: Request,
+        _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)] = None,
+    ) -> Actor:
         found = await identify(request)
         if found is None:
             raise Unauthorized
@@ -71,6 +77,7 @@ def require(role: Role) -> Callable[[Request], Awaitable[Actor]]:
             raise Forbidden(f"this needs the role {role}; {found.actor.name} has the role {found.actor.role}")
         if found.csrf is not None and request.method not in _SAFE:
             await _check_csrf(request, found.csrf)
+        request.state.identity = found
         return found.actor
 
     dependency.__name__ = f"require_{role}"

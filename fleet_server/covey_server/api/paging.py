@@ -1,0 +1,21 @@
+"""Lists of the API: `{"items": […], "next": CURSOR or null}`; `after=CURSOR` goes on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+T = TypeVar("T")
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="at most so many items")]
+AfterName = Annotated[str, Query(max_length=128, description="`next` of the page before")]
+AfterId = Annotated[int, Query(ge=0, le=1 << 53, description="`next` of the page before")]
+
+
+class Page(BaseModel, Generic[T]):
+    """One page of a list."""
+
+    items: list[T]
+    next: str | None = Field(default=None, description="pass as `after` for the next page; null: this was the last")

@@ -1,0 +1,100 @@
+"""The composition root: every part of the server is made here, given to those that need it, started and stopped.
+
+`build_services` makes (and at the first start initialises the data folder), `create_app` wires the API, `running` runs the
+background parts. Nothing is started by a constructor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+from fastapi import FastAPI
+
+from covey_server import tokens
+from covey_server.bus import Bus
+from covey_server.campaigns.service import CampaignService
+from covey_server.clock import Clock, system_clock
+from covey_server.db.engine import Database
+from covey_server.errors import StartError
+from covey_server.fleet.ca import FleetCA
+from covey_server.fleet.service import FleetService
+from covey_server.middleware import Guard
+from covey_server.registry.blobs import BlobStore
+from covey_server.registry.housekeeping import Housekeeping
+from covey_server.registry.keys import SigningKeys
+from covey_server.registry.workers import Workers
+from covey_server.routes import application
+from covey_server.services import Services
+from covey_server.settings import LOCAL_TARGETS, Settings
+
+log = logging.getLogger(__name__)
+
+ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
+WORKER_TOKEN_FILE = "worker-token"  # noqa: S105 - a file's name
+_RTX_TARGET = "tensorrt-rtx-fp32"
+
+
+def build_services(settings: Settings, clock: Clock = system_clock) -> Services:
+    """All parts, on a data folder that is made ready if it is new. Raises `StartError`."""
+    data = settings.data
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        now_ms = clock()
+        blobs = BlobStore(data / "blobs")
+        blobs.folder.mkdir(exist_ok=True)
+        blobs.clear_incoming()
+        database = Database(settings.database)
+        database.migrate()
+        keys = SigningKeys.load_or_create(data / "keys")
+        ca = FleetCA.load_or_create(data / "ca", now_ms)
+        with database.session() as session:
+            tokens.ensure_file(session, data / ADMIN_TOKEN_FILE, "admin", "admin", now_ms)
+            tokens.ensure_file(session, data / WORKER_TOKEN_FILE, "local-worker", "worker", now_ms)
+    except OSError as error:
+        raise StartError(f"the data folder {data} cannot be used: {error.strerror or error}") from error
+    except ValueError as error:
+        raise StartError(f"the data folder {data}: {error}") from error
+    bus = Bus()
+    fleet = FleetService(settings, database, clock, bus, keys, blobs, ca)
+    campaigns = CampaignService(database, clock, bus, fleet.wake, settings.campaign_tick_s)
+    workers = Workers(local_targets(settings) if settings.local_worker else ())
+    return Services(settings, clock, database, bus, blobs, keys, fleet, campaigns, workers)
+
+
+def create_app(services: Services) -> FastAPI:
+    """The application over these services. Its lifespan runs the background parts, see `running`."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Not in the thread pool: the broker's process is tied to the thread that starts it.
+        with running(services):
+            yield
+
+    app = application(lifespan)
+    app.state.services = services
+    app.add_middleware(Guard, settings=services.settings)
+    return app
+
+
+@contextlib.contextmanager
+def running(services: Services) -> Iterator[None]:
+    """Run the background parts; in the end they are stopped in the opposite order. Raises `StartError`."""
+    housekeeping = Housekeeping(services.database, services.clock, services.bus, services.settings.build_attempts)
+    with contextlib.ExitStack() as started:
+        started.callback(services.database.close)
+        for part in (services.fleet, services.campaigns, housekeeping):
+            if part is not None:
+                part.start()
+                started.callback(part.stop)
+        yield
+
+
+def local_targets(settings: Settings) -> tuple[str, ...]:
+    """What the local worker builds: the setting, and by default TensorRT-RTX too where it is installed."""
+    has_rtx = importlib.util.find_spec("tensorrt_rtx") is not None
+    if settings.worker_targets == LOCAL_TARGETS and has_rtx:
+        return (*LOCAL_TARGETS, _RTX_TARGET)
+    return settings.worker_targets

@@ -1,0 +1,66 @@
+"""What a worker delivers is checked before it is signed: the server's signature says that all of this holds."""
+
+from __future__ import annotations
+
+import hashlib
+
+from covey_contract.building import BuildReport, Outcome
+from covey_contract.errors import ContractError
+from covey_contract.manifest import FileEntry, Manifest, check_target
+from covey_contract.wire import decode
+
+from covey_server.errors import Invalid, NotFound
+from covey_server.registry.blobs import BlobStore
+
+
+def check_report(data: bytes, target: str, *, has_manifest: bool) -> BuildReport:
+    """The report, if it is one of this target and says "built" exactly if there is a manifest."""
+    try:
+        report = decode(BuildReport, data)
+    except ContractError as error:
+        raise Invalid(str(error)[:500], field="report") from error
+    if report.target != target:
+        raise Invalid(f"the report is of {report.target[:80]!r}, the job of {target}", field="report")
+    if (report.outcome is Outcome.BUILT) != has_manifest:
+        raise Invalid("a build that was built has a manifest, any other has none", field="manifest")
+    return report
+
+
+def check_manifest(data: bytes, model: str, version: str, target: str) -> Manifest:
+    """The manifest, if it is one of this very job."""
+    try:
+        manifest = decode(Manifest, data)
+    except ContractError as error:
+        raise Invalid(str(error)[:500], field="manifest") from error
+    runtime, precision = check_target(target)
+    for what, says, wanted in (
+        ("model", manifest.model, model),
+        ("version", manifest.version, version),
+        ("target", manifest.target, target),
+        ("runtime", manifest.runtime.value, runtime.value),
+        ("precision", manifest.precision, precision),
+    ):
+        if says != wanted:
+            raise Invalid(f"the manifest's {what} is {says[:80]!r}, the job's {wanted!r}", field="manifest")
+    return manifest
+
+
+def check_files(blobs: BlobStore, manifest: Manifest) -> None:
+    """All files are in the store, whole, and the block table is theirs. Reads every byte once."""
+    for entry in manifest.wire_files():
+        _check_size(blobs, entry)
+    with blobs.open(manifest.table.sha256) as table:
+        for entry in manifest.files:
+            with blobs.open(entry.sha256) as file:
+                while block := file.read(manifest.block_size):
+                    if hashlib.sha256(block).digest() != table.read(32):
+                        raise Invalid(f"the block table does not fit {entry.path}", field="manifest")
+
+
+def _check_size(blobs: BlobStore, entry: FileEntry) -> None:
+    try:
+        size = blobs.size(entry.sha256)
+    except NotFound as error:
+        raise Invalid(f"{entry.path} was not delivered ({entry.sha256})", field="manifest") from error
+    if size != entry.size:
+        raise Invalid(f"{entry.path} has {size} bytes, not {entry.size} as the manifest says", field="manifest")
