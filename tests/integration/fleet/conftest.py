@@ -99,6 +99,7 @@ class World:
     until = staticmethod(until)
 
     def __init__(self, data: Path, **settings: Any) -> None:
+        data.mkdir(parents=True, exist_ok=True)
         self.settings = Settings(data=data, fleet_tick_s=0.2, **settings)
         self.database = Database(self.settings.database)
         self.database.migrate()
@@ -327,6 +328,7 @@ class Device:
         assert assignment.device == self.name
         assert assignment.counter > self.counter
         self.counter = assignment.counter
+        self._hold(assignment, State.ASSIGNED)
         return assignment, decode(Manifest, manifest_bytes)
 
     def fetch(self, build: str, manifest: Manifest) -> list[bytes]:
@@ -372,10 +374,22 @@ class Device:
             reason=reason,
             **more,
         )
+        self._hold(assignment, state)
         self.unacknowledged[report.seq] = (topics.Up.REPORT, report)
         if self.client is not None:
             self.publish(topics.Up.REPORT, report)
         return report
+
+    def _hold(self, assignment: Assignment, state: State) -> None:
+        self.models = (
+            ModelStatus(
+                model=assignment.model,
+                active=assignment.build if state is State.ACTIVE else None,
+                assignment=assignment.id,
+                counter=assignment.counter,
+                state=state,
+            ),
+        )
 
     def measure(self, build: str, ok: int = 10) -> Telemetry:
         now = system_clock()
@@ -413,7 +427,6 @@ def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
         worlds.append(World(tmp_path / "data", **settings))
         return worlds[-1]
 
-    (tmp_path / "data").mkdir()
     yield make
     for world in worlds:
         world.stop()
