@@ -1,0 +1,1 @@
+"""The data plane: the local inference endpoint, which goes on serving while the agent's control process is away."""

@@ -1,0 +1,49 @@
+"""The gateway's command line: `python -m covey_agent.gateway --run-dir DIR --port N`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from covey_agent.gateway.app import StartError, serve
+from covey_agent.gateway.settings import Limits, Settings
+
+# As everywhere in Covey: another process has what this one needs.
+EXIT_CANNOT_START = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="covey-gateway", description="Covey's local inference endpoint.")
+    parser.add_argument(
+        "--run-dir", type=Path, required=True, help="folder of the sockets gateway.sock and inference.sock"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address for HTTP (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8600, help="port for HTTP; 0: any free one (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="compute threads of each runner (default: %(default)s)")
+    parser.add_argument("--queue", type=int, default=Limits.queue, help="requests that may wait (default: %(default)s)")
+    parser.add_argument(
+        "--deadline-s", type=float, default=Limits.deadline_s, help="of requests that name none (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s gateway %(levelname)s %(message)s")
+    settings = Settings(
+        run_dir=options.run_dir.absolute(),
+        host=options.host,
+        port=options.port,
+        threads=options.threads,
+        limits=Limits(queue=options.queue, deadline_s=options.deadline_s),
+    )
+    with contextlib.suppress(PermissionError):  # we lead a session already
+        os.setsid()
+    try:
+        asyncio.run(serve(settings))
+    except StartError as error:
+        print(f"covey-gateway: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    return 0

@@ -1,0 +1,285 @@
+"""HTTP/1.1 on the loopback: one connection, its requests answered in order, every wait and every size bounded.
+
+Parsing is httptools'; what a request means is the handler's. A connection keeps what its caller sends ahead (pipelining) and
+reads no further while it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import httptools
+
+from covey_agent.gateway.settings import Limits
+
+log = logging.getLogger(__name__)
+
+JSON = "application/json"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# How often connections are looked at for those that keep the gateway waiting, in seconds.
+SWEEP_S = 1.0
+
+
+@dataclass
+class HttpRequest:
+    """`url` is the raw target; header names are in lower case."""
+
+    method: str = ""
+    url: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    body: bytes | bytearray = b""
+    keep_alive: bool = True
+    refused: HttpResponse | None = None  # the answer to a request that is not to be looked at
+
+
+@dataclass(frozen=True)
+class HttpResponse:
+    status: int
+    body: Sequence[bytes | memoryview] = ()
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+    close: bool = False
+
+    def encode(self, *, keep_alive: bool) -> bytes:
+        lines = [
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            f"Content-Type: {self.content_type}",
+            f"Content-Length: {sum(len(piece) for piece in self.body)}",
+            *(f"{name}: {value}" for name, value in self.headers),
+        ]
+        if not keep_alive or self.close:
+            lines.append("Connection: close")
+        return b"".join(("\r\n".join(lines).encode("latin-1"), b"\r\n\r\n", *self.body))
+
+
+Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
+Refuse = Callable[[int, str], HttpResponse]
+
+
+class Connections:
+    """All open connections of the gateway, over TCP and Unix socket, and the bytes they have buffered together."""
+
+    def __init__(self, handler: Handler, refuse: Refuse, limits: Limits, clock: Callable[[], float]) -> None:
+        self.handler = handler
+        self.refuse = refuse
+        self.limits = limits
+        self.clock = clock
+        self.buffered = 0
+        self.open: set[HttpConnection] = set()
+
+    def accept(self) -> HttpConnection:
+        return HttpConnection(self)
+
+    async def sweep(self) -> None:
+        """For ever: end connections that keep the gateway waiting."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = self.clock()
+            for connection in [connection for connection in self.open if connection.overdue(now)]:
+                connection.abort()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let the requests that are being answered finish, then end every connection."""
+        tasks = [task for connection in list(self.open) if (task := connection.finish()) is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        for connection in list(self.open):
+            connection.abort()
+
+
+class HttpConnection(asyncio.Protocol):
+    def __init__(self, connections: Connections) -> None:
+        self._all = connections
+        self._limits = connections.limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._request = HttpRequest()
+        self._header_bytes = 0
+        self._chunks: list[bytes] = []
+        self._body_bytes = 0  # of the request that is arriving
+        self._held = 0  # bytes of bodies that are not answered yet
+        self._ready: deque[HttpRequest] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._deadline = 0.0
+        self._broken = False  # nothing more is read
+        self.answering = False
+
+    # --- the transport's calls ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # a stream server makes no other
+        self._transport = transport
+        if len(self._all.open) >= self._limits.connections:
+            transport.write(self._all.refuse(503, "too many connections").encode(keep_alive=False))
+            transport.close()
+            return
+        self._all.open.add(self)
+        self._deadline = self._all.clock() + self._limits.idle_s
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # why it went away changes nothing
+        self._all.open.discard(self)
+        self._broken = True
+        self._release(self._held)
+        for waiting in (self._wake, self._writable):
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        if self._broken:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, "protocol upgrades are not supported")
+        except httptools.HttpParserError as error:
+            if not self._broken:  # our own refusals also end the parser
+                self._refuse(400, f"not a valid HTTP request: {error}")
+
+    def eof_received(self) -> bool:
+        # A caller that has said all may still want its answer.
+        self._broken = True
+        self._notify()
+        return self.answering or bool(self._ready)
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # --- the parser's calls -------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._request = HttpRequest()
+        self._header_bytes = 0
+        self._chunks = []
+        if not self.answering:
+            self._deadline = self._all.clock() + self._limits.read_s
+
+    def on_url(self, url: bytes) -> None:
+        self._count_header(len(url))
+        self._request.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_header(len(name) + len(value))
+        self._request.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        request = self._request
+        request.method = self._parser.get_method().decode("latin-1")
+        request.keep_alive = self._parser.should_keep_alive()
+        length = request.headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._limits.body_bytes:
+            self._too_large()
+        elif request.headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
+            self._transport.write(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        if self._broken:
+            return
+        self._body_bytes += len(body)
+        self._held += len(body)
+        self._all.buffered += len(body)
+        self._chunks.append(body)
+        if self._body_bytes > self._limits.body_bytes:
+            self._too_large()
+        elif self._all.buffered > self._limits.buffered_bytes:
+            self._refuse(503, "too many bytes wait to be answered; try again later")
+
+    def on_message_complete(self) -> None:
+        if self._broken:
+            return
+        request = self._request
+        request.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks = []
+        self._body_bytes = 0
+        self._ready.append(request)
+        self._notify()
+
+    # --- limits -------------------------------------------------------------------------------------------------------
+
+    def _count_header(self, count: int) -> None:
+        self._header_bytes += count
+        if self._header_bytes > self._limits.header_bytes and not self._broken:
+            self._refuse(431, f"the request's header is longer than {self._limits.header_bytes} bytes")
+
+    def _too_large(self) -> None:
+        self._refuse(413, f"the body is longer than {self._limits.body_bytes} bytes")
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Answer so in its turn, and end the connection: where the next request would begin is not known."""
+        self._broken = True
+        self._release(self._body_bytes)
+        self._body_bytes = 0
+        self._chunks.clear()
+        self._ready.append(HttpRequest(refused=self._all.refuse(status, detail), keep_alive=False))
+        self._notify()
+
+    def _release(self, count: int) -> None:
+        count = min(count, self._held)  # all was released when the connection was lost
+        self._held -= count
+        self._all.buffered -= count
+
+    def overdue(self, now: float) -> bool:
+        return now > self._deadline and (not self.answering or self._writable is not None)
+
+    def finish(self) -> asyncio.Task[None] | None:
+        """Answer what has arrived, and end; the task that does it."""
+        self._broken = True
+        self._notify()
+        return self._task
+
+    def abort(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _serve(self) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        while True:
+            if not self._ready:
+                if self._broken:
+                    break
+                self._wake = asyncio.get_running_loop().create_future()
+                await self._wake
+                continue
+            request = self._ready.popleft()
+            self.answering = True
+            if not transport.is_closing():
+                transport.pause_reading()
+            response = request.refused or await self._all.handler(request)
+            self._release(len(request.body))
+            keep_alive = request.keep_alive and not response.close
+            if transport.is_closing():
+                break
+            self._deadline = self._all.clock() + self._limits.write_s
+            transport.write(response.encode(keep_alive=keep_alive))
+            if self._writable is not None:
+                await self._writable
+            self.answering = False
+            self._deadline = self._all.clock() + self._limits.idle_s
+            if not keep_alive:
+                break
+            if not transport.is_closing():
+                transport.resume_reading()
+        self.answering = False
+        transport.close()

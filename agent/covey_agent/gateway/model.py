@@ -1,0 +1,451 @@
+"""One model on this device: its runners, the queue before them, the switch between two builds and the way back.
+
+A request goes to the active build's runner; one inference is in flight per runner, the others wait in line. A switch is one
+change of `slots`: requests in line go to the new build, the old runner finishes what it has. In probation a request that the
+new build fails is answered by the previous one, and the verdict of `probation.Judge` may take the new build back. Without a way
+back a runner that died is started anew, while requests wait in line until their deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from covey_contract.histogram import Recorder
+from covey_contract.messages import BuildWindow, Probation
+from covey_contract.reasons import Reason
+
+from covey_agent.gateway.control_api import Load, Loaded, ModelSlots, Reverted, RunnerStatus
+from covey_agent.gateway.errors import (
+    BY_FAILING,
+    CrashedError,
+    DeadlineError,
+    InferenceError,
+    NoBuildError,
+    OrderError,
+    QueueFullError,
+    ServeError,
+)
+from covey_agent.gateway.oip import InferRequest
+from covey_agent.gateway.probation import REASONS, Failing, Judge, Verdict, hang_after, patience
+from covey_agent.gateway.runner_process import BuildSpec, InferFailed, Reply, RunnerProcess
+from covey_agent.gateway.settings import Limits
+from covey_agent.gateway.slots import SlotError, Slots
+from covey_agent.gateway.stats import BuildStats, Statistics
+
+log = logging.getLogger(__name__)
+
+# A request that a runner failed is tried again: by the previous build, or by the runner started anew.
+ATTEMPTS = 3
+RESTART_TIMEOUT_S = 120.0
+RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# A runner that lived this long had no trouble starting; the next restart need not wait.
+HEALTHY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    spec: BuildSpec  # the build that answered
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A build in probation failed a request; it counts once another build has answered the same."""
+
+    runner: RunnerProcess
+    how: Failing
+    detail: str
+
+
+class Model:
+    """`clock` gives monotonic seconds (the event loop's), `now_ms` the Unix time in milliseconds."""
+
+    def __init__(
+        self, name: str, *, threads: int, limits: Limits, clock: Callable[[], float], now_ms: Callable[[], int]
+    ) -> None:
+        self.name = name
+        self.slots = Slots()
+        self.statistics = Statistics()
+        self._threads = threads
+        self._limits = limits
+        self._clock = clock
+        self._now_ms = now_ms
+        self._runners: dict[str, RunnerProcess] = {}
+        self._ending: set[RunnerProcess] = set()
+        self._loading: dict[str, asyncio.Task[Loaded]] = {}
+        self._specs: dict[str, BuildSpec] = {}
+        self._line: deque[asyncio.Future[RunnerProcess]] = deque()
+        self._second: deque[asyncio.Future[RunnerProcess]] = deque()  # failed by the active build, for the previous one
+        self._judge: Judge | None = None
+        self._lifetimes: dict[str, Recorder] = {}  # compute of each held build since it was loaded
+        self._since_switch = Recorder()
+        self._hang_s = limits.hang_s
+        self._reverted: Reverted | None = None
+        self._restart: asyncio.Task[None] | None = None
+        self._restarts = 0
+        self._restarted_at = float("-inf")
+
+    # --- orders of the control process ------------------------------------------------------------------------------
+
+    async def load(self, spec: BuildSpec, order: Load) -> Loaded:
+        """Bring the build to ready, beside what serves; raises `OrderError`. Asking twice is harmless."""
+        if spec.build == self.slots.active and self._restart is not None:
+            await asyncio.wait([self._restart], timeout=order.timeout_s)
+        runner = self._runners.get(spec.build)
+        if runner is not None and runner.ready and runner.loaded is not None:
+            return runner.loaded
+        task = self._loading.get(spec.build)
+        if task is None:
+            task = self._loading[spec.build] = asyncio.create_task(self._load(spec, order))
+        return await asyncio.shield(task)
+
+    async def _load(self, spec: BuildSpec, order: Load) -> Loaded:
+        try:
+            self._specs[spec.build] = spec
+            self._become(self.slots.with_candidate(spec.build))
+            return await self._start(
+                spec, background=order.background, check_golden=order.check_golden, timeout_s=order.timeout_s
+            )
+        except OrderError:
+            if self.slots.candidate == spec.build:
+                self._become(self.slots.without(spec.build))
+            raise
+        finally:
+            self._loading.pop(spec.build, None)
+
+    async def _start(self, spec: BuildSpec, *, background: bool, check_golden: bool, timeout_s: float) -> Loaded:
+        runner = RunnerProcess(
+            spec,
+            threads=self._threads,
+            retire_s=self._limits.retire_s,
+            on_free=self._pump,
+            on_lost=self._lost,
+        )
+        self._runners[spec.build] = runner
+        self._lifetimes[spec.build] = Recorder()
+        try:
+            loaded = await runner.start(background=background, check_golden=check_golden, timeout_s=timeout_s)
+        except OrderError:
+            if self._runners.get(spec.build) is runner:
+                del self._runners[spec.build]
+            raise
+        if self._runners.get(spec.build) is not runner:
+            runner.kill()
+            raise OrderError(Reason.SUPERSEDED, "another order came while the build was loading")
+        log.info("%s: build %s is ready in runner %d", self.name, spec.build[:12], runner.pid)
+        self._pump()
+        return loaded
+
+    def switch(self, build: str, probation: Probation | None) -> None:
+        """Let the loaded build serve from the next request on; raises `OrderError`."""
+        if build == self.slots.active:
+            return
+        if self._ready(build) is None:
+            raise OrderError(Reason.LOAD_FAILED, f"build {build[:12]} is not loaded, or its runner has died")
+        before = self._ready(self.slots.active)
+        try:
+            slots = self.slots.switched(build, probation)
+        except SlotError as error:
+            raise OrderError(Reason.INTERNAL, str(error)) from error
+        if before is None and slots.previous is not None:  # it is being started anew: no way back to it
+            slots = replace(slots, previous=None)
+        self._judge = Judge(probation) if probation is not None else None
+        self._since_switch = Recorder()
+        self._reverted = None
+        self._restarts = 0
+        self._hang_s = self._limits.hang_s
+        if slots.previous is not None:
+            self._hang_s = hang_after(self._limits.hang_s, self._lifetimes[slots.previous].snapshot())
+        self._become(slots)
+        log.info("%s: build %s serves", self.name, build[:12])
+        self._pump()
+
+    def settle(self) -> None:
+        self._judge = None
+        self._hang_s = self._limits.hang_s
+        self._become(self.slots.settled())
+        self._pump()
+
+    def revert(self, reason: Reason, detail: str) -> None:
+        """Let the previous build serve again; raises `OrderError` if none is active."""
+        try:
+            slots = self.slots.reverted()
+        except SlotError as error:
+            raise OrderError(Reason.INTERNAL, str(error)) from error
+        log.warning("%s: build %s is taken back: %s %s", self.name, str(self.slots.active)[:12], reason, detail)
+        self._judge = None
+        self._hang_s = self._limits.hang_s
+        self._become(slots)
+        self._pump()
+
+    def unload(self, build: str | None) -> None:
+        self._become(self.slots.without(build))
+        if self.slots.active is None:
+            self._judge = None
+        self._pump()
+
+    async def close(self) -> None:
+        """End every runner, and wait until they are gone."""
+        self.unload(None)
+        await asyncio.gather(*(runner.ended.wait() for runner in self._ending))
+
+    def kill(self) -> None:
+        for runner in (*self._runners.values(), *self._ending):
+            runner.kill()
+
+    def _become(self, slots: Slots) -> None:
+        """The one place where `slots` changes; runners of builds that are held no longer are retired."""
+        dropped = self.slots.dropped(slots)
+        self.slots = slots
+        for build in dropped:
+            self._specs.pop(build, None)
+            self._lifetimes.pop(build, None)
+            runner = self._runners.pop(build, None)
+            if runner is not None:
+                self._ending.add(runner)
+                runner.retire()
+        self._ending = {runner for runner in self._ending if not runner.ended.is_set()}
+        self.statistics.forget_old(slots.builds)
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def active_spec(self) -> BuildSpec:
+        """The build that serves; raises `NoBuildError` with the reason why none does."""
+        if self.slots.active is None:
+            if self._reverted is not None:
+                raise NoBuildError(f"no build of {self.name} serves: {self._reverted.reason} ({self._reverted.detail})")
+            raise NoBuildError(f"no build of {self.name} serves yet")
+        return self._specs[self.slots.active]
+
+    @property
+    def is_serving(self) -> bool:
+        return self._ready(self.slots.active) is not None
+
+    def stats_of(self, spec: BuildSpec) -> BuildStats:
+        return self.statistics.of(spec.build, spec.manifest)
+
+    async def infer(self, request: InferRequest, deadline: float) -> Answer:
+        """Answer the request before `deadline` (of `clock`), by whichever build can; raises `ServeError`."""
+        arrived = self._clock()
+        asked = self.active_spec()
+        queue_s = 0.0
+        try:
+            runner = await self._turn(deadline)
+            queue_s = self._clock() - arrived
+            asked = self._asked(runner)
+            answer = await self._answer(request, runner, deadline)
+        except ServeError as error:
+            self.stats_of(asked).failed(error.code)
+            raise
+        self.stats_of(asked).answered(
+            queue_s=queue_s,
+            end_to_end_s=self._clock() - arrived,
+            fallback=answer.spec.build != asked.build,
+            now_ms=self._now_ms(),
+        )
+        return answer
+
+    async def _answer(self, request: InferRequest, runner: RunnerProcess, deadline: float) -> Answer:
+        strike: Strike | None = None
+        for attempt in range(ATTEMPTS):
+            if not request.fits(runner.spec.manifest):
+                self._release(runner)
+                raise NoBuildError(f"{self.name} has taken another signature while the request waited; ask again")
+            may_fall_back = self._may_fall_back(runner)
+            try:
+                reply = await self._ask(runner, request, deadline, may_fall_back=may_fall_back)
+            except InferFailed as failure:
+                if strike is not None or not (may_fall_back or failure.how in (Failing.CRASHED, Failing.HUNG)):
+                    raise BY_FAILING[failure.how](str(failure)) from failure
+                # A crash has been dealt with by `_lost`; whatever serves now is asked again.
+                if failure.how not in (Failing.CRASHED, Failing.HUNG):
+                    strike = Strike(runner, failure.how, str(failure))
+                elif attempt + 1 == ATTEMPTS:
+                    raise CrashedError(str(failure)) from failure
+                runner = await self._turn(deadline, again=True)
+                continue
+            if strike is not None and runner is not strike.runner:
+                self._count(strike)
+            return Answer(runner.spec, reply)
+        raise InferenceError("the model failed on every attempt")
+
+    async def _ask(
+        self, runner: RunnerProcess, request: InferRequest, deadline: float, *, may_fall_back: bool
+    ) -> Reply:
+        remaining = max(deadline - self._clock(), 0.0)
+        reply = await runner.infer(
+            request,
+            patience_s=patience(remaining) if may_fall_back else remaining,
+            hang_s=self._hang_s if runner.spec.build == self.slots.active else self._limits.hang_s,
+        )
+        compute_s = reply.result.compute_s
+        self.stats_of(runner.spec).computed(compute_s)
+        if (lifetime := self._lifetimes.get(runner.spec.build)) is not None:
+            lifetime.record(compute_s)
+        if self._judge is not None and runner.spec.build == self.slots.active:
+            self._since_switch.record(compute_s)
+            if self._judge.answered_one() and self.slots.previous is not None:
+                before = self._lifetimes[self.slots.previous].snapshot()
+                self._obey(self._judge.latency(self._since_switch.snapshot(), before))
+        return reply
+
+    def _asked(self, runner: RunnerProcess) -> BuildSpec:
+        """The build that the request counts for: the active one also where the previous one stands in for it."""
+        active = self._ready(self.slots.active)
+        stands_in = runner.spec.build == self.slots.previous and active is not None and active.stuck
+        return active.spec if active is not None and stands_in else runner.spec
+
+    def _may_fall_back(self, runner: RunnerProcess) -> bool:
+        return runner.spec.build == self.slots.active and self._ready(self.slots.previous) is not None
+
+    def _count(self, strike: Strike) -> None:
+        if self._judge is not None and strike.runner.spec.build == self.slots.active:
+            self._obey(self._judge.failed_one(strike.how, strike.detail))
+
+    def _obey(self, verdict: Verdict | None) -> None:
+        if verdict is not None and self.slots.may_revert:
+            self._go_back(verdict.reason, verdict.detail)
+
+    # --- the line ---------------------------------------------------------------------------------------------------
+
+    async def _turn(self, deadline: float, *, again: bool = False) -> RunnerProcess:
+        """A free runner, marked busy for the caller. `again`: the active build has failed this request, so it goes first and
+        prefers the previous one."""
+        line = self._second if again else self._line
+        if not again and not line and (runner := self._target()) is not None and not runner.busy:
+            runner.busy = True
+            return runner
+        if not again and len(line) >= self._limits.queue:
+            raise QueueFullError(f"{len(line)} requests wait for {self.name} already")
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[RunnerProcess] = loop.create_future()
+        line.append(turn)
+        timer = loop.call_later(max(deadline - self._clock(), 0.0), self._expire, turn)
+        self._pump()
+        try:
+            return await turn
+        finally:
+            timer.cancel()
+
+    def _expire(self, turn: asyncio.Future[RunnerProcess]) -> None:
+        if turn.done():
+            return
+        for line in (self._line, self._second):
+            if turn in line:
+                line.remove(turn)
+        waited_for = "its turn" if self.is_serving else "its runner, which is being started anew"
+        turn.set_exception(DeadlineError(f"the request's time was over while it waited for {waited_for}"))
+
+    def _target(self) -> RunnerProcess | None:
+        """Who takes the next request: the active build, or the previous one while the active one is stuck."""
+        active, previous = self._ready(self.slots.active), self._ready(self.slots.previous)
+        return previous if active is not None and active.stuck and previous is not None else active
+
+    def _pump(self) -> None:
+        """Give runners that are free to requests that wait."""
+        if self.slots.active is None:
+            self._refuse_all()
+            return
+        second = self._ready(self.slots.previous) or self._ready(self.slots.active)
+        self._grant(self._second, second)
+        self._grant(self._line, self._target())
+
+    @staticmethod
+    def _grant(line: deque[asyncio.Future[RunnerProcess]], runner: RunnerProcess | None) -> None:
+        if line and runner is not None and not runner.busy:
+            runner.busy = True
+            line.popleft().set_result(runner)
+
+    def _release(self, runner: RunnerProcess) -> None:
+        runner.busy = False
+        if runner.draining:
+            runner.retire()
+        self._pump()
+
+    def _refuse_all(self) -> None:
+        for line in (self._second, self._line):
+            while line:
+                turn = line.popleft()
+                if not turn.done():
+                    turn.set_exception(NoBuildError(f"no build of {self.name} serves any longer"))
+
+    def _ready(self, build: str | None) -> RunnerProcess | None:
+        runner = self._runners.get(build) if build is not None else None
+        return runner if runner is not None and runner.ready else None
+
+    # --- losses -----------------------------------------------------------------------------------------------------
+
+    def _lost(self, runner: RunnerProcess, how: Failing, detail: str) -> None:
+        build = runner.spec.build
+        if self._runners.get(build) is not runner:
+            return
+        del self._runners[build]
+        self._ending.add(runner)
+        if build != self.slots.active:
+            self._become(self.slots.without(build))
+        elif self.slots.may_revert:
+            self._go_back(REASONS[how], detail)
+        else:
+            self._restart = asyncio.create_task(self._start_anew(runner.spec))
+        self._pump()
+
+    def _go_back(self, reason: Reason, detail: str) -> None:
+        build, to = self.slots.active, self.slots.previous
+        if build is None:
+            return
+        self._reverted = Reverted(build=build, to=to, reason=reason, detail=detail, time_ms=self._now_ms())
+        self.revert(reason, detail)
+
+    async def _start_anew(self, spec: BuildSpec) -> None:
+        """Until the active build serves again, or another takes its place."""
+        if self._clock() - self._restarted_at > HEALTHY_S:
+            self._restarts = 0
+        try:
+            while self.slots.active == spec.build:
+                await asyncio.sleep(RESTART_DELAYS_S[min(self._restarts, len(RESTART_DELAYS_S) - 1)])
+                self._restarts += 1
+                self._restarted_at = self._clock()
+                if self.slots.active != spec.build:
+                    return
+                try:
+                    await self._start(spec, background=False, check_golden=False, timeout_s=RESTART_TIMEOUT_S)
+                except OrderError as error:
+                    log.warning("%s: build %s does not start again: %s", self.name, spec.build[:12], error)
+                else:
+                    return
+        finally:
+            self._restart = None
+
+    # --- what is told to control ------------------------------------------------------------------------------------
+
+    def status(self) -> ModelSlots:
+        runners = [*self._runners.values(), *(runner for runner in self._ending if not runner.ended.is_set())]
+        return ModelSlots(
+            model=self.name,
+            active=self.slots.active,
+            previous=self.slots.previous,
+            candidate=self.slots.candidate,
+            runners=tuple(
+                RunnerStatus(
+                    build=runner.spec.build,
+                    pid=runner.pid,
+                    state="serving" if self._ready(self.slots.active) is runner else runner.state,
+                    rss_mb=runner.rss_mb(),
+                )
+                for runner in runners
+            ),
+            in_probation=self.slots.probation is not None,
+            probation_requests=self._judge.answered if self._judge is not None else 0,
+            reverted=self._reverted,
+        )
+
+    def runners_rss_mb(self) -> float:
+        return sum(runner.rss_mb() for runner in (*self._runners.values(), *self._ending))
+
+    def collect(self) -> list[BuildWindow]:
+        in_probation = self.slots.active if self.slots.probation is not None else None
+        return self.statistics.take(held=self.slots.builds, in_probation=in_probation)

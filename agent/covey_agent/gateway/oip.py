@@ -1,0 +1,352 @@
+"""The Open Inference Protocol, version 2 (KServe's "v2"), between bytes and tensors: pure, JSON and the binary tensor extension.
+
+A request's tensors leave here as raw little-endian bytes that fit the build's signature, or a `BadRequest` names the field that
+does not. Sources: "Open Inference Protocol" (kserve/open-inference-protocol, rest) and its binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from covey_contract.manifest import DataType, Manifest, TensorSpec
+
+from covey_agent.runner.protocol import TensorInfo
+
+# Element types as Python's `array` names them; FP16 and BOOL have none and go by `struct`.
+ARRAY_CODES = {
+    DataType.UINT8: "B",
+    DataType.UINT16: "H",
+    DataType.UINT32: "I",
+    DataType.UINT64: "Q",
+    DataType.INT8: "b",
+    DataType.INT16: "h",
+    DataType.INT32: "i",
+    DataType.INT64: "q",
+    DataType.FP32: "f",
+    DataType.FP64: "d",
+}
+STRUCT_CODES = {DataType.FP16: "e", DataType.BOOL: "?"}
+MAX_RANK = 16
+MAX_ELEMENT_BYTES = 128  # of one number in JSON, with the white space around it
+
+
+class BadRequest(Exception):  # noqa: N818  # named as HTTP names it
+    """The request is malformed; the text names the field."""
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """An input as it stands in the request."""
+
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """An output that is asked for."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class Header(msgspec.Struct, frozen=True):
+    """The JSON part of a request."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Wanted, ...] = ()
+    id: str = ""
+    parameters: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request that fits the build it was parsed for."""
+
+    id: str
+    inputs: tuple[TensorInfo, ...]
+    data: tuple[bytes | memoryview, ...]
+    outputs: tuple[str, ...]
+    binary: frozenset[str]  # the outputs that are wanted as bytes
+    timeout_s: float | None
+
+    def fits(self, manifest: Manifest) -> bool:
+        """Whether the request may as well go to another build of the model: same names, types and shapes."""
+        inputs = {spec.name: spec for spec in manifest.inputs}
+        outputs = {spec.name for spec in manifest.outputs}
+        return (
+            len(inputs) == len(self.inputs)
+            and outputs >= set(self.outputs)
+            and all(
+                (spec := inputs.get(info.name)) is not None
+                and spec.datatype == info.datatype
+                and _fits(spec.shape, info.shape)
+                for info in self.inputs
+            )
+        )
+
+
+_header = msgspec.json.Decoder(Header)
+
+
+def parse_request(body: bytes | bytearray | memoryview, header_bytes: int | None, manifest: Manifest) -> InferRequest:
+    """Read the body of `POST …/infer`; `header_bytes` is the value of `Inference-Header-Content-Length`, None without one.
+
+    Raises `BadRequest`. Binary tensors are views of `body`.
+    """
+    view = memoryview(body)
+    if header_bytes is not None and not 0 <= header_bytes <= len(view):
+        raise BadRequest(f"Inference-Header-Content-Length is {header_bytes}; the body has {len(view)} bytes")
+    size = len(view) if header_bytes is None else header_bytes
+    try:
+        header = _header.decode(view[:size])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the request is not valid: {error}") from error
+    infos, data = _inputs(header.inputs, view[size:], manifest)
+    outputs, binary = _outputs(header, manifest)
+    return InferRequest(header.id, infos, data, outputs, binary, _timeout(header.parameters))
+
+
+def _inputs(
+    tensors: Sequence[Tensor], rest: memoryview, manifest: Manifest
+) -> tuple[tuple[TensorInfo, ...], tuple[bytes | memoryview, ...]]:
+    specs = {spec.name: spec for spec in manifest.inputs}
+    seen: set[str] = set()
+    infos: list[TensorInfo] = []
+    data: list[bytes | memoryview] = []
+    for index, tensor in enumerate(tensors):
+        field = f"inputs[{index}]"
+        spec = specs.get(tensor.name)
+        if spec is None:
+            raise BadRequest(
+                f"{field}.name: {_quote(tensor.name)} is not an input of this model; it has {', '.join(specs)}"
+            )
+        if tensor.name in seen:
+            raise BadRequest(f"{field}.name: input {_quote(tensor.name)} is given twice")
+        seen.add(tensor.name)
+        size = _check_signature(field, tensor, spec)
+        if (binary_size := tensor.parameters.get("binary_data_size")) is not None:
+            piece = _binary(field, tensor, binary_size, size, rest)
+            rest = rest[size:]
+            data.append(piece)
+        else:
+            data.append(_from_json(field, tensor, spec, size // spec.datatype.itemsize))
+        infos.append(TensorInfo(tensor.name, spec.datatype.value, tensor.shape, size))
+    if missing := [name for name in specs if name not in seen]:
+        raise BadRequest(f"inputs: {', '.join(map(_quote, missing))} missing")
+    if len(rest):
+        raise BadRequest(f"the body has {len(rest)} bytes more than the inputs' binary_data_size account for")
+    return tuple(infos), tuple(data)
+
+
+def _check_signature(field: str, tensor: Tensor, spec: TensorSpec) -> int:
+    """Bytes of the tensor, if its type and shape are those of the input."""
+    if tensor.datatype != spec.datatype:
+        raise BadRequest(f"{field}.datatype: {_quote(tensor.datatype)}; input {spec.name!r} is {spec.datatype}")
+    if len(tensor.shape) > MAX_RANK or not _fits(spec.shape, tensor.shape):
+        raise BadRequest(f"{field}.shape: {list(tensor.shape[:MAX_RANK])}; input {spec.name!r} is {list(spec.shape)}")
+    return math.prod(tensor.shape) * spec.datatype.itemsize
+
+
+def _fits(spec: Sequence[int], shape: Sequence[int]) -> bool:
+    return len(spec) == len(shape) and all(
+        got >= 1 and want in (-1, got) for want, got in zip(spec, shape, strict=True)
+    )
+
+
+def _binary(field: str, tensor: Tensor, given: object, size: int, rest: memoryview) -> memoryview:
+    name = f"{field}.parameters.binary_data_size"
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise BadRequest(f"{name}: must be a number of bytes")
+    if tensor.data:
+        raise BadRequest(f"{field}.data: given beside binary_data_size")
+    if given != size:
+        raise BadRequest(f"{name}: {given} bytes; shape and datatype of {_quote(tensor.name)} make {size}")
+    if len(rest) < size:
+        raise BadRequest(f"{name}: {size} bytes announced, {len(rest)} left in the body")
+    return rest[:size]
+
+
+def _from_json(field: str, tensor: Tensor, spec: TensorSpec, count: int) -> bytes:
+    if "shared_memory_region" in tensor.parameters:
+        raise BadRequest(f"{field}.parameters.shared_memory_region: shared memory is not supported")
+    if not tensor.data:
+        raise BadRequest(f"{field}.data: missing (neither data nor binary_data_size)")
+    if (
+        memoryview(tensor.data).nbytes > MAX_ELEMENT_BYTES * count + MAX_ELEMENT_BYTES
+    ):  # before it becomes a list many times its size
+        raise BadRequest(f"{field}.data: too long for {count} elements")
+    try:
+        values = msgspec.json.decode(tensor.data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"{field}.data: {error}") from error
+    flat = _flatten(field, values, len(tensor.shape))
+    if len(flat) != count:
+        raise BadRequest(f"{field}.data: {len(flat)} elements; shape {list(tensor.shape)} makes {count}")
+    return pack(field, flat, spec.datatype)
+
+
+def _flatten(field: str, values: object, rank: int) -> list[Any]:
+    """Row-major elements of nested lists, which may be flat already."""
+    if not isinstance(values, list):
+        raise BadRequest(f"{field}.data: must be an array")
+    flat: list[Any] = values
+    for _ in range(rank - 1):
+        if not any(isinstance(value, list) for value in flat):
+            return flat
+        if not all(isinstance(value, list) for value in flat):
+            raise BadRequest(f"{field}.data: arrays and numbers are mixed")
+        flat = [element for value in flat for element in value]
+    if any(isinstance(value, list) for value in flat):
+        raise BadRequest(f"{field}.data: nested deeper than the tensor has dimensions")
+    return flat
+
+
+def pack(field: str, values: list[Any], datatype: DataType) -> bytes:
+    """Numbers as raw elements; raises `BadRequest` for what is no number of that type or does not fit it."""
+    number = (bool, int, float) if datatype is DataType.BOOL else (int, float)
+    if not all(isinstance(value, number) for value in values):
+        raise BadRequest(f"{field}.data: has elements that are no {datatype}")
+    try:
+        if datatype in ARRAY_CODES:
+            return array(ARRAY_CODES[datatype], values).tobytes()
+        if datatype is DataType.BOOL and any(value not in (0, 1) for value in values):
+            raise BadRequest(f"{field}.data: has elements that are no BOOL")
+        return struct.pack(f"<{len(values)}{STRUCT_CODES[datatype]}", *values)
+    except (OverflowError, TypeError, struct.error) as error:
+        raise BadRequest(f"{field}.data: has elements that are no {datatype}: {error}") from error
+
+
+def unpack(data: bytes | memoryview, datatype: DataType) -> list[Any]:
+    """Raw elements as numbers."""
+    if datatype in ARRAY_CODES:
+        values = array(ARRAY_CODES[datatype])
+        values.frombytes(data)
+        return values.tolist()
+    return list(struct.unpack(f"<{len(data) // datatype.itemsize}{STRUCT_CODES[datatype]}", data))
+
+
+def _outputs(header: Header, manifest: Manifest) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Names of the outputs to answer with, and those of them in binary."""
+    default = _flag("parameters.binary_data_output", header.parameters.get("binary_data_output", False))
+    known = [spec.name for spec in manifest.outputs]
+    if not header.outputs:
+        return tuple(known), frozenset(known if default else ())
+    names: list[str] = []
+    binary: set[str] = set()
+    for index, wanted in enumerate(header.outputs):
+        field = f"outputs[{index}]"
+        if wanted.name not in known:
+            raise BadRequest(
+                f"{field}.name: {_quote(wanted.name)} is not an output of this model; it has {', '.join(known)}"
+            )
+        if wanted.name in names:
+            raise BadRequest(f"{field}.name: output {_quote(wanted.name)} is asked for twice")
+        for unsupported in ("classification", "shared_memory_region"):
+            if wanted.parameters.get(unsupported):
+                raise BadRequest(f"{field}.parameters.{unsupported}: not supported")
+        names.append(wanted.name)
+        if _flag(f"{field}.parameters.binary_data", wanted.parameters.get("binary_data", default)):
+            binary.add(wanted.name)
+    return tuple(names), frozenset(binary)
+
+
+def _flag(field: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest(f"{field}: must be true or false")
+    return value
+
+
+def _timeout(parameters: Mapping[str, Any]) -> float | None:
+    """Triton's `timeout` parameter: microseconds. It can only shorten a request's deadline."""
+    value = parameters.get("timeout")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BadRequest("parameters.timeout: must be a number of microseconds")
+    return value / 1e6 if value else None
+
+
+def _quote(text: str) -> str:
+    return repr(text[:100])
+
+
+def render_answer(
+    request: InferRequest, manifest: Manifest, build: str, outputs: Sequence[TensorInfo], data: Sequence[memoryview]
+) -> tuple[list[bytes | memoryview], int | None]:
+    """The body of the answer in pieces, and the length of its JSON part if binary tensors follow it.
+
+    `manifest` and `build` are those of the build that answered. Raises `ValueError` where an output cannot be put in JSON.
+    """
+    rendered: list[dict[str, Any]] = []
+    binary: list[bytes | memoryview] = []
+    for info, content in zip(outputs, data, strict=True):
+        output: dict[str, Any] = {"name": info.name, "datatype": info.datatype, "shape": info.shape}
+        if info.name in request.binary:
+            output["parameters"] = {"binary_data_size": info.size}
+            binary.append(content)
+        else:
+            output["data"] = _to_json(info, content)
+        rendered.append(output)
+    answer: dict[str, Any] = {
+        "model_name": manifest.model,
+        "model_version": manifest.version,
+        "parameters": {"covey_build": build, "covey_target": manifest.target},
+        "outputs": rendered,
+    }
+    if request.id:
+        answer["id"] = request.id
+    header = msgspec.json.encode(answer)
+    return [header, *binary], len(header) if request.binary else None
+
+
+def _to_json(info: TensorInfo, content: memoryview) -> list[Any]:
+    datatype = DataType(info.datatype)
+    values = unpack(content, datatype)
+    if datatype.value.startswith("FP") and not all(map(math.isfinite, values)):
+        raise ValueError(f"output {info.name!r} has infinite elements, which JSON cannot say; ask for binary_data")
+    return values
+
+
+# --- metadata -------------------------------------------------------------------------------------------------------
+
+
+def model_metadata(manifest: Manifest, build: str) -> dict[str, Any]:
+    return {
+        "name": manifest.model,
+        "versions": [manifest.version],
+        "platform": f"covey_{manifest.runtime}",
+        "inputs": [_tensor_metadata(spec) for spec in manifest.inputs],
+        "outputs": [_tensor_metadata(spec) for spec in manifest.outputs],
+        "parameters": {"covey_build": build, "covey_target": manifest.target, **manifest.metadata},
+    }
+
+
+def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype.value, "shape": spec.shape}
+
+
+def model_config(manifest: Manifest) -> dict[str, Any]:
+    """The model's configuration as Triton describes it, as far as it means something here."""
+    return {
+        "name": manifest.model,
+        "platform": f"covey_{manifest.runtime}",
+        "backend": manifest.runtime.value,
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": 0,
+        "input": [_tensor_config(spec) for spec in manifest.inputs],
+        "output": [_tensor_config(spec) for spec in manifest.outputs],
+        "instance_group": [{"name": manifest.model, "kind": "KIND_AUTO", "count": 1}],
+        "parameters": {name: {"string_value": value} for name, value in manifest.metadata.items()},
+    }
+
+
+def _tensor_config(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": spec.shape}

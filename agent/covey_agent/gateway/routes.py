@@ -1,0 +1,190 @@
+"""The Open Inference Protocol's paths: which request means what. Errors are `{"error": …}`, as the protocol says."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import covey_contract
+import msgspec
+from covey_contract.manifest import MODEL_NAME
+
+from covey_agent.gateway.errors import NoBuildError, ServeError
+from covey_agent.gateway.http_protocol import HttpRequest, HttpResponse
+from covey_agent.gateway.model import Model
+from covey_agent.gateway.models import Models
+from covey_agent.gateway.oip import BadRequest, model_config, model_metadata, parse_request, render_answer
+from covey_agent.gateway.settings import Limits
+from covey_agent.runner.protocol import split_payload
+
+log = logging.getLogger(__name__)
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+_MODEL = re.compile(rf"/v2/models/({MODEL_NAME.pattern})(?:/versions/([^/]{{1,64}}))?(?:/(infer|ready|config|stats))?")
+_encode = msgspec.json.Encoder().encode
+
+
+def refuse(status: int, detail: str) -> HttpResponse:
+    return HttpResponse(status, [_encode({"error": detail})])
+
+
+def _json(body: Any, status: int = 200) -> HttpResponse:
+    return HttpResponse(status, [_encode(body)])
+
+
+class Routes:
+    """`clock`: monotonic seconds."""
+
+    def __init__(self, models: Models, limits: Limits, clock: Callable[[], float]) -> None:
+        self._models = models
+        self._limits = limits
+        self._clock = clock
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """Never raises."""
+        try:
+            return await self._route(request)
+        except BadRequest as error:
+            return refuse(400, str(error))
+        except ServeError as error:
+            return _refused(error)
+        except Exception:  # the last seam before the caller
+            log.exception("a request failed: %s %r", request.method, request.url[:200])
+            return refuse(500, "internal error; see the gateway's log")
+
+    async def _route(self, request: HttpRequest) -> HttpResponse:
+        path = request.url.partition(b"?")[0].decode("latin-1")
+        match = _MODEL.fullmatch(path)
+        if match is None:
+            return self._about_server(request.method, path)
+        name, version, what = match.groups()
+        wanted = "POST" if what == "infer" else "GET"
+        if request.method != wanted:
+            return _wrong_method(wanted)
+        model = self._models.get(name)
+        if model is None:
+            return refuse(404, f"there is no model {name!r} on this device")
+        if what == "ready":
+            return self._model_ready(model, version)
+        serving = model.active_spec().manifest.version
+        if version is not None and version != serving:
+            return refuse(404, f"version {version!r} of {name!r} does not serve here; {serving!r} does")
+        if what == "infer":
+            return await self._infer(model, request)
+        return self._about_model(model, what)
+
+    # --- inference ----------------------------------------------------------------------------------------------------
+
+    async def _infer(self, model: Model, request: HttpRequest) -> HttpResponse:
+        deadline = self._clock() + self._limits.deadline_s
+        if (encoding := request.headers.get(b"content-encoding", b"identity")) != b"identity":
+            return refuse(
+                415, f"Content-Encoding {encoding.decode('latin-1')!r} is not supported; send it uncompressed"
+            )
+        spec = model.active_spec()
+        call = parse_request(request.body, _header_length(request), spec.manifest)
+        if call.timeout_s is not None:
+            deadline = min(deadline, self._clock() + call.timeout_s)
+        answer = await model.infer(call, deadline)
+        outputs = answer.reply.result.outputs
+        data = split_payload(outputs, answer.reply.payload)
+        try:
+            body, header_bytes = render_answer(call, answer.spec.manifest, answer.spec.build, outputs, data)
+        except ValueError as error:
+            return refuse(500, str(error))
+        if header_bytes is None:
+            return HttpResponse(200, body)
+        return HttpResponse(200, body, "application/octet-stream", ((HEADER_LENGTH, str(header_bytes)),))
+
+    # --- metadata -----------------------------------------------------------------------------------------------------
+
+    def _about_server(self, method: str, path: str) -> HttpResponse:
+        wanted = "POST" if path == "/v2/repository/index" else "GET"
+        pages: dict[str, Callable[[], HttpResponse]] = {
+            "/v2": self._server,
+            "/v2/health/live": lambda: _json({"live": True}),
+            "/v2/health/ready": self._ready,
+            "/v2/repository/index": self._index,
+        }
+        page = pages.get(path.rstrip("/"))
+        if page is None:
+            return refuse(404, "there is nothing at this path")
+        return page() if method == wanted else _wrong_method(wanted)
+
+    def _server(self) -> HttpResponse:
+        extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+        return _json({"name": "covey", "version": covey_contract.__version__, "extensions": extensions})
+
+    def _ready(self) -> HttpResponse:
+        """Ready when every model on the device serves; a device without models has nothing to wait for."""
+        waiting = [model.name for model in self._models.all() if model.slots.active and not model.is_serving]
+        return _json({"ready": not waiting, "waiting_for": waiting}, 503 if waiting else 200)
+
+    def _index(self) -> HttpResponse:
+        entries = []
+        for model in self._models.all():
+            try:
+                version, reason = model.active_spec().manifest.version, ""
+            except NoBuildError as error:
+                version, reason = "", str(error)
+            state = "READY" if model.is_serving else "UNAVAILABLE"
+            entries.append({"name": model.name, "version": version, "state": state, "reason": reason})
+        return _json(entries)
+
+    def _model_ready(self, model: Model, version: str | None) -> HttpResponse:
+        ready = model.is_serving and version in (None, model.active_spec().manifest.version)
+        return _json({"name": model.name, "ready": ready}, 200 if ready else 503)
+
+    def _about_model(self, model: Model, what: str | None) -> HttpResponse:
+        spec = model.active_spec()
+        if what == "config":
+            return _json(model_config(spec.manifest))
+        if what == "stats":
+            return _json({"model_stats": [_statistics(model)]})
+        return _json(model_metadata(spec.manifest, spec.build))
+
+
+def _header_length(request: HttpRequest) -> int | None:
+    value = request.headers.get(HEADER_LENGTH.lower().encode())
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 12:
+        raise BadRequest(f"{HEADER_LENGTH}: must be a number of bytes")
+    return int(value)
+
+
+def _statistics(model: Model) -> dict[str, Any]:
+    spec = model.active_spec()
+    totals = model.stats_of(spec).totals
+    count = totals.ok
+
+    def duration(seconds: float, count: int = count) -> dict[str, int]:
+        return {"count": count, "ns": int(seconds * 1e9)}
+
+    return {
+        "name": model.name,
+        "version": spec.manifest.version,
+        "last_inference": totals.last_ms,
+        "inference_count": count,
+        "execution_count": count,
+        "inference_stats": {
+            "success": duration(totals.queue_s + totals.compute_s),
+            "fail": duration(0.0, totals.failed),
+            "queue": duration(totals.queue_s),
+            "compute_input": duration(0.0),
+            "compute_infer": duration(totals.compute_s),
+            "compute_output": duration(0.0),
+        },
+        "batch_stats": [],
+    }
+
+
+def _refused(error: ServeError) -> HttpResponse:
+    headers = (("Retry-After", str(error.retry_after_s)),) if error.retry_after_s is not None else ()
+    return HttpResponse(error.status, [_encode({"error": str(error), "code": error.code})], headers=headers)
+
+
+def _wrong_method(wanted: str) -> HttpResponse:
+    return HttpResponse(405, [_encode({"error": f"this path takes {wanted}"})], headers=(("Allow", wanted),))

@@ -1,0 +1,316 @@
+"""One runner as the gateway sees it: a child process at the other end of a socket, with at most one inference in flight.
+
+Whatever ends a runner (crash, kill, hang, garbage on its socket) is told once, by `on_lost`, before the caller that waits for
+its answer hears of it. A runner that was retired is not lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from covey_contract.manifest import Manifest
+from covey_contract.reasons import Reason
+
+from covey_agent.gateway.control_api import Loaded
+from covey_agent.gateway.errors import OrderError
+from covey_agent.gateway.oip import InferRequest
+from covey_agent.gateway.probation import Failing
+from covey_agent.runner.protocol import (
+    Error,
+    Failed,
+    FrameBuffer,
+    FrameError,
+    FromRunner,
+    Infer,
+    Ready,
+    Result,
+    Start,
+    encode_frame,
+    from_runner,
+)
+
+log = logging.getLogger(__name__)
+
+SOCKET_BUFFER = 1 << 20
+# After the socket of a dying process closes, its exit code follows within a moment.
+EXIT_CODE_POLLS = 25
+EXIT_CODE_POLL_S = 0.002
+REAP_S = 0.05
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """A verified build on disk."""
+
+    build: str
+    folder: Path
+    manifest: Manifest
+
+
+class InferFailed(Exception):  # noqa: N818  # the word of its class in `Failing`
+    """The runner gave no answer that can be passed on."""
+
+    def __init__(self, how: Failing, detail: str) -> None:
+        super().__init__(detail)
+        self.how = how
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer of a runner; `payload` holds the outputs' bytes one after the other."""
+
+    result: Result
+    payload: bytes
+
+
+@dataclass
+class _Pending:
+    id: int
+    reply: asyncio.Future[Reply]
+    hang: asyncio.TimerHandle
+
+
+class RunnerProcess(asyncio.Protocol):
+    """`on_free`: it may take the next inference. `on_lost(runner, how, detail)`: it is gone. Neither is called while loading."""
+
+    def __init__(
+        self,
+        spec: BuildSpec,
+        *,
+        threads: int,
+        retire_s: float,
+        on_free: Callable[[], None],
+        on_lost: Callable[[RunnerProcess, Failing, str], None],
+    ) -> None:
+        self.spec = spec
+        self.busy = False
+        self.stuck = False  # in flight for longer than its caller had patience
+        self.loaded: Loaded | None = None  # None until it is ready
+        self.gone = False
+        self.draining = False
+        self.pid = 0
+        self.ended = asyncio.Event()
+        self._threads = threads
+        self._retire_s = retire_s
+        self._on_free = on_free
+        self._on_lost = on_lost
+        self._frames: FrameBuffer[FromRunner] = FrameBuffer(from_runner)
+        self._number = 0
+        self._pending: _Pending | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._starting: asyncio.Future[Ready] | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self, *, background: bool, check_golden: bool, timeout_s: float) -> Loaded:
+        """Start the process and wait until its build is ready; raises `OrderError` with the reason if it does not get there."""
+        loop = asyncio.get_running_loop()
+        self._starting = loop.create_future()
+        try:
+            await self._spawn(loop)
+            if self.draining:  # retired meanwhile
+                self._close()
+            self._write(encode_frame(Start(background, check_golden, self._threads)))
+            ready = await asyncio.wait_for(self._starting, timeout_s)
+        except TimeoutError as error:
+            self.kill()
+            raise OrderError(Reason.LOAD_TIMEOUT, f"the build was not ready within {timeout_s:g} s") from error
+        except OSError as error:
+            self.kill()
+            self._reap(0)
+            raise OrderError(Reason.LOAD_FAILED, f"the runner cannot be started: {error}") from error
+        self.loaded = Loaded(load_ms=ready.load_ms, first_ms=ready.first_ms, rss_mb=self.rss_mb())
+        return self.loaded
+
+    async def _spawn(self, loop: asyncio.AbstractEventLoop) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+            ours.setblocking(False)
+            threads = str(self._threads)
+            try:
+                self._process = subprocess.Popen(  # noqa: ASYNC220  # vfork and exec: about a millisecond
+                    [sys.executable, "-P", "-m", "covey_agent.runner", str(theirs.fileno()), str(self.spec.folder)],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+                )
+            except OSError:
+                ours.close()
+                self.ended.set()
+                raise
+        self.pid = self._process.pid
+        await loop.create_unix_connection(lambda: self, sock=ours)
+
+    def retire(self) -> None:
+        """Let it finish what it has, then end it. It takes no more inferences."""
+        self.draining = True
+        if self.busy and not self.stuck:
+            return  # ends when it has answered
+        self._close()
+
+    def kill(self) -> None:
+        """End it now."""
+        self.draining = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+        self._close()
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def rss_mb(self) -> float:
+        """Resident memory in MB; 0 if it is gone."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1])
+        except (OSError, IndexError):
+            return 0.0
+        return pages * PAGE / 1e6
+
+    @property
+    def ready(self) -> bool:
+        return self.loaded is not None and not self.gone and not self.draining
+
+    @property
+    def state(self) -> str:
+        if self.draining or self.gone:
+            return "draining"
+        return "loading" if self.loaded is None else "ready"
+
+    # --- inferences -------------------------------------------------------------------------------------------------
+
+    async def infer(self, request: InferRequest, *, patience_s: float, hang_s: float) -> Reply:
+        """The build's answer; raises `InferFailed`.
+
+        After `patience_s` the caller goes on without it (LATE), but the runner stays `busy`, and `stuck`, until it has
+        answered after all. After `hang_s` it counts as hung and is killed. The caller has set `busy`.
+        """
+        if self.gone:
+            raise InferFailed(Failing.CRASHED, "the runner died before it was asked")
+        loop = asyncio.get_running_loop()
+        self._number += 1
+        reply: asyncio.Future[Reply] = loop.create_future()
+        self._pending = _Pending(self._number, reply, loop.call_later(hang_s, self._hang, hang_s))
+        self._write(encode_frame(Infer(self._number, request.inputs, request.outputs), request.data))
+        late = loop.call_later(patience_s, self._late, self._pending)
+        try:
+            return await reply
+        finally:
+            late.cancel()
+
+    def _late(self, pending: _Pending) -> None:
+        if not pending.reply.done():
+            self.stuck = True
+            pending.reply.set_exception(InferFailed(Failing.LATE, "the model did not answer in the time there was"))
+            self._on_free()  # others need not wait for it
+
+    def _hang(self, hang_s: float) -> None:
+        self._lose(Failing.HUNG, f"no answer within {hang_s:.1f} s")
+        self.kill()
+
+    # --- the socket -------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # create_unix_connection makes no other
+        self._transport = transport
+
+    def _write(self, frame: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(frame)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message, payload in self._frames.feed(data):
+                self._take(message, payload)
+        except FrameError as error:
+            self._lose(Failing.CRASHED, str(error))
+            self.kill()
+
+    def _take(self, message: FromRunner, payload: bytes) -> None:
+        if isinstance(message, Ready | Failed):
+            if self._starting is not None and not self._starting.done():
+                if isinstance(message, Ready):
+                    self._starting.set_result(message)
+                else:
+                    self._starting.set_exception(OrderError(message.reason, message.detail))
+            return
+        pending, self._pending = self._pending, None
+        if pending is None or pending.id != message.id:
+            raise FrameError("the runner answered what it was not asked")
+        pending.hang.cancel()
+        self.busy = self.stuck = False
+        if not pending.reply.done():
+            if isinstance(message, Error):
+                pending.reply.set_exception(InferFailed(Failing(message.kind.value), message.detail))
+            elif isinstance(message, Result):
+                pending.reply.set_result(Reply(message, payload))
+        if self.draining:
+            self._close()
+        else:
+            self._on_free()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the exit code says more
+        asyncio.get_running_loop().call_soon(self._learn_exit, EXIT_CODE_POLLS)
+
+    def _learn_exit(self, polls: int) -> None:
+        process = self._process
+        if polls and process is not None and process.poll() is None and not self.draining:
+            asyncio.get_running_loop().call_later(EXIT_CODE_POLL_S, self._learn_exit, polls - 1)
+            return
+        self._lose(Failing.CRASHED, self._last_words())
+        self._reap(self._retire_s)
+
+    def _last_words(self) -> str:
+        code = self._process.returncode if self._process is not None else None
+        if code is None:
+            return "the runner closed its socket"
+        if code < 0:
+            return f"the runner was ended by {_signal_name(-code)}"
+        return f"the runner ended with exit code {code}"
+
+    def _lose(self, how: Failing, detail: str) -> None:
+        if self.gone:
+            return
+        self.gone = True
+        self.busy = False
+        if self._starting is not None and not self._starting.done():
+            reason = Reason.SUPERSEDED if self.draining else Reason.LOAD_FAILED
+            self._starting.set_exception(OrderError(reason, f"while the build was loading: {detail}"))
+        elif self.loaded is not None and not self.draining:
+            log.warning("runner %d of build %s: %s", self.pid, self.spec.build[:12], detail)
+            self._on_lost(self, how, detail)
+        if self._pending is not None:
+            self._pending.hang.cancel()
+            if not self._pending.reply.done():
+                self._pending.reply.set_exception(InferFailed(how, detail))
+            self._pending = None
+
+    def _reap(self, grace_s: float) -> None:
+        """Wait for the process without holding anything up; kill it when it has had its time."""
+        if self._process is None or self._process.poll() is not None:
+            self.ended.set()
+            return
+        if grace_s <= 0:
+            self._process.kill()
+        asyncio.get_running_loop().call_later(REAP_S, self._reap, grace_s - REAP_S)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

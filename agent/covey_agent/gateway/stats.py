@@ -1,0 +1,114 @@
+"""What one build did: the window since the last `Collect`, and totals for the protocol's statistics.
+
+Memory is bounded whether anybody collects or not: a histogram has a bounded number of buckets, errors are counted by a fixed
+set of codes, and `Statistics` forgets the oldest builds that are no longer held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from covey_contract.histogram import Recorder
+from covey_contract.manifest import Manifest
+from covey_contract.messages import BuildWindow
+
+MAX_BUILDS = 32
+
+
+@dataclass
+class Totals:
+    """Since the build was first loaded. Times in seconds."""
+
+    ok: int = 0
+    failed: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    last_ms: int = 0
+
+
+@dataclass
+class BuildStats:
+    """Requests count for the build that was asked first; `fallbacks` are those of them that the previous build answered."""
+
+    build: str
+    manifest: Manifest
+    probation: bool = False
+    ok: int = 0
+    fallbacks: int = 0
+    computations: int = 0  # also those that answered for another build
+    errors: dict[str, int] = field(default_factory=dict)
+    queue: Recorder = field(default_factory=Recorder)
+    compute: Recorder = field(default_factory=Recorder)
+    end_to_end: Recorder = field(default_factory=Recorder)
+    totals: Totals = field(default_factory=Totals)
+
+    def answered(self, *, queue_s: float, end_to_end_s: float, fallback: bool, now_ms: int) -> None:
+        self.ok += 1
+        self.fallbacks += fallback
+        self.queue.record(queue_s)
+        self.end_to_end.record(end_to_end_s)
+        self.totals.ok += 1
+        self.totals.queue_s += queue_s
+        self.totals.last_ms = now_ms
+
+    def computed(self, compute_s: float) -> None:
+        self.computations += 1
+        self.compute.record(compute_s)
+        self.totals.compute_s += compute_s
+
+    def failed(self, code: str) -> None:
+        self.errors[code] = self.errors.get(code, 0) + 1
+        self.totals.failed += 1
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.ok or self.errors or self.computations)
+
+    def take(self, *, probation: bool) -> BuildWindow:
+        """The window so far; a new one begins, in probation or not."""
+        window = BuildWindow(
+            model=self.manifest.model,
+            version=self.manifest.version,
+            build=self.build,
+            probation=self.probation or probation,
+            ok=self.ok,
+            errors=dict(self.errors),
+            fallbacks=self.fallbacks,
+            queue=self.queue.snapshot(),
+            compute=self.compute.snapshot(),
+            end_to_end=self.end_to_end.snapshot(),
+        )
+        self.probation = probation
+        self.ok = self.fallbacks = self.computations = 0
+        self.errors.clear()
+        for recorder in (self.queue, self.compute, self.end_to_end):
+            recorder.reset()
+        return window
+
+
+class Statistics:
+    """Of all builds of one model, also of those that were ended since the last `Collect`."""
+
+    def __init__(self) -> None:
+        self._builds: dict[str, BuildStats] = {}
+
+    def of(self, build: str, manifest: Manifest) -> BuildStats:
+        stats = self._builds.get(build)
+        if stats is None:
+            stats = self._builds[build] = BuildStats(build, manifest)
+        return stats
+
+    def take(self, *, held: Collection[str], in_probation: str | None) -> list[BuildWindow]:
+        """The windows in which something happened. Builds that are no longer held are forgotten afterwards."""
+        windows = [
+            stats.take(probation=build == in_probation) for build, stats in self._builds.items() if not stats.is_empty
+        ]
+        self._builds = {build: stats for build, stats in self._builds.items() if build in held}
+        return windows
+
+    def forget_old(self, held: Collection[str]) -> None:
+        """Keep to `MAX_BUILDS` though nobody collects."""
+        gone = [build for build in self._builds if build not in held]
+        for build in gone[: max(len(self._builds) - MAX_BUILDS, 0)]:
+            del self._builds[build]

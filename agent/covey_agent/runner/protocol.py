@@ -1,0 +1,146 @@
+"""What gateway and runner say to each other: frames on a Unix stream socket.
+
+A frame is `u32 header bytes · u64 payload bytes` (little-endian), the header (a `ToRunner` or `FromRunner` message in
+MessagePack) and the payload: raw tensors one after the other, C order, little-endian, in the order of the header's
+`TensorInfo`s. The runner answers one frame at a time, in order; either side ends the talk by closing the socket.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+from covey_contract.reasons import Reason
+
+PREFIX = struct.Struct("<IQ")
+MAX_HEADER_BYTES = 1 << 20
+MAX_PAYLOAD_BYTES = 1 << 30
+
+Buffer = bytes | bytearray | memoryview
+
+
+class FrameError(Exception):
+    """The other end of the runner's socket sent something that is no frame."""
+
+
+class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of the payload: `size` bytes of `shape` elements of `datatype` (its name in the Open Inference Protocol)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """Load the build -> `Ready` or `Failed`. `background`: at idle priority, beside a build that serves."""
+
+    background: bool
+    check_golden: bool
+    threads: int
+
+
+class Infer(msgspec.Struct, frozen=True, tag=True):
+    """Run the build on the tensors of the payload -> `Result` or `Error` of the same id."""
+
+    id: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]  # callers' names, in the order wanted
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    load_ms: float
+    first_ms: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The build cannot be loaded; the runner ends."""
+
+    reason: Reason
+    detail: str
+
+
+class Result(msgspec.Struct, frozen=True, tag=True):
+    """`compute_s`: seconds from tensors in to tensors out, transpositions included."""
+
+    id: int
+    compute_s: float
+    outputs: tuple[TensorInfo, ...]
+
+
+class ErrorKind(enum.StrEnum):
+    """FAILED: the runtime raised. BAD_OUTPUT: it answered with NaN, or with another shape or type than the manifest says."""
+
+    FAILED = "inference_error"
+    BAD_OUTPUT = "bad_output"
+
+
+class Error(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    kind: ErrorKind
+    detail: str
+
+
+ToRunner = Start | Infer
+FromRunner = Ready | Failed | Result | Error
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+to_runner: msgspec.msgpack.Decoder[ToRunner] = msgspec.msgpack.Decoder(ToRunner)
+from_runner: msgspec.msgpack.Decoder[FromRunner] = msgspec.msgpack.Decoder(FromRunner)
+
+
+def encode_frame(message: ToRunner | FromRunner, tensors: Sequence[Buffer] = ()) -> bytes:
+    header = _encoder.encode(message)
+    payload = sum(len(tensor) for tensor in tensors)
+    return b"".join((PREFIX.pack(len(header), payload), header, *tensors))
+
+
+def decode_prefix(prefix: Buffer) -> tuple[int, int]:
+    """Bytes of header and payload; raises `FrameError` beyond the limits."""
+    header, payload = PREFIX.unpack(prefix)
+    if header > MAX_HEADER_BYTES or payload > MAX_PAYLOAD_BYTES:
+        raise FrameError(f"frame of {header} + {payload} bytes; at most {MAX_HEADER_BYTES} + {MAX_PAYLOAD_BYTES}")
+    return header, payload
+
+
+def decode_header(decoder: msgspec.msgpack.Decoder[T], header: Buffer) -> T:
+    try:
+        return decoder.decode(header)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FrameError(f"frame header: {error}") from error
+
+
+def split_payload(tensors: Sequence[TensorInfo], payload: Buffer) -> list[memoryview]:
+    """The payload cut into its tensors, without copying; raises `FrameError` if the sizes do not add up."""
+    if sum(tensor.size for tensor in tensors) != len(payload):
+        raise FrameError(f"the tensors' sizes do not add up to the payload of {len(payload)} bytes")
+    view, parts, offset = memoryview(payload), [], 0
+    for tensor in tensors:
+        parts.append(view[offset : offset + tensor.size])
+        offset += tensor.size
+    return parts
+
+
+class FrameBuffer(Generic[T]):
+    """Frames out of a stream that arrives in pieces of any size."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
+        self._decoder = decoder
+        self._data = bytearray()
+
+    def feed(self, data: Buffer) -> Iterator[tuple[T, bytes]]:
+        """Yields each frame that is now complete as (message, payload); raises `FrameError`."""
+        self._data += data
+        while len(self._data) >= PREFIX.size:
+            header, payload = decode_prefix(self._data[: PREFIX.size])
+            body, end = PREFIX.size + header, PREFIX.size + header + payload
+            if len(self._data) < end:
+                return
+            message = decode_header(self._decoder, self._data[PREFIX.size : body])
+            content = bytes(memoryview(self._data)[body:end])
+            del self._data[:end]
+            yield message, content

@@ -1,0 +1,226 @@
+"""A runner's life: load, warm up, check, say ready; then answer inferences until the socket closes.
+
+The main thread serves and stays at normal priority; loading happens in a thread of its own, at idle priority where a build
+serves beside it. The runner never outlives its gateway: it ends when the socket closes, even in the middle of loading.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import threading
+import time
+from pathlib import Path
+
+from covey_contract.building import MANIFEST_FILE
+from covey_contract.errors import DecodeError
+from covey_contract.manifest import Manifest
+from covey_contract.reasons import Reason
+from covey_contract.wire import decode
+
+from covey_agent.runner import priority
+from covey_agent.runner.backends import BACKENDS, Model, load_model
+from covey_agent.runner.errors import BadOutputError, LoadError
+from covey_agent.runner.golden import mismatch, read_golden
+from covey_agent.runner.protocol import (
+    PREFIX,
+    Error,
+    ErrorKind,
+    Failed,
+    FrameError,
+    FromRunner,
+    Infer,
+    Ready,
+    Result,
+    Start,
+    TensorInfo,
+    ToRunner,
+    decode_header,
+    decode_prefix,
+    encode_frame,
+    split_payload,
+    to_runner,
+)
+from covey_agent.runner.tensors import Array, example_inputs, from_wire, map_inputs, map_outputs, raw_bytes
+
+WARM_UP_RUNS = 3
+MAX_DETAIL = 1000
+
+
+class GatewayGone(Exception):  # noqa: N818  # not an error: the ordinary end of a runner
+    """The gateway has closed the socket."""
+
+
+class LoadedBuild:
+    """A build that can be asked in its callers' terms."""
+
+    def __init__(self, manifest: Manifest, model: Model) -> None:
+        self.manifest = manifest
+        self._model = model
+
+    def infer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Callers' tensors in and out; raises `BadOutputError`, and what the runtime raises."""
+        outputs = self._model.run(map_inputs(self.manifest.inputs, inputs))
+        return map_outputs(self.manifest.outputs, outputs)
+
+
+def load_build(folder: Path, start: Start) -> tuple[LoadedBuild, Ready]:
+    """Load, warm up and check the build in `folder`; raises `LoadError` with the reason."""
+    manifest = read_manifest(folder)
+    began = time.perf_counter()
+    try:
+        build = LoadedBuild(manifest, load_model(folder, manifest, start.threads))
+    except LoadError:
+        raise
+    except MemoryError as error:
+        raise LoadError(Reason.NO_MEMORY, "there is not enough memory to load the build") from error
+    except Exception as error:  # noqa: BLE001  # the seam to the runtimes, which raise what they like; reported to control
+        raise LoadError(Reason.LOAD_FAILED, f"{manifest.runtime}: {_describe(error)}") from error
+    loaded = time.perf_counter()
+    first_s = _prove(build, folder, check_golden=start.check_golden)
+    return build, Ready(load_ms=(loaded - began) * 1e3, first_ms=first_s * 1e3)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    try:
+        return decode(Manifest, (folder / MANIFEST_FILE).read_bytes())
+    except (OSError, DecodeError) as error:
+        raise LoadError(Reason.LOAD_FAILED, f"the build's manifest cannot be read: {error}") from error
+
+
+def _prove(build: LoadedBuild, folder: Path, *, check_golden: bool) -> float:
+    """Warm the build up and compare it with its golden vectors; returns how long the first inference took, in seconds."""
+    manifest = build.manifest
+    golden = read_golden(folder / manifest.golden, manifest) if manifest.golden else []
+    inputs = golden[0][0] if golden else example_inputs(manifest.inputs)
+    try:
+        began = time.perf_counter()
+        build.infer(inputs)
+        first_s = time.perf_counter() - began
+        for _ in range(WARM_UP_RUNS):
+            build.infer(inputs)
+        for sample, wanted in golden if check_golden else []:
+            if problem := mismatch(wanted, build.infer(sample), manifest.tolerance):
+                raise LoadError(Reason.GOLDEN_MISMATCH, problem)
+    except LoadError:
+        raise
+    except BadOutputError as error:
+        raise LoadError(Reason.GOLDEN_MISMATCH, str(error)) from error
+    except Exception as error:  # noqa: BLE001  # the seam to the runtimes; reported to control
+        raise LoadError(Reason.LOAD_FAILED, f"the first inference failed: {_describe(error)}") from error
+    return first_s
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_DETAIL]
+
+
+class RunnerService:
+    """Serves one gateway over `sock`, which must be blocking."""
+
+    def __init__(self, sock: socket.socket, folder: Path) -> None:
+        self._socket = sock
+        self._folder = folder
+
+    def run(self) -> int:
+        """Until the gateway closes the socket; returns the exit code."""
+        try:
+            start, _ = self._receive()
+            if not isinstance(start, Start):
+                raise FrameError("the first frame must be Start")
+            build = self._load(start)
+            if build is None:
+                return 1
+            while True:
+                request, payload = self._receive()
+                if not isinstance(request, Infer):
+                    raise FrameError("a second Start")
+                self._answer(build, request, payload)
+        except GatewayGone:
+            return 0
+
+    def _load(self, start: Start) -> LoadedBuild | None:
+        """Load in a thread, beside which this one notices when the gateway goes away."""
+        outcome: list[tuple[LoadedBuild, Ready] | LoadError] = []
+        done, finished = os.pipe()
+
+        def load() -> None:
+            try:
+                if start.background and self._may_idle():
+                    priority.make_idle()
+                outcome.append(load_build(self._folder, start))
+            except LoadError as error:
+                outcome.append(error)
+            finally:
+                os.close(finished)
+
+        threading.Thread(target=load, name="load", daemon=True).start()
+        while True:
+            readable, _, _ = select.select([self._socket.fileno(), done], [], [])
+            if done in readable:
+                break
+            # Nothing may be said to a runner that loads: what is readable is the end of the socket.
+            raise GatewayGone
+        os.close(done)
+        if start.background:
+            priority.restore()
+        # What was loaded stays for life; the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        result = outcome[0] if outcome else LoadError(Reason.INTERNAL, "the runner failed while it loaded; see its log")
+        if isinstance(result, LoadError):
+            self._send(Failed(result.reason, str(result)))
+            return None
+        build, ready = result
+        self._send(ready)
+        return build
+
+    def _may_idle(self) -> bool:
+        runtime = read_manifest(self._folder).runtime
+        return not BACKENDS[runtime].own_threads or priority.may_return()
+
+    def _answer(self, build: LoadedBuild, request: Infer, payload: bytearray) -> None:
+        parts = split_payload(request.inputs, payload)
+        began = time.perf_counter()
+        try:
+            inputs = {info.name: from_wire(info, part) for info, part in zip(request.inputs, parts, strict=True)}
+            outputs = build.infer(inputs)
+        except BadOutputError as error:
+            self._send(Error(request.id, ErrorKind.BAD_OUTPUT, str(error)))
+            return
+        except Exception as error:  # noqa: BLE001  # the seam to the runtimes; the gateway answers with it
+            self._send(Error(request.id, ErrorKind.FAILED, _describe(error)))
+            return
+        compute_s = time.perf_counter() - began
+        types = {spec.name: spec.datatype.value for spec in build.manifest.outputs}
+        infos, tensors = [], []
+        for name in request.outputs:
+            array = outputs[name]
+            infos.append(TensorInfo(name, types[name], array.shape, array.nbytes))
+            tensors.append(raw_bytes(array))
+        self._send(Result(request.id, compute_s, tuple(infos)), tensors)
+
+    def _send(self, message: FromRunner, tensors: list[memoryview] | None = None) -> None:
+        try:
+            self._socket.sendall(encode_frame(message, tensors or ()))
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise GatewayGone from error
+
+    def _receive(self) -> tuple[ToRunner, bytearray]:
+        header, payload = decode_prefix(self._read(PREFIX.size))
+        return decode_header(to_runner, self._read(header)), self._read(payload)
+
+    def _read(self, size: int) -> bytearray:
+        data = bytearray(size)
+        view, have = memoryview(data), 0
+        while have < size:
+            try:
+                count = self._socket.recv_into(view[have:])
+            except ConnectionResetError as error:
+                raise GatewayGone from error
+            if count == 0:
+                raise GatewayGone
+            have += count
+        return data
