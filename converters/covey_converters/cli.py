@@ -17,8 +17,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import msgspec
+from covey_client.api import Client
+from covey_client.errors import ClientError
 from covey_contract.building import MANIFEST_FILE, BuildReport, Outcome
 from covey_contract.errors import ContractError
 from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
@@ -49,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
-    except (ConvertError, ContractError) as error:
+    except (ConvertError, ContractError, ClientError) as error:
         print(f"covey-convert: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -391,12 +392,7 @@ def _worker(options: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    headers = {"Authorization": f"Bearer {token}"}
-    try:
-        client = httpx.Client(base_url=options.server, headers=headers, timeout=httpx.Timeout(60.0, connect=5.0))
-    except (httpx.InvalidURL, ValueError) as error:
-        raise BadInputError(f"--server {options.server!r} is not a URL: {error}") from error
-    with tempfile.TemporaryDirectory(prefix="covey-worker-") as temporary, client:
+    with tempfile.TemporaryDirectory(prefix="covey-worker-") as temporary, Client(options.server, token) as client:
         worker = Worker(
             jobs=Jobs(client, stop, say),
             name=options.name or f"{socket.gethostname()}-{os.getpid()}",

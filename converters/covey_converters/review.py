@@ -51,6 +51,7 @@ class Review:
     size: int  # bytes of the file
     nodes: int
     parameters: int
+    activations: int  # elements of all tensors between the nodes, for one inference
     operators: dict[str, int]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -211,6 +212,7 @@ def _review(path: Path, model: Any, notes: tuple[str, ...]) -> Review:
         size=path.stat().st_size,
         nodes=len(model.graph.node),
         parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
+        activations=sum(max(math.prod(_sizes(value)), 0) for value in model.graph.value_info),
         operators=dict(sorted(operators.items())),
         inputs=tuple(_spec(value) for value in _inputs(model)),
         outputs=tuple(_spec(value) for value in model.graph.output),
@@ -226,8 +228,12 @@ def _inputs(model: Any) -> list[Any]:
 
 def _spec(value: Any) -> TensorSpec:
     kind = value.type.tensor_type
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else -1 for dim in kind.shape.dim)
-    return TensorSpec(name=value.name, datatype=_DATATYPES[kind.elem_type], shape=shape)
+    return TensorSpec(name=value.name, datatype=_DATATYPES[kind.elem_type], shape=_sizes(value))
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else -1 for dim in dims)
 
 
 def _opset(model: Any) -> int:

@@ -22,6 +22,9 @@ Tensors = Mapping[str, Array]
 MAX_UNPACKED_BYTES = 4 << 30
 MAX_SAMPLES = 20_000
 LABELS = "labels"
+# Watching every activation is what calibration costs: some seconds for this many elements.
+_CALIBRATION_ELEMENTS = 150_000_000
+_MIN_CALIBRATION = 32
 
 
 def numpy_type(datatype: DataType) -> np.dtype[np.generic]:
@@ -53,6 +56,10 @@ class Samples:
         chosen = list(indices)
         arrays = {name: array[chosen] for name, array in self.arrays.items()}
         return Samples(arrays, None if self.labels is None else self.labels[chosen], self.synthetic)
+
+    def affordable(self, activations: int, most: int) -> Samples:
+        """What to calibrate with: `most` samples, fewer for a model with many activations, whose ranges each sample shows many of."""
+        return self.spread(max(_MIN_CALIBRATION, min(most, _CALIBRATION_ELEMENTS // max(activations, 1))))
 
     def spread(self, count: int) -> Samples:
         """At most `count` samples, evenly spaced, so that sorted data still gives every kind."""

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from covey_contract.building import MANIFEST_FILE, BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile
 
 from covey_converters.errors import ConvertError, ServerError
@@ -132,9 +131,8 @@ class Worker:
         def renew() -> None:
             while not over.wait(LEASE_SECONDS / 3):
                 try:
+                    # A server that stays away for too long says so itself when it is back: the lease is lost then.
                     self.jobs.renew(job, LEASE_SECONDS)
-                except httpx.HTTPError:
-                    continue  # the server is away; if it stays away for too long, the lease is lost and it will say so
                 except ConvertError as error:
                     self.say(str(error))
                     lost.set()

@@ -20,7 +20,7 @@ _ENTRY = "model.onnx"
 _STATIC = "static QDQ, MinMax, unsigned activations"
 _STATIC_FLOAT_HEAD = f"{_STATIC}, float head"
 _DYNAMIC = "dynamic, INT8 weights"
-_CALIBRATION_SAMPLES = 256
+_CALIBRATION_SAMPLES = 200
 # The opset that INT8 graphs are brought to (per-channel QDQ is invalid below 13), and the runtime that reads each opset.
 _QDQ_OPSET = 17
 _RUNTIME_FOR_OPSET = {
@@ -117,7 +117,7 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
             return
         if calibration is None:
             raise RecipeError("static quantisation needs calibration data")
-        reader: Any = CalibrationReader(calibration.spread(_CALIBRATION_SAMPLES))
+        reader: Any = CalibrationReader(calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES))
         quantization.quantize_static(
             str(prepared),
             str(out),

@@ -23,7 +23,7 @@ _WEIGHTS = "model.bin"
 _PTQ = "NNCF post-training, mixed preset"
 _PTQ_SLOW_BIAS = "NNCF post-training, full bias correction"
 _PTQ_FLOAT_HEAD = "NNCF post-training, float head"
-_CALIBRATION_SAMPLES = 300
+_CALIBRATION_SAMPLES = 200
 _HINT = "INFERENCE_PRECISION_HINT"
 _HEADS = {"Convolution", "GroupConvolution", "MatMul"}
 
@@ -98,7 +98,7 @@ def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | N
     import nncf
 
     nncf.set_log_level("ERROR")
-    chosen = calibration.spread(_CALIBRATION_SAMPLES)
+    chosen = calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)
     ignored = _head(model) if recipe == _PTQ_FLOAT_HEAD else []
     try:
         return nncf.quantize(

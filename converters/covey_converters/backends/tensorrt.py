@@ -24,7 +24,7 @@ from covey_converters.samples import Samples
 
 _ENTRY = "model.engine"
 _WORKSPACE_BYTES = 1 << 30
-_CALIBRATION_SAMPLES = 256
+_CALIBRATION_SAMPLES = 200
 
 
 class TensorRtBackend:
@@ -159,7 +159,7 @@ def _explicit_qdq(source: Source, calibration: Samples | None) -> Path:
     quantization.quantize_static(
         str(source.graph),
         str(out),
-        CalibrationReader(calibration.spread(_CALIBRATION_SAMPLES)),
+        CalibrationReader(calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)),
         quant_format=quantization.QuantFormat.QDQ,
         activation_type=quantization.QuantType.QInt8,
         weight_type=quantization.QuantType.QInt8,

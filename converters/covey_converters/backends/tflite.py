@@ -58,7 +58,7 @@ class TfliteBackend:
         copy_into(folder, single, _ENTRY)
         if recipe != _DIRECT:
             path = folder / _ENTRY
-            path.write_bytes(_quantised(single, recipe, inputs, calibration))
+            path.write_bytes(_quantised(source, single, recipe, inputs, calibration))
         return Built(
             folder=folder,
             files=(_ENTRY,),
@@ -194,7 +194,9 @@ def _fits(shape: Sequence[int], permutation: tuple[int, ...] | None, build: Sequ
 # --- INT8 and FP16 ---------------------------------------------------------------------------------------------------------------
 
 
-def _quantised(model: Path, recipe: str, inputs: Sequence[TensorSpec], calibration: Samples | None) -> bytes:
+def _quantised(
+    source: Source, model: Path, recipe: str, inputs: Sequence[TensorSpec], calibration: Samples | None
+) -> bytes:
     from ai_edge_quantizer import algorithm_manager, calibrator, qtyping, quantizer, recipe_manager
     from ai_edge_quantizer.utils import qsv_utils
 
@@ -226,7 +228,7 @@ def _quantised(model: Path, recipe: str, inputs: Sequence[TensorSpec], calibrati
         if recipe not in {_DYNAMIC, _HALF}:
             if calibration is None:
                 raise RecipeError("static quantisation needs calibration data")
-            key, feeds = _feeds(model, inputs, calibration.spread(_CALIBRATION_SAMPLES))
+            key, feeds = _feeds(model, inputs, calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES))
             with warnings.catch_warnings():
                 # LiteRT warns of the memory that keeping every tensor takes; that is what calibration is.
                 warnings.simplefilter("ignore")
