@@ -144,7 +144,8 @@ class Model:
         """Let the loaded build serve from the next request on; raises `OrderError`."""
         if build == self.slots.active:
             return
-        if self._ready(build) is None:
+        runner = self._ready(build)
+        if runner is None:
             raise OrderError(Reason.LOAD_FAILED, f"build {build[:12]} is not loaded, or its runner has died")
         before = self._ready(self.slots.active)
         try:
@@ -154,6 +155,7 @@ class Model:
         if before is None and slots.previous is not None:  # it is being started anew: no way back to it
             slots = replace(slots, previous=None)
         self._judge = Judge(probation) if probation is not None else None
+        self.stats_of(runner.spec).probation = probation is not None
         self._since_switch = Recorder()
         self._reverted = None
         self._restarts = 0
