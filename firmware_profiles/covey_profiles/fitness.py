@@ -1,0 +1,110 @@
+"""Whether a device can take a build at all; if not, the first reason why, in words."""
+
+from __future__ import annotations
+
+import re
+
+from covey_contract.errors import DecodeError
+from covey_contract.facts import Facts
+from covey_contract.manifest import Runtime, check_target
+
+from covey_profiles.candidate import Candidate
+from covey_profiles.schema import Profile
+from covey_profiles.targets import compute_capability, memory_budget_mb, ranked_targets
+
+BUILT = "built"
+
+
+def unfit(profile: Profile, facts: Facts, candidate: Candidate) -> str | None:
+    """Why the device cannot take this build; None if it can.
+
+    What can never change comes first, so that nobody waits for a build that would not help: the hardware, the runtime, then
+    whether it is built, then its sizes.
+    """
+    try:
+        runtime, _ = check_target(candidate.target)
+    except DecodeError as error:
+        return str(error)
+    return (
+        _wrong_gpu(profile, facts, candidate)
+        or _not_ranked(profile, facts, candidate)
+        or _no_runtime(facts, candidate, runtime)
+        or _not_built(candidate)
+        or _too_large(profile, facts, candidate)
+        or _too_inaccurate(candidate)
+    )
+
+
+def _wrong_gpu(profile: Profile, facts: Facts, candidate: Candidate) -> str | None:
+    named = re.search(r"-sm(\d+)(\d)$", candidate.target)
+    needed = f"{named[1]}.{named[2]}" if named else candidate.compute_capability
+    if candidate.architecture not in (None, facts.architecture):
+        return f"wrong architecture: built for {candidate.architecture}, this device is {facts.architecture}"
+    if needed is None:
+        return None
+    there = compute_capability(profile, facts)
+    if there is None:
+        return f"wrong GPU: built for compute capability {needed}, this device tells of no NVIDIA GPU"
+    if needed != there:
+        return f"wrong GPU: built for compute capability {needed} (SM), this device has {there}"
+    if candidate.compute_capability not in (None, there):
+        return f"wrong GPU: built for compute capability {candidate.compute_capability} (SM), this device has {there}"
+    return None
+
+
+def _not_ranked(profile: Profile, facts: Facts, candidate: Candidate) -> str | None:
+    if candidate.target in ranked_targets(profile, facts):
+        return None
+    return f"not for this kind of device: {profile.id} does not rank {candidate.target}"
+
+
+def _no_runtime(facts: Facts, candidate: Candidate, runtime: Runtime) -> str | None:
+    installed = {one.name: one.version for one in facts.runtimes}
+    version = installed.get(str(runtime))
+    if version is None:
+        return f"runtime missing: {runtime} is not installed (there is: {', '.join(sorted(installed)) or 'none'})"
+    exact, least = candidate.runtime_exact, candidate.runtime_min
+    if exact is not None and version_key(version) != version_key(exact):
+        return f"runtime of another version: needs {runtime} {exact} exactly, this device has {version}"
+    if least is not None and version_key(version) < version_key(least):
+        return f"runtime too old: needs {runtime} {least} or newer, this device has {version}"
+    return None
+
+
+def _not_built(candidate: Candidate) -> str | None:
+    if candidate.state == BUILT:
+        return None
+    if candidate.state == "queued":
+        return f"not built yet: {candidate.waiting_for or 'in the queue'}"
+    if candidate.state == "building":
+        return "not built yet: being built"
+    return f"{candidate.state}: {candidate.detail}" if candidate.detail else candidate.state
+
+
+def _too_large(profile: Profile, facts: Facts, candidate: Candidate) -> str | None:
+    budget = memory_budget_mb(profile, facts)
+    if candidate.memory_mb is not None and candidate.memory_mb > budget:
+        return f"over memory: needs {candidate.memory_mb:.0f} MB, this device's budget is {budget:.0f} MB"
+    if candidate.size > profile.storage.build_mb * 1_000_000:
+        return f"over storage: {candidate.size / 1e6:.1f} MB of files, the profile's budget is {profile.storage.build_mb} MB"
+    return None
+
+
+def _too_inaccurate(candidate: Candidate) -> str | None:
+    accuracy = candidate.accuracy
+    if accuracy is None or accuracy.drop <= accuracy.budget:
+        return None
+    return f"over accuracy budget: {accuracy.metric} drops by {accuracy.drop:.4f}, budget {accuracy.budget:.4f}"
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """For comparing versions; trailing zeros and whatever follows the numbers do not count.
+
+    >>> version_key("10.3.0.26+cuda12") > version_key("10.3"), version_key("1.20.0") == version_key("1.20")
+    (True, True)
+    """
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    key = [int(part) for part in numbers[0].split(".")] if numbers else []
+    while key and key[-1] == 0:
+        key.pop()
+    return tuple(key)

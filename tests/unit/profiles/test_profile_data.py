@@ -1,0 +1,216 @@
+"""The profiles that ship: every file is valid, and each finds the devices it is meant for."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+import covey_hil
+import pytest
+from covey_contract.facts import Accelerator, Facts, RuntimeFact
+from covey_contract.wire import decode
+from covey_profiles import (
+    ProfileError,
+    load_profiles,
+    match,
+    memory_budget_mb,
+    ranked_targets,
+    read_profile,
+    targets_for,
+)
+
+ORIN = Accelerator(kind="gpu", vendor="nvidia", name="Orin (nvgpu)", compute_capability="8.7")
+CPU_ARM = (RuntimeFact(name="onnxruntime", version="1.31.1"), RuntimeFact(name="tflite", version="2.3.0"))
+CPU_X86 = (RuntimeFact(name="onnxruntime", version="1.31.1"), RuntimeFact(name="openvino", version="2026.4.1"))
+JETSON = (RuntimeFact(name="tensorrt", version="10.3.0"), RuntimeFact(name="onnxruntime", version="1.23.2"))
+
+# Facts as such devices report them, and the targets worth building for them.
+DEVICES: dict[str, tuple[Facts, tuple[str, ...]]] = {
+    "raspberry-pi-5": (
+        Facts(architecture="aarch64", board="Raspberry Pi 5 Model B Rev 1.0", memory_mb=8256, runtimes=CPU_ARM),
+        ("tflite-int8", "onnxruntime-int8", "onnxruntime-fp32"),
+    ),
+    "raspberry-pi-4": (
+        Facts(architecture="aarch64", board="Raspberry Pi 4 Model B Rev 1.5", memory_mb=4000, runtimes=CPU_ARM[1:]),
+        ("tflite-int8",),
+    ),
+    "jetson-orin-nano": (
+        Facts(
+            architecture="aarch64",
+            board="NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+            accelerators=(ORIN,),
+            runtimes=JETSON,
+        ),
+        ("tensorrt-int8-sm87", "tensorrt-fp16-sm87", "onnxruntime-int8", "onnxruntime-fp32"),
+    ),
+    "jetson-orin-nx": (
+        Facts(
+            architecture="aarch64",
+            board="NVIDIA Jetson Orin NX Engineering Reference Developer Kit",
+            runtimes=JETSON[:1],
+        ),
+        ("tensorrt-int8-sm87", "tensorrt-fp16-sm87"),
+    ),
+    "jetson-agx-orin": (
+        Facts(architecture="aarch64", board="NVIDIA Jetson AGX Orin Developer Kit", accelerators=(ORIN,)),
+        (),
+    ),
+    "jetson-xavier-nx": (
+        Facts(architecture="aarch64", board="NVIDIA Jetson Xavier NX Developer Kit", runtimes=JETSON[:1]),
+        ("tensorrt-int8-sm72", "tensorrt-fp16-sm72"),
+    ),
+    "intel-n100": (
+        Facts(architecture="x86_64", board="EQ12", cpu_model="Intel(R) N100", runtimes=CPU_X86),
+        ("openvino-int8", "onnxruntime-int8", "openvino-fp16", "onnxruntime-fp32"),
+    ),
+    "intel-core-ultra": (
+        Facts(
+            architecture="x86_64",
+            board="NUC14RVH",
+            cpu_model="Intel(R) Core(TM) Ultra 7 155H",
+            accelerators=(Accelerator(kind="npu", vendor="intel", name="0x7d1d"),),
+            runtimes=CPU_X86,
+        ),
+        ("openvino-int8", "openvino-fp16", "onnxruntime-int8", "onnxruntime-fp32"),
+    ),
+    "nxp-imx8mp": (
+        Facts(architecture="aarch64", board="NXP i.MX8MPlus EVK board", runtimes=CPU_ARM),
+        ("tflite-int8", "onnxruntime-int8", "onnxruntime-fp32"),
+    ),
+    "rtx-pc": (
+        Facts(
+            architecture="x86_64",
+            cpu_model="AMD Ryzen 7 7700X 8-Core Processor",
+            accelerators=(
+                Accelerator(kind="gpu", vendor="nvidia", name="NVIDIA GeForce RTX 4060", compute_capability="8.9"),
+            ),
+            runtimes=(RuntimeFact(name="tensorrt-rtx", version="1.7.1"), *CPU_X86),
+        ),
+        ("tensorrt-rtx-fp16-sm89", "openvino-int8", "onnxruntime-int8", "openvino-fp16", "onnxruntime-fp32"),
+    ),
+    "generic-x86-64": (
+        Facts(architecture="x86_64", board="PowerEdge R650", cpu_model="Intel(R) Xeon(R) Gold 6330", runtimes=CPU_X86),
+        ("onnxruntime-int8", "openvino-int8", "openvino-fp16", "onnxruntime-fp32"),
+    ),
+    "generic-arm64": (
+        Facts(architecture="aarch64", board="Radxa ROCK 5B", runtimes=CPU_ARM),
+        ("tflite-int8", "onnxruntime-int8", "onnxruntime-fp32"),
+    ),
+}
+
+
+def test_every_profile_has_a_device_in_the_table() -> None:
+    assert set(load_profiles()) == set(DEVICES)
+    assert len(DEVICES) >= 10
+
+
+@pytest.mark.parametrize("profile", DEVICES)
+def test_each_kind_of_device_finds_its_profile(profile: str) -> None:
+    facts, targets = DEVICES[profile]
+    found = match(facts, load_profiles())
+    assert found.profile is not None, found.reason
+    assert found.profile.id == profile
+    assert targets_for(found.profile, facts) == targets
+    assert set(targets) <= set(ranked_targets(found.profile, facts))
+
+
+@pytest.mark.parametrize("profile", DEVICES)
+def test_no_two_profiles_match_alike(profile: str) -> None:
+    """Without the winner the next best one is just as clear: no tie hides behind it."""
+    facts, _ = DEVICES[profile]
+    profiles = load_profiles()
+    while (found := match(facts, profiles)).profile is not None:
+        del profiles[found.profile.id]
+    assert found.reason.startswith("no profile matches")
+
+
+@pytest.mark.parametrize("profile", sorted(load_profiles()))
+def test_every_profile_can_fall_back_to_onnx_runtime(profile: str) -> None:
+    assert {"onnxruntime-int8", "onnxruntime-fp32"} <= set(load_profiles()[profile].targets)
+
+
+def test_a_more_specific_board_says_what_it_was_preferred_to() -> None:
+    found = match(DEVICES["raspberry-pi-5"][0], load_profiles())
+    assert "Raspberry Pi 5 Model B" in found.reason
+    assert "more specific than generic-arm64" in found.reason
+
+
+def test_an_unknown_device_is_refused_with_what_it_said() -> None:
+    found = match(Facts(architecture="riscv64", board="VisionFive 2"), load_profiles())
+    assert found.profile is None
+    assert "riscv64" in found.reason
+    assert "VisionFive 2" in found.reason
+
+
+def test_a_tie_matches_nothing() -> None:
+    profiles = load_profiles()
+    text = _text("generic-arm64").replace('id = "generic-arm64"', 'id = "generic-other"')
+    profiles["generic-other"] = read_profile("generic-other.toml", text)
+    found = match(DEVICES["generic-arm64"][0], profiles)
+    assert found.profile is None
+    assert "generic-arm64 and generic-other match alike" in found.reason
+
+
+def test_a_gpu_that_does_not_tell_its_kind_gets_no_engine() -> None:
+    facts = Facts(
+        architecture="x86_64",
+        accelerators=(Accelerator(kind="gpu", vendor="nvidia", name="NVIDIA RTX A2000"),),
+        runtimes=(RuntimeFact(name="tensorrt-rtx", version="1.7.1"),),
+    )
+    profile = load_profiles()["rtx-pc"]
+    assert match(facts, load_profiles()).profile == profile
+    assert targets_for(profile, facts) == ()
+
+
+def test_memory_budget_is_a_share_and_has_a_limit() -> None:
+    profile = load_profiles()["raspberry-pi-5"]
+    assert memory_budget_mb(profile, Facts(architecture="aarch64", memory_mb=2000)) == pytest.approx(700)
+    assert memory_budget_mb(profile, Facts(architecture="aarch64", memory_mb=64_000)) == 5600
+    assert memory_budget_mb(profile, Facts(architecture="aarch64")) == 5600
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('title = "Raspberry Pi 5"', "", "raspberry-pi-5.toml: title: missing"),
+        ("priority = 100", 'priority = "high"', "raspberry-pi-5.toml: match.priority: Expected `int`, got `str`"),
+        ("[memory]", "[memory]\nspare = 1", "raspberry-pi-5.toml: memory.spare: there is no such field"),
+        ('swap = "side-by-side"', 'swap = "twice"', "raspberry-pi-5.toml: swap: Invalid enum value 'twice'"),
+        ('"tflite-int8"', '"tflite-int7"', "targets: 'tflite-int7' is not a target"),
+        ('"tflite-int8"', '"tensorrt-fp16-sm87"', "names its GPU"),
+        ('"tflite-int8"', '"onnxruntime-int8"', "targets: one is ranked twice"),
+        ("board = '", "board = '(", "board: not a regular expression"),
+        ('"memory", ', "", "sources: none for memory"),
+        ("throttle_c = 80", "throttle_c = 90", "lies below throttle_c"),
+        ('id = "raspberry-pi-5"', 'id = "raspberry"', "belongs in a file raspberry.toml"),
+        ("title =", "title", "raspberry-pi-5.toml: Expected '='"),
+    ],
+)
+def test_a_broken_file_is_refused_by_file_and_field(old: str, new: str, complaint: str) -> None:
+    text = _text("raspberry-pi-5")
+    assert old in text
+    with pytest.raises(ProfileError) as error:
+        read_profile("raspberry-pi-5.toml", text.replace(old, new, 1))
+    assert str(error.value).startswith("raspberry-pi-5.toml: ")
+    assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("raspberry-pi-5", ("tflite-int8", "onnxruntime-int8", "onnxruntime-fp32")),
+        ("jetson-orin-nano", ("tensorrt-int8-sm87", "tensorrt-fp16-sm87", "onnxruntime-int8", "onnxruntime-fp32")),
+        ("intel-n100", ("openvino-int8", "onnxruntime-int8", "openvino-fp16", "onnxruntime-fp32")),
+    ],
+)
+def test_the_simulated_devices_say_so_and_match(name: str, targets: tuple[str, ...]) -> None:
+    facts = decode(Facts, (Path(covey_hil.__file__).parent / "facts" / f"{name}.json").read_bytes())
+    assert facts.simulated
+    found = match(facts, load_profiles())
+    assert found.profile is not None
+    assert found.profile.id == name
+    assert targets_for(found.profile, facts) == targets
+
+
+def _text(profile: str) -> str:
+    return importlib.resources.files("covey_profiles").joinpath("data", f"{profile}.toml").read_text("utf-8")
