@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
+from covey_server.api.paging import AfterId, AfterName, Limit, Page
 from covey_server.api.security import require
 from covey_server.audit import Actor
 from covey_server.campaigns import commands, views
@@ -23,26 +24,8 @@ router = APIRouter(prefix="/api/v1", tags=["campaigns"])
 
 Viewer = Annotated[Actor, Depends(require("viewer"))]
 Operator = Annotated[Actor, Depends(require("operator"))]
-Limit = Annotated[int, Query(ge=1, le=1000)]
 _SEED_BITS = 48
-
-
-@dataclass(frozen=True)
-class CampaignList:
-    items: list[views.CampaignSummary]
-    next: int | None
-
-
-@dataclass(frozen=True)
-class DeviceList:
-    items: list[views.CampaignDeviceView]
-    next: str | None
-
-
-@dataclass(frozen=True)
-class EventList:
-    items: list[views.EventView]
-    next: int | None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -139,10 +122,10 @@ def create(
 
 
 @router.get("/campaigns")
-def list_campaigns(_: Viewer, use: Use, limit: Limit = 100, before: int | None = None) -> CampaignList:
+def list_campaigns(_: Viewer, use: Use, limit: Limit = 100, after: AfterId = 0) -> Page[views.CampaignSummary]:
     """The newest first."""
     with use.database.reading() as session:
-        return CampaignList(*views.list_campaigns(session, limit, before))
+        return _page(*views.list_campaigns(session, limit, after))
 
 
 @router.get("/campaigns/{name}")
@@ -154,18 +137,18 @@ def show(_: Viewer, name: str, use: Use) -> views.CampaignView:
 
 @router.get("/campaigns/{name}/devices")
 def list_devices(
-    _: Viewer, name: str, use: Use, limit: Limit = 200, after: str = "", state: DeviceState | None = None
-) -> DeviceList:
+    _: Viewer, name: str, use: Use, limit: Limit = 200, after: AfterName = "", state: DeviceState | None = None
+) -> Page[views.CampaignDeviceView]:
     """Every device of the target: its stage, build, what it goes back to, and how far it is."""
     with use.database.reading() as session:
-        return DeviceList(*views.list_devices(session, name, limit, after, state.value if state else None))
+        return _page(*views.list_devices(session, name, limit, after, state.value if state else None))
 
 
 @router.get("/campaigns/{name}/events")
-def list_events(_: Viewer, name: str, use: Use, limit: Limit = 1000, after: int = 0) -> EventList:
+def list_events(_: Viewer, name: str, use: Use, limit: Limit = 200, after: AfterId = 0) -> Page[views.EventView]:
     """The log of decisions, with the evidence for each, oldest first."""
     with use.database.reading() as session:
-        return EventList(*views.list_events(session, name, limit, after))
+        return _page(*views.list_events(session, name, limit, after))
 
 
 @router.post("/campaigns/{name}/{action}")
@@ -177,6 +160,10 @@ def act(actor: Operator, name: str, action: Action, use: Use) -> views.CampaignV
         view = views.show(session, name, now_ms)
     _announce(use, name, ordered)
     return view
+
+
+def _page(items: list[T], cursor: int | str | None) -> Page[T]:
+    return Page(items=items, next=None if cursor is None else str(cursor))
 
 
 def _seed(spec: CampaignSpec) -> int:

@@ -12,7 +12,7 @@ from covey_server import audit
 from covey_server.audit import Actor
 from covey_server.campaigns.apply import Applier
 from covey_server.campaigns.planning import Locate, Prepared, prepare
-from covey_server.campaigns.repository import progress_of, rivals
+from covey_server.campaigns.repository import follow, progress_of, rivals
 from covey_server.core.engine import ACTIVE, Action, CampaignState, DeviceState, RefusedError, command
 from covey_server.core.spec import CampaignSpec, spec_to_json
 from covey_server.db.tables import Campaign, CampaignDevice, Model
@@ -75,6 +75,7 @@ def act(session: Session, name: str, action: Action, actor: Actor, now_ms: int) 
         return False
     if progress.state not in ACTIVE and action is not Action.ABORT:
         _refuse_rivals(session, campaign)
+    follow(session, campaign)  # whoever has a newer order of someone else's must not get one to go back
     applier = Applier(session, campaign, now_ms, actor.name)
     applier.apply(decisions)
     audit.record(session, actor, f"campaign.{action.value}", name, {"was": progress.state.value}, now_ms)

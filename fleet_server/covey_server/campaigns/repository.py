@@ -14,7 +14,7 @@ from covey_contract.reasons import Reason
 from sqlalchemy import ColumnElement, CursorResult, and_, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from covey_server.core.engine import CampaignState, DeviceState, Progress, RestoreCounts, StageCounts
+from covey_server.core.engine import ACTIVE, CampaignState, DeviceState, Progress, RestoreCounts, StageCounts
 from covey_server.core.spec import CampaignSpec, spec_from_json
 from covey_server.db.tables import (
     AssignmentRow,
@@ -35,6 +35,7 @@ HOLDS_RETURN_MS = 30_000
 SOAK_SKIPPED = "soak_skipped"
 BREACH_ACCEPTED = "breach_accepted"
 
+_ACTIVE = sorted(state.value for state in ACTIVE)
 _BAD = sorted(str(state) for state in BAD)
 _HAS_ORDER = (DeviceState.ASSIGNED, DeviceState.ACTIVE, DeviceState.FAILED)
 
@@ -143,7 +144,8 @@ def _has_gone_back(model: str) -> ColumnElement[bool]:
 def serves_previous(model: str) -> ColumnElement[bool]:
     """The device of a `CampaignDevice` says that it serves the build from before, and has no other in hand."""
     part, previous = CampaignDevice, aliased(Build)
-    digest = select(previous.digest).where(previous.id == part.previous_build_id).scalar_subquery()
+    # Two levels deep, so it must be told which row it is about.
+    digest = select(previous.digest).where(previous.id == part.previous_build_id).correlate(part).scalar_subquery()
     return exists().where(
         Reported.device == part.device,
         Reported.model == model,
@@ -224,8 +226,7 @@ def settled_ms(session: Session, campaign: Campaign) -> int | None:
 
 
 def open_campaigns(session: Session) -> list[int]:
-    """Those that have something to decide, and those that have ended but have devices that still catch up."""
-    working = (CampaignState.RUNNING, CampaignState.PAUSED, CampaignState.ROLLING_BACK)
+    """The active ones, and those that have ended but have devices that still catch up."""
     catching_up = exists().where(
         CampaignDevice.campaign_id == Campaign.id,
         CampaignDevice.state.in_((DeviceState.ASSIGNED.value, DeviceState.ROLLING_BACK.value)),
@@ -235,7 +236,7 @@ def open_campaigns(session: Session) -> list[int]:
             select(Campaign.id)
             .where(
                 or_(
-                    Campaign.state.in_([state.value for state in working]),
+                    Campaign.state.in_(_ACTIVE),
                     and_(Campaign.state != "planned", catching_up),
                 )
             )
@@ -254,14 +255,13 @@ def rivals(session: Session, campaign: Campaign) -> list[str]:
         mine.state != DeviceState.SKIPPED.value,
         theirs.state != DeviceState.SKIPPED.value,
     )
-    active = (CampaignState.RUNNING, CampaignState.PAUSED, CampaignState.HALTED, CampaignState.ROLLING_BACK)
     return list(
         session.scalars(
             select(Campaign.name)
             .where(
                 Campaign.id != campaign.id,
                 Campaign.model == campaign.model,
-                Campaign.state.in_([state.value for state in active]),
+                Campaign.state.in_(_ACTIVE),
                 shared,
             )
             .order_by(Campaign.name)

@@ -186,16 +186,16 @@ def who(stage: Stage) -> str:
     return f"up to {stage.percent:g} %" if stage.percent is not None else f"up to {stage.count} devices"
 
 
-def list_campaigns(session: Session, limit: int, before: int | None = None) -> tuple[list[CampaignSummary], int | None]:
-    """The newest first, and the cursor for those that follow; `before` is such a cursor."""
+def list_campaigns(session: Session, limit: int, after: int = 0) -> tuple[list[CampaignSummary], int | None]:
+    """The newest first, and the cursor for those that follow; `after` is such a cursor, 0 for none."""
     query = _campaigns().order_by(Campaign.id.desc()).limit(limit + 1)
-    if before is not None:
-        query = query.where(Campaign.id < before)
+    if after:
+        query = query.where(Campaign.id < after)
     rows = session.execute(query).all()
     page = rows[:limit]
-    tallies = _tallies(session, [row.Campaign.id for row in page])
-    items = [CampaignSummary(**_summary(row, tallies.get(row.Campaign.id, {}))) for row in page]
-    return items, page[-1].Campaign.id if len(rows) > limit else None
+    tallies = _tallies(session, [row[0].id for row in page])
+    items = [CampaignSummary(**_summary(row, tallies.get(row[0].id, {}))) for row in page]
+    return items, page[-1][0].id if len(rows) > limit else None
 
 
 def show(session: Session, name: str, now_ms: int) -> CampaignView:
@@ -203,7 +203,7 @@ def show(session: Session, name: str, now_ms: int) -> CampaignView:
     row = session.execute(_campaigns().where(Campaign.name == name)).one_or_none()
     if row is None:
         raise NotFound(f"there is no campaign {name}")
-    campaign: Campaign = row.Campaign
+    campaign: Campaign = row[0]
     spec = spec_of(campaign)
     by_stage = _by_stage(session, campaign)
     counts = count(session, campaign, len(spec.stages), now_ms)
@@ -288,7 +288,7 @@ def list_events(session: Session, name: str, limit: int, after: int = 0) -> tupl
     return items, items[-1].id if len(rows) > limit else None
 
 
-def _campaigns() -> Select[Any]:
+def _campaigns() -> Select[Campaign, str]:
     return select(Campaign, Version.name.label("version")).join(Version, Version.id == Campaign.version_id)
 
 
@@ -324,13 +324,13 @@ def _by_stage(session: Session, campaign: Campaign) -> dict[int, dict[str, int]]
     return found
 
 
-def _summary(row: Row[Any], tally: dict[str, int]) -> dict[str, Any]:
-    campaign: Campaign = row.Campaign
+def _summary(row: Row[Campaign, str], tally: dict[str, int]) -> dict[str, Any]:
+    campaign: Campaign = row[0]
     stages = spec_of(campaign).stages
     return {
         "name": campaign.name,
         "model": campaign.model,
-        "version": row.version,
+        "version": row[1],
         "state": campaign.state,
         "stage": campaign.stage,
         "stage_name": stages[campaign.stage].name,

@@ -20,8 +20,8 @@ from covey_server.core.spec import ErrorGate, Gates, InstallGate, LatencyGate
 
 Status = Literal["passing", "breached", "no_evidence"]
 
-# A window with fewer requests says nothing of its own quantile.
-MIN_WINDOW_REQUESTS = 5
+# What shows in a single window may be a noisy moment; nobody is judged by it, well or badly.
+MIN_WINDOWS = 2
 # In a stage of fewer than ten devices a single slow one is too many.
 TOLERATED_SLOW = 0.1
 WORST_SHOWN = 10
@@ -154,14 +154,17 @@ def _rate(windows: Sequence[Window]) -> float:
 
 @dataclass(frozen=True)
 class _Compared:
-    """One device's quantile after against before, in ms; `before_ms` and `ratio` are None where only `max_ms` judges it."""
+    """One device's quantile after against before, in ms; `before_ms` and `ratio` are None where only `max_ms` judges it.
+    `slow`: it is too slow not in one noisy moment alone."""
 
     device: str
     requests_before: int
     requests: int
+    windows: int
     before_ms: float | None
     after_ms: float
     ratio: float | None
+    too_slow: bool
     slow: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -186,14 +189,18 @@ def judge_latency(gate: LatencyGate, evidence: StageEvidence) -> Verdict:
         return Verdict("latency", "passing", "no device ran the model before; there is nothing to compare", figures)
     # Each device needs its share of the evidence, and enough to have a quantile at all.
     share = max(math.ceil(gate.min_requests / max(len(judged), 1)), min(gate.min_requests, 20))
-    compared = [each for device in judged if (each := _compare(gate, device, share)) is not None]
+    looked = [each for device in judged if (each := _compare(gate, device, share)) is not None]
+    compared = [each for each in looked if each.windows >= MIN_WINDOWS]
+    unsure = sum(each.too_slow for each in looked) - sum(each.too_slow for each in compared)
     figures = _latency_figures(gate, compared, _requests(judged))
-    enough = sum(each.requests for each in compared) >= gate.min_requests
-    if not compared or not enough:
+    if not compared or sum(each.requests for each in compared) < gate.min_requests:
         return Verdict("latency", "no_evidence", _missing(gate, judged, share), figures)
     slow = sum(each.slow for each in compared)
-    breached = slow > math.floor(TOLERATED_SLOW * len(compared)) or 2 * slow >= len(compared)
-    return Verdict("latency", "breached" if breached else "passing", _latency_summary(gate, figures), figures)
+    if slow > math.floor(TOLERATED_SLOW * len(compared)) or 2 * slow >= len(compared):
+        return Verdict("latency", "breached", _latency_summary(gate, figures), figures)
+    if unsure:
+        return Verdict("latency", "no_evidence", f"{unsure} slow in one window only, so far", figures)
+    return Verdict("latency", "passing", _latency_summary(gate, figures), figures)
 
 
 def _compare(gate: LatencyGate, device: DeviceEvidence, enough: int) -> _Compared | None:
@@ -205,14 +212,18 @@ def _compare(gate: LatencyGate, device: DeviceEvidence, enough: int) -> _Compare
         return None
     before_ms = before.quantile(gate.quantile) * 1000 if has_before else None
     after_ms = after.quantile(gate.quantile) * 1000
+    too_slow = _too_slow(gate, before_ms, after_ms)
+    windows = [window.latency for window in device.after if window.latency.count]
     return _Compared(
         device=device.device,
         requests_before=before.count,
         requests=after.count,
+        windows=len(windows),
         before_ms=before_ms,
         after_ms=after_ms,
         ratio=after_ms / before_ms if before_ms else None,
-        slow=_too_slow(gate, before_ms, after_ms) and _lasts(gate, before_ms, device.after),
+        too_slow=too_slow,
+        slow=too_slow and len(windows) >= MIN_WINDOWS and _lasts(gate, before_ms, windows),
     )
 
 
@@ -224,11 +235,11 @@ def _too_slow(gate: LatencyGate, before_ms: float | None, after_ms: float) -> bo
     return after_ms > before_ms * gate.max_ratio and after_ms - before_ms >= gate.min_increase_ms
 
 
-def _lasts(gate: LatencyGate, before_ms: float | None, windows: Sequence[Window]) -> bool:
-    """Whether the device is slow in at least two windows and in most of its requests' windows, not in one noisy moment."""
-    counted = [window.latency for window in windows if window.latency.count >= MIN_WINDOW_REQUESTS]
-    slow = [latency for latency in counted if _too_slow(gate, before_ms, latency.quantile(gate.quantile) * 1000)]
-    return len(slow) >= 2 and 2 * sum(each.count for each in slow) > sum(each.count for each in counted)
+def _lasts(gate: LatencyGate, before_ms: float | None, windows: Sequence[Histogram]) -> bool:
+    """Whether the device is slow in at least two windows, and most of its requests lie in slow ones."""
+    slow = [window for window in windows if _too_slow(gate, before_ms, window.quantile(gate.quantile) * 1000)]
+    requests = sum(window.count for window in windows)
+    return len(slow) >= MIN_WINDOWS and 2 * sum(window.count for window in slow) > requests
 
 
 def _latency_figures(gate: LatencyGate, compared: Sequence[_Compared], requests: int) -> dict[str, Any]:
@@ -274,7 +285,7 @@ def _missing(gate: LatencyGate, devices: Sequence[DeviceEvidence], share: int) -
     blind = sum(1 for device in devices if sum(window.latency.count for window in device.before) < share)
     if blind == len(devices) and gate.max_ms is None:
         return f"too few requests before the swap to compare with on {blind} of {len(devices)} devices"
-    return f"no device has {share} requests yet ({requests} in all)"
+    return f"no device with {share} requests in {MIN_WINDOWS} windows yet ({requests} in all)"
 
 
 def _requests(devices: Sequence[DeviceEvidence]) -> int:

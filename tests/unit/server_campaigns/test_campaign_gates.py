@@ -105,7 +105,7 @@ def test_both_the_ratio_and_the_increase_must_be_beyond() -> None:
 def test_one_noisy_window_does_not_trip_a_single_canary() -> None:
     noisy = device("press-1", 4, [4, 4, 60, 4, 4, 4])
     assert judge_latency(LATENCY, stage(noisy)).status == "passing"
-    assert judge_latency(LATENCY, stage(device("press-1", 4, [60], each=200))).status == "passing"
+    assert judge_latency(LATENCY, stage(device("press-1", 4, [60], each=200))).status == "no_evidence"
     assert judge_latency(LATENCY, stage(device("press-1", 4, [60, 60], each=100))).status == "breached"
 
 
@@ -117,6 +117,12 @@ def test_one_bad_device_counts_in_a_small_stage_and_not_in_a_large_one() -> None
     assert large.status == "passing"
     assert large.figures["devices_slow"] == 1
     assert large.figures["worst"][0]["device"] == "bad"
+
+
+def test_a_device_that_looks_slow_in_its_first_window_is_waited_for() -> None:
+    well, first = device("well", 4, 4), device("first", 4, [40], each=60)
+    verdict = judge_latency(LATENCY, stage(well, first))
+    assert (verdict.status, verdict.summary) == ("no_evidence", "1 slow in one window only, so far")
 
 
 def test_no_data_is_not_healthy() -> None:
