@@ -112,11 +112,13 @@ def enroll(options: argparse.Namespace) -> int:
             facts = measure_facts(state)
     except OSError as error:
         raise AgentError(f"{error.filename or state} cannot be used: {error.strerror}") from error
-    token = sys.stdin.readline() if options.token == "-" else options.token
+    claim: str = options.token
+    if claim == "-":
+        claim = sys.stdin.readline()
     with daemon.locked(state):
         identity = enrol(
             server=options.server,
-            token=token,
+            token=claim,
             state=state,
             facts=facts,
             facts_file=facts_file,

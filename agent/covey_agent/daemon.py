@@ -169,7 +169,9 @@ def locked(state: Path) -> Iterator[None]:
 
 
 def is_running(state: Path) -> bool:
-    """Whether an agent holds the folder."""
+    """Whether an agent holds the folder; leaves nothing there."""
+    if not (state / "lock").exists():
+        return False
     try:
         with locked(state):
             return False

@@ -286,17 +286,15 @@ class Deployments:
 
     def _judge(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
         """Switch if that is not done yet; then wait for the end of probation, or for the gateway to go back."""
+        del record
         if self._serving.status is None:
             return
         slots, build = self._serving.slots(model), deployment.build
-        first = record.active is None or record.active == build
         reverted = slots.reverted if slots is not None else None
         if slots is not None and slots.active == build:
-            self._wait_for_end_of_probation(model, deployment, first=first)
+            self._wait_for_end_of_probation(model, deployment)
         elif slots is not None and slots.candidate == build:
-            probation = None if first else deployment.order.probation
-            request = Switch(model=model, build=build, probation=probation)
-            if self._serving.ask(request):
+            if self._serving.ask(Switch(model=model, build=build, probation=deployment.order.probation)):
                 self._judge_until[deployment.order.counter] = self._now + deployment.order.probation.seconds
         elif reverted is not None and reverted.build == build and reverted.time_ms >= deployment.since_ms:
             self._move(model, Event.REVERTED, reverted.reason, reverted.detail)
@@ -310,11 +308,11 @@ class Deployments:
         else:
             self._move(model, Event.INTERRUPTED, Reason.PROBATION_INTERRUPTED, "the gateway that served it is gone")
 
-    def _wait_for_end_of_probation(self, model: str, deployment: Deployment, *, first: bool) -> None:
+    def _wait_for_end_of_probation(self, model: str, deployment: Deployment) -> None:
         seconds = deployment.order.probation.seconds
         passed = max(0.0, (self._clock() - deployment.since_ms) / 1000)
         until = self._judge_until.setdefault(deployment.order.counter, self._now + max(0.0, seconds - passed))
-        if first or self._now >= until:
+        if self._now >= until:
             self._move(model, Event.PASSED)
             self._judge_until.pop(deployment.order.counter, None)
             self.collect()

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import psutil
 
-from covey_agent import durable
 from covey_agent.errors import AgentError, GatewayError, StepError
 from covey_agent.gateway.control_api import GatewayStatus, Shutdown
 from covey_agent.gateway_client import GatewayClient
@@ -149,7 +148,6 @@ class GatewayProcess:
                 )
             self._pid = self._child.pid
             self._silent_since = now
-            durable.write(self._folder / "gateway.pid", f"{self._pid}\n".encode())
         except OSError as error:
             log.error("the gateway cannot be started: %s", error)
             return

@@ -113,7 +113,7 @@ class Serving:
             if on_trial in (slots.active, slots.candidate) or (reverted and slots.active == record.active):
                 return  # the deployment judges it
         if record.active is None:
-            if slots is not None and on_trial is None:
+            if slots is not None and on_trial is None and (slots.active or slots.candidate or slots.previous):
                 self.ask(Unload(model=model))
         elif slots is None or slots.active is None:
             self._restore(model, record.active, now)

@@ -1,0 +1,528 @@
+"""A real agent (control, gateway, runners), a real mosquitto with mutual TLS, and a small server that speaks the contract."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from covey_agent.book import read_state
+from covey_agent.core.state import AgentState
+from covey_agent.errors import GatewayError
+from covey_agent.gateway.control_api import GatewayStatus
+from covey_agent.gateway_client import GatewayClient
+from covey_agent.gateway_process import run_folder
+from covey_agent.identity import save_identity
+from covey_contract.blocks import blocks_of, encode_block
+from covey_contract.enrolment import Broker, EnrolResponse
+from covey_contract.envelope import Envelope
+from covey_contract.lifecycle import State
+from covey_contract.manifest import (
+    BLOCK_BYTES,
+    MANIFEST_TYPE,
+    DataType,
+    FileEntry,
+    Manifest,
+    Runtime,
+    TensorSpec,
+    Tolerance,
+    build_digest,
+)
+from covey_contract.messages import (
+    ASSIGNMENT_TYPE,
+    Ack,
+    Action,
+    Assignment,
+    BlockRequest,
+    Hello,
+    Order,
+    Probation,
+    Reply,
+    Report,
+    Telemetry,
+)
+from covey_contract.signing import Trust, public_key, seal, seal_bytes
+from covey_contract.topics import UP_FILTER, Down, Up, down, parse_up
+from covey_contract.wire import decode, encode
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import NameOID
+from onnx import TensorProto, helper, numpy_helper
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+DEVICE = "press-7"
+MODEL = "scale"
+SIZE = 8
+PATIENCE_S = 60.0
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
+    """What the condition gave when it was first true; fails with what was waited for."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        threading.Event().wait(0.02)
+    raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+# --- builds -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MadeBuild:
+    """A build as the server holds it: files by their index on the wire."""
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    digest: str
+    contents: list[bytes]
+
+
+def onnx_scale(factor: float) -> bytes:
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        "scale",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", SIZE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", SIZE])],
+        [numpy_helper.from_array(np.array(factor, np.float32), "factor")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def make_build(version: str, factor: float, *, filler: int = 0, **changes: Any) -> MadeBuild:
+    """y = factor * x; `filler` random bytes lie beside the model, to be fetched."""
+    files = {"model.onnx": changes.pop("content", None) or onnx_scale(factor)}
+    if filler:
+        files["filler.bin"] = np.random.default_rng(int(factor * 1000)).bytes(filler)
+    block_size = changes.pop("block_size", BLOCK_BYTES)
+    contents = list(files.values())
+    blocks = [data[at : at + block_size] for data in contents for at in range(0, len(data), block_size)]
+    table = b"".join(hashlib.sha256(block).digest() for block in blocks)
+    tensor = (TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, SIZE)),)
+    fields: dict[str, Any] = {
+        "model": MODEL,
+        "version": version,
+        "target": "onnxruntime-fp32",
+        "runtime": Runtime.ONNXRUNTIME,
+        "precision": "fp32",
+        "entry": "model.onnx",
+        "files": tuple(
+            FileEntry(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for name, data in files.items()
+        ),
+        "table": FileEntry(path="blocks.bin", size=len(table), sha256=hashlib.sha256(table).hexdigest()),
+        "block_size": block_size,
+        "inputs": tensor,
+        "outputs": (TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, SIZE)),),
+        "tolerance": {"y": Tolerance(absolute=1e-4)},
+        **changes,
+    }
+    manifest = Manifest(**fields)
+    data = encode(manifest)
+    return MadeBuild(manifest, data, build_digest(data), [table, *contents])
+
+
+# --- the fleet's side -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Authority:
+    """Certificates, all from one CA."""
+
+    folder: Path
+    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+
+    def __post_init__(self) -> None:
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test fleet")])
+        self.name = name
+        self.certificate = self._build(name, self.key.public_key(), ca=True)
+        self.pem = self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.pem)).hexdigest()
+
+    def issue(self, name: str) -> tuple[bytes, str]:
+        """Private key and certificate, PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._build(subject, key.public_key(), ca=False)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return pem, certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    def sign(self, request: x509.CertificateSigningRequest, device: str) -> str:
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
+        key = request.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return self._build(subject, key, ca=False).public_bytes(serialization.Encoding.PEM).decode()
+
+    def _build(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, ca: bool) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=30))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+        )
+        if not ca:
+            names = [x509.DNSName("localhost")]
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
+
+class Mosquitto:
+    """A broker with two listeners: mutual TLS for devices, plain on loopback for the test's server."""
+
+    def __init__(self, folder: Path, authority: Authority) -> None:
+        self.folder = folder
+        self.tls_port, self.plain_port = free_port(), free_port()
+        key, certificate = authority.issue("localhost")
+        (folder / "broker.key").write_bytes(key)
+        (folder / "broker.pem").write_text(certificate)
+        (folder / "ca.pem").write_text(authority.pem)
+        (folder / "mosquitto.conf").write_text(
+            f"""per_listener_settings true
+user root
+listener {self.plain_port} 127.0.0.1
+allow_anonymous true
+listener {self.tls_port} 127.0.0.1
+allow_anonymous false
+require_certificate true
+use_identity_as_username true
+cafile {folder}/ca.pem
+certfile {folder}/broker.pem
+keyfile {folder}/broker.key
+"""
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        binary = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        assert binary, "mosquitto is not installed"
+        with (self.folder / "mosquitto.log").open("ab") as log:
+            self.process = subprocess.Popen([binary, "-c", str(self.folder / "mosquitto.conf")], stdout=log, stderr=log)
+        wait_for(self._answers, "the broker to listen")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def _answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.plain_port)) == 0
+
+
+class FleetServer:
+    """Signs orders, answers block requests, acknowledges records; notes everything. What it does badly is set by the test."""
+
+    def __init__(self, broker: Mosquitto) -> None:
+        self.broker = broker
+        self.release, self.director = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+        self.trust = Trust(release=(public_key(self.release),), director=(public_key(self.director),))
+        self.builds: dict[str, MadeBuild] = {}
+        self.counter = 0
+        self.newest: Assignment | None = None
+        self.hellos: list[Hello] = []
+        self.reports: list[Report] = []
+        self.telemetry: list[Telemetry] = []
+        self.replies: list[Reply] = []
+        self.seqs: Counter[int] = Counter()
+        self.sent: Counter[tuple[str, int, int]] = Counter()
+        self.acknowledge = True
+        self.block_budget: int | None = None  # so many blocks are sent, then none
+        self.pause_s = 0.0
+        self.spoil: Callable[[int, int, bytes], bytes | None] = lambda _file, _index, data: data
+        self.on_report: Callable[[Report], None] = lambda _report: None
+        self._client: Client | None = None
+
+    def start(self) -> None:
+        client = Client(CallbackAPIVersion.VERSION2, client_id="server", protocol=MQTTProtocolVersion.MQTTv311)
+        client.on_message = self._on_message
+        client.on_connect = lambda *_: client.subscribe(UP_FILTER, qos=1)
+        client.max_inflight_messages_set(100)
+        client.connect("127.0.0.1", self.broker.plain_port)
+        client.loop_start()
+        wait_for(client.is_connected, "the server to connect")
+        self._client = client
+
+    def stop(self) -> None:
+        if self._client is not None:
+            self._client.disconnect()
+            self._client.loop_stop()
+
+    def publish(self, what: Down, payload: bytes, device: str = DEVICE) -> None:
+        assert self._client is not None
+        self._client.publish(down(device, what), payload, qos=0 if what is Down.BLOCK else 1)
+
+    def assignment(self, build: MadeBuild, **changes: Any) -> Assignment:
+        self.counter += 1
+        now = time.time_ns() // 1_000_000
+        fields: dict[str, Any] = {
+            "id": f"a{self.counter}",
+            "device": DEVICE,
+            "counter": self.counter,
+            "issued_ms": now,
+            "expires_ms": now + 3_600_000,
+            "model": MODEL,
+            "version": build.manifest.version,
+            "build": build.digest,
+            "probation": Probation(seconds=0.5),
+        }
+        return Assignment(**{**fields, **changes})
+
+    def order(self, build: MadeBuild, *, send: bool = True, **changes: Any) -> Assignment:
+        """Assign the build; the order is signed anew and can be sent again by `send_order`."""
+        self.builds[build.digest] = build
+        assignment = self.assignment(build, **changes)
+        if send:
+            self.newest = assignment
+            self.send_order(assignment)
+        return assignment
+
+    def send_order(self, assignment: Assignment, *, director: Ed25519PrivateKey | None = None) -> None:
+        build = self.builds[assignment.build]
+        order = Order(
+            assignment=seal(assignment, ASSIGNMENT_TYPE, [director or self.director]),
+            manifest=self.sealed_manifest(build),
+        )
+        self.publish(Down.ASSIGNMENT, encode(order))
+
+    def sealed_manifest(self, build: MadeBuild) -> Envelope:
+        return seal_bytes(build.manifest_bytes, MANIFEST_TYPE, [self.release])
+
+    def remove(self, build: MadeBuild) -> Assignment:
+        return self.order(build, action=Action.REMOVE)
+
+    def states(self, assignment: Assignment) -> list[State]:
+        """Of one order, without progress, in the order of their numbers."""
+        told = {r.seq: r.state for r in self.reports if r.assignment == assignment.id and r.progress is None}
+        return [state for _, state in sorted(told.items())]
+
+    def last(self, assignment: Assignment) -> Report | None:
+        mine = [report for report in self.reports if report.assignment == assignment.id]
+        return max(mine, key=lambda report: report.seq, default=None)
+
+    def reached(self, assignment: Assignment, state: State, seconds: float = PATIENCE_S) -> Report:
+        def there() -> Report | None:
+            last = self.last(assignment)
+            return last if last is not None and last.state is state else None
+
+        try:
+            report = wait_for(there, f"{assignment.id} to be {state}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it was {self.states(assignment)}, last {self.last(assignment)}") from None
+        assert isinstance(report, Report)
+        return report
+
+    def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        device, what = parse_up(message.topic)
+        if what is Up.BLOCK_REQUEST:
+            self._send_blocks(device, decode(BlockRequest, message.payload))
+        elif what is Up.HELLO:
+            hello = decode(Hello, message.payload)
+            self.hellos.append(hello)
+            if self.newest is not None and hello.last_counter < self.newest.counter:
+                self.send_order(self.newest)
+        elif what is Up.REPLY:
+            self.replies.append(decode(Reply, message.payload))
+        elif what in (Up.REPORT, Up.TELEMETRY):
+            record = decode(Report if what is Up.REPORT else Telemetry, message.payload)
+            self.seqs[record.seq] += 1
+            if self.seqs[record.seq] == 1:
+                (self.reports if isinstance(record, Report) else self.telemetry).append(record)  # type: ignore[arg-type]
+            if self.acknowledge:
+                self.publish(Down.ACK, encode(Ack(seqs=(record.seq,))), device)
+            if isinstance(record, Report):
+                self.on_report(record)
+
+    def _send_blocks(self, device: str, request: BlockRequest) -> None:
+        build = self.builds[request.build]
+        content = build.contents[request.file]
+        for index in blocks_of(request.base, request.bitmap):
+            if self.block_budget is not None:
+                if self.block_budget <= 0:
+                    return
+                self.block_budget -= 1
+            data: bytes | None = content[index * build.manifest.block_size :][: build.manifest.block_size]
+            assert data, f"block {index} of file {request.file} does not exist"
+            data = self.spoil(request.file, index, data)
+            if data is None:
+                continue
+            self.sent[request.build, request.file, index] += 1
+            if self.pause_s:
+                threading.Event().wait(self.pause_s)
+            self.publish(Down.BLOCK, encode_block(request.build, request.file, index, data), device)
+
+
+# --- the device -------------------------------------------------------------------------------------------------------
+
+
+class Device:
+    """An agent's state folder, and its control process."""
+
+    def __init__(self, state: Path, broker: Mosquitto, trust: Trust, authority: Authority) -> None:
+        self.state = state
+        self.process: subprocess.Popen[bytes] | None = None
+        self.output = state.parent / "agent.out"
+        state.mkdir(mode=0o700)
+        key, certificate = authority.issue(DEVICE)
+        response = EnrolResponse(
+            device=DEVICE,
+            certificate_pem=certificate,
+            ca_pem=authority.pem,
+            broker=Broker(host="localhost", port=broker.tls_port),
+            trust=trust,
+        )
+        save_identity(state / "identity", "http://127.0.0.1:1", key, response, None)
+
+    def start(self, *options: str, limit_file_bytes: int | None = None) -> None:
+        command = [sys.executable, "-m", "covey_agent", "run", "--state", str(self.state), "--inference-port", "0"]
+        command += ["--telemetry-interval", "0.5", "--silence", "0.5", "--retry", "0.5", "--margin-mb", "1", *options]
+        if limit_file_bytes is not None:
+            command = ["prlimit", f"--fsize={limit_file_bytes}:", *command]
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    @property
+    def book(self) -> AgentState:
+        return read_state(self.state)
+
+    @property
+    def gateway(self) -> GatewayStatus | None:
+        try:
+            return GatewayClient(run_folder(self.state) / "gateway.sock").status()
+        except GatewayError:
+            return None
+
+    @property
+    def serving(self) -> str | None:
+        status = self.gateway
+        return next((slots.active for slots in status.models if slots.model == MODEL), None) if status else None
+
+    def kill_gateway(self) -> None:
+        status = self.gateway
+        assert status is not None
+        for process in (psutil.Process(status.pid), *psutil.Process(status.pid).children(recursive=True)):
+            process.kill()
+
+    def log(self) -> str:
+        return self.output.read_text()
+
+    def end(self) -> None:
+        """Whatever still runs here."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        if self.gateway is not None:
+            self.kill_gateway()
+
+    def infer(self, value: float) -> float:
+        """The model's answer for one number, by the command line."""
+        request = self.state.parent / "request.json"
+        tensor = {"name": "x", "shape": [1, SIZE], "datatype": "FP32", "data": [value] * SIZE}
+        request.write_text(json.dumps({"inputs": [tensor]}))
+        done = self.command("infer", MODEL, str(request))
+        assert done.returncode == 0, done.stderr
+        answer: float = json.loads(done.stdout)["outputs"][0]["data"][0]
+        return answer
+
+    def command(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "covey_agent", name, "--state", str(self.state), *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@dataclass
+class Site:
+    """All of it together."""
+
+    server: FleetServer
+    device: Device
+    broker: Mosquitto
+    authority: Authority
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def site(tmp_path: Path, authority: Authority) -> Iterator[Site]:
+    broker = Mosquitto(tmp_path, authority)
+    broker.start()
+    server = FleetServer(broker)
+    server.start()
+    device = Device(tmp_path / "state", broker, server.trust, authority)
+    try:
+        yield Site(server, device, broker, authority)
+    finally:
+        device.end()
+        server.stop()
+        broker.stop()
+
+
+@pytest.fixture
+def make() -> Callable[..., MadeBuild]:
+    return make_build
+
+
+@pytest.fixture(name="wait_for")
+def wait_for_fixture() -> Callable[..., Any]:
+    return wait_for
+
+
