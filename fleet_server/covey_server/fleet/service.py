@@ -17,6 +17,7 @@ from covey_contract.enrolment import EnrolRequest, EnrolResponse
 from covey_contract.facts import Facts
 from covey_contract.messages import CommandKind, Reply
 from covey_contract.topics import Down
+from covey_profiles import load_profiles, match
 from sqlalchemy import func, select
 
 from covey_server.audit import Actor, record
@@ -66,10 +67,8 @@ class FleetHealth:
 
 def profile_of(facts: Facts) -> tuple[str | None, str]:
     """The firmware profile of these facts, and why that or why none."""
-    from covey_profiles import load_profiles, match
-
     found = match(facts, load_profiles())
-    return (None if found.profile is None else found.profile.name), found.reason
+    return (None if found.profile is None else found.profile.id), found.reason
 
 
 class FleetService:

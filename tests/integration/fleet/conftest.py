@@ -137,8 +137,12 @@ class World:
                 session, self.ca, device=device, created_by="test", now_ms=system_clock(), **given
             ).token
 
+    def new_device(self, name: str, **facts: Any) -> Device:
+        """Not enrolled yet."""
+        return Device(name, self.settings.data.parent / f"device-{name}", **facts)
+
     def device(self, name: str, **facts: Any) -> Device:
-        device = Device(name, self.settings.data.parent / f"device-{name}", **facts)
+        device = self.new_device(name, **facts)
         device.enrol(self.token(name), self.fleet)
         return device
 
@@ -447,3 +451,8 @@ def device(world: World) -> Iterator[Device]:
     made.disconnect()
 
 
+
+
+@pytest.fixture(scope="session")
+def world_class() -> type[World]:
+    return World

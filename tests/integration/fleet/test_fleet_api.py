@@ -1,0 +1,279 @@
+"""The API of devices, groups, enrolment and claim tokens: what it does, and how it says no."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import httpx
+import pytest
+import uvicorn
+from covey_contract.enrolment import EnrolResponse, parse_claim_token
+from covey_contract.lifecycle import State
+from covey_contract.wire import decode, encode
+from covey_server.app import build_services, create_app, running
+from covey_server.settings import Settings
+from sqlalchemy import text
+
+BUILD = "0" * 64
+
+
+class Api:
+    """The application on a port, with its fleet service running, and a `World`'s helpers on the same parts."""
+
+    def __init__(self, folder: Path, make_world: Any) -> None:
+        self.services = build_services(Settings(data=folder / "data", fleet_tick_s=0.2, enrol_per_minute=30))
+        self.world = make_world()
+        self.world.fleet = self.services.fleet
+        self._token = (folder / "data" / "admin-token").read_text().strip()
+        self.client = httpx.Client()
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[Api]:
+        config = uvicorn.Config(create_app(self.services), port=0, lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        with running(self.services):
+            thread = threading.Thread(target=server.run)
+            thread.start()
+            self.world.until(lambda: server.started)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            headers = {"Authorization": f"Bearer {self._token}"}
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as self.client:
+                yield self
+            server.should_exit = True
+            thread.join(10)
+
+    def call(self, method: str, path: str, status: int = 200, **more: Any) -> Any:
+        answer = self.client.request(method, f"/api/v1{path}", **more)
+        assert answer.status_code == status, answer.text
+        if status >= 400:
+            assert answer.headers["content-type"] == "application/problem+json"
+        return answer.json() if answer.content and "json" in answer.headers["content-type"] else answer.text
+
+
+@pytest.fixture
+def api(tmp_path: Path, make_world: Any) -> Iterator[Api]:
+    made = Api(tmp_path, make_world)
+    with made.serving():
+        yield made
+
+
+def _enrol(api: Api, name: str, token: str | None = None, **facts: Any) -> Any:
+    token = token or api.call("POST", "/claim-tokens", 201, json={"device": name})["token"]
+    device = api.world.new_device(name, **facts)
+    request = device.request(parse_claim_token(token).secret)
+    answer = api.client.post("/api/v1/enrol", content=encode(request), headers={"Authorization": ""})
+    assert answer.status_code == 201, answer.text
+    device.adopt(decode(EnrolResponse, answer.content))
+    return device
+
+
+def test_the_life_of_a_device(api: Api) -> None:
+    api.call("PUT", "/groups/canary", 201, json={"devices": [], "description": "first"})
+    body = {"groups": ["canary", "all"], "labels": {"line": "a"}}
+    token = api.call("POST", "/claim-tokens", 201, json=body)["token"]
+    device = _enrol(api, "any", token, board="Raspberry Pi 5 Model B Rev 1.0", architecture="aarch64")
+    name = device.identity.device
+    assert name.startswith("raspberry-pi-5-")
+    device.name = name
+    device.connect()
+    api.world.until(lambda: api.call("GET", f"/devices/{name}")["online"])
+
+    build = api.world.build()
+    order = {"model": "digits", "version": "1.0", "target": "onnxruntime-fp32"}
+    made = api.call("POST", f"/devices/{name}/assignments", 201, json=order)
+    assignment, manifest = device.accept()
+    assert assignment.id == made["assignment"]
+    device.fetch(assignment.build, manifest)
+    device.report(assignment, State.ACTIVE)
+    device.measure(build[2])
+    api.world.until(lambda: not device.unacknowledged)
+
+    shown = api.call("GET", f"/devices/{name}")
+    assert shown["groups"] == ["all", "canary"]
+    assert shown["labels"] == {"line": "a"}
+    assert shown["profile"] == "raspberry-pi-5"
+    assert shown["profile_reason"]
+    assert shown["simulated"] is True
+    (model,) = shown["models"]
+    assert model["active"]["version"] == "1.0"
+    assert model["active"]["target"] == "onnxruntime-fp32"
+    assert (model["desired"]["state"], model["desired"]["kind"]) == ("active", "manual")
+    assert model["desired"]["why"]["by"] == "admin"
+    assert [one["state"] for one in api.call("GET", f"/devices/{name}/reports")["items"]] == ["active"]
+    (window,) = api.call("GET", f"/devices/{name}/telemetry?minutes=5")["items"]
+    assert (window["ok"], window["build"]) == (10, build[2])
+    assert api.call("POST", f"/devices/{name}/commands", json={"kind": "ping"})["text"] == "pong"
+
+    patched = api.call("PATCH", f"/devices/{name}", json={"labels": {"line": None, "site": "x"}})
+    assert patched["labels"] == {"site": "x"}
+    assert api.call("POST", f"/devices/{name}/revoke")["revoked_ms"]
+    assert api.call("POST", f"/devices/{name}/revoke")["revoked_ms"]
+    api.call("POST", f"/devices/{name}/commands", 409, json={"kind": "ping"})
+    api.call("POST", f"/devices/{name}/assignments", 409, json=order)
+    assert api.call("GET", "/groups/all")["devices"] == []
+    assert api.call("GET", "/audit/verify")
+    actions = [entry["action"] for entry in api.call("GET", "/audit?limit=50")["items"]]
+    assert {"claim_token.create", "device.enrol", "device.assign", "device.labels", "device.revoke"} <= set(actions)
+    device.disconnect()
+
+
+def test_why_comes_from_the_choice(api: Api) -> None:
+    _enrol(api, "press-7")
+    api.world.build()
+    assert api.call("GET", "/devices/press-7/why?model=digits&version=1.0")
+
+
+def test_lists_filter_and_page(api: Api) -> None:
+    for name, line in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        token = api.call("POST", "/claim-tokens", 201, json={"device": name, "labels": {"line": line}})["token"]
+        _enrol(api, name, token, memory_mb=100 * len(name))
+    api.call("PUT", "/groups/line-a", 201, json={"selector": {"labels.line": "a"}})
+    api.call("PUT", "/groups/some", 201, json={"devices": ["b1", "a1"]})
+    api.call("PUT", "/groups/some", 200, json={"devices": ["b1"]})
+
+    def ids(query: str) -> list[str]:
+        return [item["id"] for item in api.call("GET", f"/devices?{query}")["items"]]
+
+    assert ids("") == ["a1", "a2", "b1"]
+    assert ids("group=line-a") == ["a1", "a2"]
+    assert ids("group=some") == ["b1"]
+    assert ids("q=2") == ["a2"]
+    assert ids("q=%25") == []
+    assert ids("online=true") == []
+    assert ids("model=digits") == []
+    page = api.call("GET", "/devices?limit=2")
+    assert page["next"] == "a2"
+    assert [item["id"] for item in api.call("GET", "/devices?limit=2&after=a2")["items"]] == ["b1"]
+    assert [group["name"] for group in api.call("GET", "/groups")["items"]] == ["all", "line-a", "some"]
+    assert api.call("GET", "/groups/line-a")["devices"] == ["a1", "a2"]
+    assert api.call("GET", "/groups/all")["count"] == 3
+    api.call("DELETE", "/groups/some", 204)
+    api.call("GET", "/groups/some", 404)
+
+
+SELECTOR = "/groups/x"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("GET", "/devices/nobody", None, 404, "not_found"),
+        ("GET", "/devices?limit=0", None, 422, "invalid"),
+        ("GET", "/devices?group=nobody", None, 404, "not_found"),
+        ("GET", "/devices/nobody/reports", None, 404, "not_found"),
+        ("GET", "/devices/nobody/telemetry", None, 404, "not_found"),
+        ("GET", "/devices/nobody/telemetry?minutes=0", None, 422, "invalid"),
+        ("GET", "/devices/nobody/why?model=x", None, 404, "not_found"),
+        ("POST", "/devices/nobody/revoke", None, 404, "not_found"),
+        ("PATCH", "/devices/press-7", {}, 422, "invalid"),
+        ("PATCH", "/devices/press-7", {"labels": {"a b": "x"}}, 422, "invalid"),
+        ("PATCH", "/devices/press-7", {"labels": {"a": "x" * 300}}, 422, "invalid"),
+        ("PATCH", "/devices/press-7", {"labels": {"a": "x"}, "colour": 1}, 422, "invalid"),
+        ("POST", "/devices/press-7/commands", {"kind": "reboot"}, 422, "invalid"),
+        ("POST", "/devices/press-7/commands", {"kind": "ping"}, 409, "device_offline"),
+        ("POST", "/devices/press-7/assignments", {"model": "digits"}, 422, "invalid"),
+        ("POST", "/devices/press-7/assignments", {"model": "digits", "version": "9"}, 404, "not_found"),
+        ("POST", "/devices/press-7/assignments", {"model": "digits", "version": "1.0", "target": "x"}, 404, "not_found"),
+        ("POST", "/claim-tokens", {"device": "covey-server"}, 422, "invalid"),
+        ("POST", "/claim-tokens", {"device": "a b"}, 422, "invalid"),
+        ("POST", "/claim-tokens", {"groups": ["nobody"]}, 422, "invalid"),
+        ("POST", "/claim-tokens", {"groups": ["sel"]}, 422, "invalid"),
+        ("POST", "/claim-tokens", {"ttl_s": 0}, 422, "invalid"),
+        ("POST", "/claim-tokens", {"labels": {"a": 1}}, 422, "invalid"),
+        ("PUT", SELECTOR, {}, 422, "invalid"),
+        ("PUT", SELECTOR, {"devices": [], "selector": {"profile": "x"}}, 422, "invalid"),
+        ("PUT", SELECTOR, {"devices": ["nobody"]}, 422, "invalid"),
+        ("PUT", SELECTOR, {"selector": {}}, 422, "invalid"),
+        ("PUT", SELECTOR, {"selector": {"id": "x"}}, 422, "invalid"),
+        ("PUT", SELECTOR, {"selector": {"labels.a'b": "x"}}, 422, "invalid"),
+        ("PUT", SELECTOR, {"selector": {"labels.a": None}}, 422, "invalid"),
+        ("PUT", SELECTOR, {"selector": {"labels.a": []}}, 422, "invalid"),
+        ("PUT", "/groups/all", {"devices": []}, 409, "conflict"),
+        ("PUT", "/groups/a%20b", {"devices": []}, 422, "invalid"),
+        ("DELETE", "/groups/all", None, 409, "conflict"),
+        ("DELETE", "/groups/nobody", None, 404, "not_found"),
+    ],
+)
+def test_bad_input(shared: Api, method: str, path: str, body: Any, status: int, code: str) -> None:
+    problem = shared.call(method, path, status, json=body)
+    assert problem["code"] == code
+    assert problem["detail"]
+    assert "Traceback" not in problem["detail"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, world_class: Any) -> Iterator[Api]:
+    """One application for the whole table of bad input."""
+    folder = tmp_path_factory.mktemp("api")
+    worlds = []
+
+    def make() -> Any:
+        worlds.append(world_class(folder / "data"))
+        return worlds[-1]
+
+    made = Api(folder, make)
+    with made.serving():
+        _enrol(made, "press-7")
+        made.world.build()
+        made.call("PUT", "/groups/sel", 201, json={"selector": {"profile": "x"}})
+        yield made
+    worlds[0].database.close()
+
+
+def test_enrolment_says_no(api: Api) -> None:
+    device = api.world.new_device("press-7")
+
+    def enrol(content: bytes, status: int) -> Any:
+        return api.call("POST", "/enrol", status, content=content, headers={"Authorization": ""})
+
+    good = device.request("x" * 32)
+    assert enrol(encode(good), 403)["code"] == "bad_claim_token"
+    assert enrol(b"", 422)["code"] == "contract"
+    assert enrol(b"{", 422)["code"] == "contract"
+    assert enrol(b"\xff" * 100, 422)["code"] == "contract"
+    assert enrol(b" " * 70_000, 413)["code"] == "too_large"
+
+    token = parse_claim_token(api.call("POST", "/claim-tokens", 201, json={"device": "press-7"})["token"]).secret
+    broken = msgspec.structs.replace(good, secret=token, csr_pem="-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n")
+    assert enrol(encode(broken), 422)["field"] == "csr_pem"
+    assert enrol(encode(device.request(token, "saw-1")), 409)["code"] == "wrong_device"
+    assert enrol(encode(device.request(token)), 201)["device"] == "press-7"  # the token was not spent by the failures
+    assert enrol(encode(device.request(token)), 403)["code"] == "bad_claim_token"
+    taken = parse_claim_token(api.call("POST", "/claim-tokens", 201, json={})["token"]).secret
+    assert enrol(encode(device.request(taken, "press-7")), 409)["code"] == "device_exists"
+    for _ in range(40):
+        answer = api.client.post("/api/v1/enrol", content=encode(good))
+        if answer.status_code == 429:
+            break
+    assert answer.json()["code"] == "too_many_requests"
+    assert "BEGIN CERTIFICATE" in api.call("GET", "/ca")
+
+
+def test_two_devices_one_token(api: Api) -> None:
+    token = api.call("POST", "/claim-tokens", 201, json={})["token"]
+    first, second = (api.world.new_device(name).request(parse_claim_token(token).secret) for name in ("a", "b"))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda r: api.client.post("/api/v1/enrol", content=encode(r)), (first, second)))
+    assert sorted(answer.status_code for answer in answers) == [201, 403]
+    with api.services.database.reading() as session:
+        assert session.execute(text("select count(*) from devices")).scalar() == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/devices"),
+        ("GET", "/groups"),
+        ("POST", "/claim-tokens"),
+        ("POST", "/devices/press-7/revoke"),
+        ("PUT", "/groups/x"),
+    ],
+)
+def test_needs_a_login(shared: Api, method: str, path: str) -> None:
+    shared.call(method, path, 401, headers={"Authorization": ""}, json={})
