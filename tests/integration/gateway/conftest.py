@@ -250,3 +250,24 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     yield rig
     rig.stop()
     assert "Traceback" not in rig.log(), rig.log()
+
+
+@pytest.fixture
+def make_build() -> Callable[..., Build]:
+    return write_build
+
+
+@pytest.fixture
+def onnx_by_channel() -> bytes:
+    """y = [1, 10, 100] * x along axis 1 of [1, 3, 4, 5]."""
+    shape = [1, 3, 4, 5]
+    factors = np.array([1, 10, 100], np.float32).reshape(1, 3, 1, 1)
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "factors"], ["y"])],
+        "channels",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(factors, "factors")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
