@@ -146,7 +146,9 @@ class World:
         device.enrol(self.token(name), self.fleet)
         return device
 
-    def build(self, target: str = "onnxruntime-fp32", size: int = 300_000, version: str = "1.0") -> tuple[int, int, str]:
+    def build(
+        self, target: str = "onnxruntime-fp32", size: int = 300_000, version: str = "1.0"
+    ) -> tuple[int, int, str]:
         """A signed build of `digits` in the store: (version id, build id, digest)."""
         now = system_clock()
         data = secrets.token_bytes(size)
@@ -449,8 +451,6 @@ def device(world: World) -> Iterator[Device]:
     made.connect()
     yield made
     made.disconnect()
-
-
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import httpx
+import msgspec
 import pytest
 import uvicorn
 from covey_contract.enrolment import EnrolResponse, parse_claim_token
@@ -179,7 +179,13 @@ SELECTOR = "/groups/x"
         ("POST", "/devices/press-7/commands", {"kind": "ping"}, 409, "device_offline"),
         ("POST", "/devices/press-7/assignments", {"model": "digits"}, 422, "invalid"),
         ("POST", "/devices/press-7/assignments", {"model": "digits", "version": "9"}, 404, "not_found"),
-        ("POST", "/devices/press-7/assignments", {"model": "digits", "version": "1.0", "target": "x"}, 404, "not_found"),
+        (
+            "POST",
+            "/devices/press-7/assignments",
+            {"model": "digits", "version": "1.0", "target": "x"},
+            404,
+            "not_found",
+        ),
         ("POST", "/claim-tokens", {"device": "covey-server"}, 422, "invalid"),
         ("POST", "/claim-tokens", {"device": "a b"}, 422, "invalid"),
         ("POST", "/claim-tokens", {"groups": ["nobody"]}, 422, "invalid"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from covey_contract.lifecycle import State
 from covey_contract.messages import Action, CommandKind
 from covey_server.db.tables import AssignmentRow, Device, Reported
@@ -36,7 +37,8 @@ def test_remove_is_said_in_the_order(world: Any, device: Any) -> None:
     assert device.accept()[0].action is Action.REMOVE
 
 
-def test_command_and_reply(world: Any, device: Any) -> None:
+@pytest.mark.usefixtures("device")
+def test_command_and_reply(world: Any) -> None:
     world.until(lambda: world.row(Device, "press-7").online)
     reply = world.fleet.ask("press-7", CommandKind.PING)
     assert reply is not None

@@ -1,0 +1,78 @@
+"""A migrated SQLite database with some devices and a build, and a clock that stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from covey_contract.facts import Facts
+from covey_server.db.engine import Database
+from covey_server.db.tables import Blob, Build, Device, Model, Version
+from sqlalchemy import insert
+
+NOW = 1_800_000_000_000
+
+
+@pytest.fixture
+def now_ms() -> int:
+    return NOW
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """Devices d0000 … d0009, the model `digits` and `other`, builds 1 and 2 with digests of 1s and 2s."""
+    made = Database(f"sqlite:///{tmp_path / 'covey.db'}")
+    made.migrate()
+    facts = Facts(architecture="x86_64")
+    with made.session() as session:
+        session.execute(
+            insert(Device),
+            [
+                {
+                    "id": f"d{number:04}",
+                    "profile": "generic",
+                    "profile_reason": "",
+                    "simulated": number % 2 == 0,
+                    "facts": {"architecture": "x86_64", "memory_mb": 1000 * number, "deep": {"er": number}},
+                    "facts_digest": facts.digest(),
+                    "labels": {"line": "ab"[number % 2]},
+                    "enrolled_ms": NOW,
+                    "online": True,
+                    "agent_version": "",
+                    "counter": 0,
+                }
+                for number in range(10)
+            ],
+        )
+        session.add(Blob(sha256="0" * 64, size=1, created_ms=NOW))
+        for model in ("digits", "other"):
+            session.add(Model(name=model, description="", created_ms=NOW))
+        session.flush()
+        for number in (1, 2):
+            version = Version(
+                model="digits",
+                name=f"{number}.0",
+                source_blob="0" * 64,
+                source_filename="x.onnx",
+                budget=0.01,
+                info={},
+                created_ms=NOW,
+                created_by="test",
+            )
+            session.add(version)
+            session.flush()
+            session.add(
+                Build(
+                    version_id=version.id,
+                    target="onnxruntime-fp32",
+                    state="built",
+                    digest=str(number) * 64,
+                    size=1,
+                    manifest=b"{}",
+                    envelope=b"{}",
+                    created_ms=NOW,
+                )
+            )
+    yield made
+    made.close()
