@@ -23,6 +23,9 @@ JSON = "application/json"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # How often connections are looked at for those that keep the gateway waiting, in seconds.
 SWEEP_S = 1.0
+# A caller that was refused in the middle of its request may go on sending for this long: a connection that is closed on bytes nobody
+# has read is reset, and the answer with it.
+LINGER_S = 2.0
 
 
 @dataclass
@@ -277,9 +280,19 @@ class HttpConnection(asyncio.Protocol):
                 await self._writable
             self.answering = False
             self._deadline = self._all.clock() + self._limits.idle_s
+            if transport.is_closing():
+                break
+            if request.refused is not None:
+                self._linger(transport)
+                return
             if not keep_alive:
                 break
-            if not transport.is_closing():
-                transport.resume_reading()
+            transport.resume_reading()
         self.answering = False
         transport.close()
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Say that this was all, and wait for the caller to close; `overdue` ends it otherwise."""
+        self._deadline = self._all.clock() + LINGER_S
+        transport.resume_reading()
+        transport.write_eof()
