@@ -15,7 +15,7 @@ from covey_server import audit
 from covey_server.api.paging import AfterName, Limit, Page
 from covey_server.api.security import require
 from covey_server.audit import Actor
-from covey_server.campaigns import choice
+from covey_server.campaigns.choice import choose, why
 from covey_server.db.tables import Build
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, Unauthorized, Unavailable
 from covey_server.fleet import enrolment
@@ -181,7 +181,7 @@ def device_why(
 ) -> dict[str, Any]:
     with use.database.reading() as session:
         get_device(session, device)
-        return choice.why(session, device, model, version)
+        return why(session, device, model, version)
 
 
 @router.post(
@@ -196,14 +196,14 @@ def assign(use: Use, fleet: Fleet, device: str, body: ManualAssignment, actor: O
         if get_device(session, device).revoked_ms is not None:
             raise Conflict(f"{device} is revoked", code="device_revoked")
         version = get_version(session, body.model, body.version)
-        build_id, target, why = _build_for(session, device, version.id, body.target)
+        build_id, target, reasons = _build_for(session, device, version.id, body.target)
         order = NewOrder(
             device=device,
             model=body.model,
             version_id=version.id,
             build_id=build_id,
             kind="manual",
-            why={**why, "by": actor.name},
+            why={**reasons, "by": actor.name},
             ttl_ms=use.settings.assignment_s * 1000,
         )
         assignment = issue(session, [order], now_ms)[0]
@@ -211,7 +211,7 @@ def assign(use: Use, fleet: Fleet, device: str, body: ManualAssignment, actor: O
         audit.record(session, actor, "device.assign", device, detail, now_ms)
     fleet.wake()
     use.bus.publish("assignment", assignment)
-    return AssignmentView(assignment=assignment, build_id=build_id, target=target, why=why)
+    return AssignmentView(assignment=assignment, build_id=build_id, target=target, why=reasons)
 
 
 @router.post(
@@ -246,7 +246,7 @@ def _build_for(session: Session, device: str, version_id: int, target: str | Non
         if build.digest is None:
             raise Conflict(f"the build for {target} is {build.state}", code="not_built")
         return build.id, target, {"reason": "chosen by an operator"}
-    chosen = choice.choose(session, version_id, [device], "rank")[device]
+    chosen = choose(session, version_id, [device], "rank")[device]
     if chosen.build_id is None or chosen.target is None:
         raise Conflict("no build of this version fits the device", code="no_build_fits", why=chosen.why)
     return chosen.build_id, chosen.target, chosen.why

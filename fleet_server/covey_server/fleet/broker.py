@@ -279,7 +279,9 @@ class MosquittoBroker:
                 lines = file.read().decode(errors="replace").strip().splitlines()
         except OSError as error:
             return str(error)
-        telling = [line for line in lines if "Warning: ACL pattern" not in line]  # it is one for all devices, on purpose
+        telling = [
+            line for line in lines if "Warning: ACL pattern" not in line
+        ]  # it is one for all devices, on purpose
         return telling[-1] if telling else "it said nothing"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import ipaddress
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _RENEW_BEFORE = datetime.timedelta(days=30)
 # Clocks of devices lag; a certificate is valid from a day before it is issued.
 _BACKDATED = datetime.timedelta(days=1)
 _MAX_CSR_BYTES = 16_384
+# A serial number has 20 bytes at most and is positive: these, the mark of the key before them, and a 1 before all.
+_SERIAL_RANDOM_BYTES = 9
 
 
 class CertificateRequestError(Exception):
@@ -123,7 +126,7 @@ class FleetCA:
 
         Raises `CertificateRequestError`, also for a device id that may not be one.
         """
-        public = _checked_request(csr_pem)
+        public = request_key(csr_pem)
         try:
             check_device_id(device)
         except TopicError as error:
@@ -190,7 +193,7 @@ class FleetCA:
             .subject_name(_name(common_name))
             .issuer_name(self._certificate.subject)
             .public_key(public)
-            .serial_number(x509.random_serial_number())
+            .serial_number(int(serial_prefix(public) + secrets.token_hex(_SERIAL_RANDOM_BYTES), 16))
             .not_valid_before(now - _BACKDATED)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -231,6 +234,12 @@ class FleetCA:
         return same_key and set(held) == set(names) and certificate.not_valid_after_utc - now > _RENEW_BEFORE
 
 
+def serial_prefix(public: ec.EllipticCurvePublicKey) -> str:
+    """With what the serial numbers (in hex) of all certificates on this key begin, so that a key is known again."""
+    der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return "1" + hashlib.sha256(der).hexdigest()[:20]
+
+
 def _root(key: ec.EllipticCurvePrivateKey, now: datetime.datetime) -> x509.Certificate:
     name = _name(f"Covey fleet {x509.random_serial_number():x}"[:32])
     return (
@@ -262,7 +271,8 @@ def _usage(*, signs_certificates: bool = False) -> x509.KeyUsage:
     )
 
 
-def _checked_request(csr_pem: str) -> ec.EllipticCurvePublicKey:
+def request_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
+    """The P-256 key that a certificate request is for, and is signed by. Raises `CertificateRequestError`."""
     if len(csr_pem) > _MAX_CSR_BYTES:
         raise CertificateRequestError(f"the certificate request has more than {_MAX_CSR_BYTES} characters")
     try:

@@ -33,7 +33,14 @@ from covey_server.db.tables import (
 )
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound
 from covey_server.fleet.broker import Revocations
-from covey_server.fleet.ca import SERVER_USER, CertificateRequestError, FleetCA, IssuedCertificate
+from covey_server.fleet.ca import (
+    SERVER_USER,
+    CertificateRequestError,
+    FleetCA,
+    IssuedCertificate,
+    request_key,
+    serial_prefix,
+)
 from covey_server.fleet.columns import MAX_INT, clean
 from covey_server.fleet.groups import ALL
 from covey_server.fleet.labels import check_labels
@@ -112,14 +119,22 @@ def enrol(
     suffix: Callable[[], str] = lambda: secrets.token_hex(2),
 ) -> Enrolled:
     """One transaction: token, device, certificate. Raises `Forbidden` for a token that is not good (any more), `Conflict`
-    for an id that is taken, `Invalid` for a bad certificate request or id; then the token is as good as before."""
-    token = _use_token(session, request.secret, now_ms)
-    device, again = _name(session, token, request, suffix)
-    token.used_by = device
+    for an id that is taken, `Invalid` for a bad certificate request or id; then the token is as good as before.
+
+    A device whose answer was lost on the way may ask again with the same token and the same key."""
     try:
-        certificate = ca.sign_device_csr(request.csr_pem, device, now_ms, days)
+        prefix = serial_prefix(request_key(request.csr_pem))
     except CertificateRequestError as error:
         raise Invalid(str(error), field="csr_pem") from error
+    token = _use_token(session, request.secret, now_ms)
+    if token is None:
+        device = _enrolled_before(session, request.secret, prefix, now_ms)
+        certificate = ca.sign_device_csr(request.csr_pem, device, now_ms, days)
+        _note_certificate(session, device, certificate, now_ms)
+        return Enrolled(device, certificate, again=False)
+    device, again = _name(session, token, request, suffix)
+    token.used_by = device
+    certificate = ca.sign_device_csr(request.csr_pem, device, now_ms, days)
     profile, reason = profile_of(request.facts)
     row = session.get(Device, device) if again else None
     if row is None:
@@ -135,9 +150,7 @@ def enrol(
     row.labels = {**row.labels, **token.labels}
     row.enrolled_ms, row.revoked_ms, row.resources, row.boot_id = now_ms, None, None, None
     session.flush()
-    session.add(
-        Certificate(serial=certificate.serial, device=device, issued_ms=now_ms, not_after_ms=certificate.not_after_ms)
-    )
+    _note_certificate(session, device, certificate, now_ms)
     _join_groups(session, device, token.groups)
     return Enrolled(device, certificate, again)
 
@@ -183,7 +196,7 @@ def _check_id(device: str, field: str) -> None:
         raise Invalid(f"{SERVER_USER!r} is the server's own name", field=field)
 
 
-def _use_token(session: Session, secret: str, now_ms: int) -> ClaimTokenRow:
+def _use_token(session: Session, secret: str, now_ms: int) -> ClaimTokenRow | None:
     hashed = hash_secret(secret)
     # One statement decides, so that of two devices with one token only one gets in.
     used = session.execute(
@@ -194,8 +207,32 @@ def _use_token(session: Session, secret: str, now_ms: int) -> ClaimTokenRow:
         .execution_options(synchronize_session=False)
     ).scalar_one_or_none()
     if used is None:
-        raise Forbidden("the claim token is unknown, used or expired", code="bad_claim_token")
+        return None
     return session.execute(select(ClaimTokenRow).where(ClaimTokenRow.id == used)).scalar_one()
+
+
+def _enrolled_before(session: Session, secret: str, prefix: str, now_ms: int) -> str:
+    """The device that used this token, if its certificate in force is on the same key. Raises `Forbidden`."""
+    device = session.scalar(
+        select(Certificate.device)
+        .join(ClaimTokenRow, ClaimTokenRow.used_by == Certificate.device)
+        .where(
+            ClaimTokenRow.secret_hash == hash_secret(secret),
+            ClaimTokenRow.expires_ms > now_ms,
+            Certificate.serial.startswith(prefix),
+            Certificate.revoked_ms.is_(None),
+        )
+        .limit(1)
+    )
+    if device is None:
+        raise Forbidden("the claim token is unknown, used or expired", code="bad_claim_token")
+    return device
+
+
+def _note_certificate(session: Session, device: str, certificate: IssuedCertificate, now_ms: int) -> None:
+    session.add(
+        Certificate(serial=certificate.serial, device=device, issued_ms=now_ms, not_after_ms=certificate.not_after_ms)
+    )
 
 
 def _name(session: Session, token: ClaimTokenRow, request: EnrolRequest, suffix: Callable[[], str]) -> tuple[str, bool]:

@@ -269,8 +269,8 @@ class Device:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self.name, clean_session=True)
         broker = self.identity.broker
         if broker.tls:
-            paths = (self.folder / "ca.pem", self.folder / "cert.pem", self.folder / "key.pem")
-            client.tls_set(*(str(path) for path in paths))
+            ca, certificate, key = (str(self.folder / name) for name in ("ca.pem", "cert.pem", "key.pem"))
+            client.tls_set(ca, certificate, key)
         else:
             client.username_pw_set(self.name)
         will = encode(Status(boot_id=self.boot_id, online=False))

@@ -19,6 +19,7 @@ from covey_contract.wire import encode
 from covey_server.db.tables import AssignmentRow, Device, ReportRow
 from covey_server.errors import Forbidden, StartError
 from covey_server.fleet import enrolment
+from paho.mqtt.enums import CallbackAPIVersion
 from sqlalchemy import func, select
 
 
@@ -57,8 +58,9 @@ def test_nobody_gets_in_without_a_certificate_of_the_fleet(world: Any, tmp_path:
     forged = stranger.device("press-7")
     (forged.folder / "ca.pem").write_text(world.fleet.ca_pem)
     failed = threading.Event()
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="press-7")
-    client.tls_set(*(str(forged.folder / name) for name in ("ca.pem", "cert.pem", "key.pem")))
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="press-7")
+    ca, certificate, key = (str(forged.folder / name) for name in ("ca.pem", "cert.pem", "key.pem"))
+    client.tls_set(ca, certificate, key)
     client.on_connect_fail = lambda *_: failed.set()
     client.on_disconnect = lambda *_: failed.set()
     connected = threading.Event()
@@ -225,8 +227,8 @@ def test_hostile_payloads_hurt_nobody(world: Any, device: Any) -> None:
     for payload in (b"", b"\x00", b"{}", b"[" * 50_000, b"\xff\xfe", huge, b'{"v":2}', b'{"v":"x"}', b"null"):
         for what in topics.Up:
             device.client.publish(f"covey/press-7/up/{what}", payload, 1)
-    for what in ("nothing", "hello "):
-        device.client.publish(f"covey/press-7/up/{what}", b"{}", 1)
+    for unknown in ("nothing", "hello "):
+        device.client.publish(f"covey/press-7/up/{unknown}", b"{}", 1)
     device.client.publish("covey/press-7/up/report", b"x" * 119_000, 1)
     record = device.measure("0" * 64)
     world.until(lambda: record.seq not in device.unacknowledged)

@@ -101,7 +101,7 @@ def test_the_authority_survives_restarts_and_renews_its_own(ca: FleetCA, now_ms:
         ({"board": "机器"}, "device-7f3a"),
     ],
 )
-def test_readable_ids(facts: dict[str, str], name: str) -> None:
+def test_readable_ids(facts: dict[str, Any], name: str) -> None:
     assert readable_id(Facts(**{"architecture": "x86_64", **facts}), "7f3a") == name
 
 
@@ -116,6 +116,26 @@ def test_a_token_works_once_and_not_too_late(database: Database, ca: FleetCA, no
     with pytest.raises(Forbidden):
         join(database, ca, secret, now_ms)
     assert join(database, ca, token(database, ca, now_ms), now_ms) == "x86-64-7f3a7f3a"
+
+
+def test_a_lost_answer_is_given_again_to_the_same_key_only(database: Database, ca: FleetCA, now_ms: int) -> None:
+    secret, key = token(database, ca, now_ms), ec.generate_private_key(ec.SECP256R1())
+
+    def ask(key: Any, now_ms: int = now_ms) -> str:
+        request = EnrolRequest(secret=secret, csr_pem=csr(key), facts=Facts(architecture="x86_64"))
+        with database.session() as session:
+            return enrol(session, ca, request, lambda _: (None, "none"), now_ms, 90).device
+
+    device = ask(key)
+    assert ask(key) == device
+    with pytest.raises(Forbidden):
+        ask(ec.generate_private_key(ec.SECP256R1()))
+    with pytest.raises(Forbidden):
+        ask(key, now_ms + 60_000)
+    with database.session() as session:
+        revoke(session, device, now_ms)
+    with pytest.raises(Forbidden):
+        ask(key)
 
 
 def test_groups_and_labels_of_a_token(database: Database, ca: FleetCA, now_ms: int) -> None:
