@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from covey_server.api.paging import AfterId, AfterName, Limit, Page
 from covey_server.api.security import require
@@ -17,12 +17,14 @@ from covey_server.campaigns.planning import prepare
 from covey_server.core.document import MAX_BYTES, Document, DocumentError
 from covey_server.core.engine import Action, DeviceState
 from covey_server.core.spec import CampaignSpec, Duration, read_spec
-from covey_server.errors import Invalid, TooLarge
+from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unauthorized
+from covey_server.problems import responses
 from covey_server.services import Use
 
-router = APIRouter(prefix="/api/v1", tags=["campaigns"])
+router = APIRouter(prefix="/api/v1", tags=["campaigns"], responses=responses(Unauthorized, Forbidden))
 
 Viewer = Annotated[Actor, Depends(require("viewer"))]
+Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Operator = Annotated[Actor, Depends(require("operator"))]
 _SEED_BITS = 48
 T = TypeVar("T")
@@ -89,7 +91,12 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
 _OPENAPI = _body_in_openapi()
 
 
-@router.post("/campaigns/plan", openapi_extra=_OPENAPI)
+@router.post(
+    "/campaigns/plan",
+    summary="See what a campaign would do",
+    responses=responses(Invalid, TooLarge),
+    openapi_extra=_OPENAPI,
+)
 def plan(_: Operator, file: CampaignFile, use: Use) -> views.PlanView:
     """What this campaign would do: which device gets which build in which stage, why, and who is left out. Moves nothing."""
     with use.database.reading() as session:
@@ -100,9 +107,19 @@ def plan(_: Operator, file: CampaignFile, use: Use) -> views.PlanView:
         return views.plan_view(file.spec, prepared)
 
 
-@router.post("/campaigns", status_code=201, openapi_extra=_OPENAPI)
+@router.post(
+    "/campaigns",
+    summary="Make a campaign",
+    status_code=201,
+    responses=responses(Invalid, Conflict, TooLarge),
+    openapi_extra=_OPENAPI,
+)
 def create(
-    actor: Operator, file: CampaignFile, use: Use, response: Response, start: bool = False
+    actor: Operator,
+    file: CampaignFile,
+    use: Use,
+    response: Response,
+    start: Annotated[bool, Query(description="start it at once")] = False,
 ) -> views.CampaignView:
     """Make a campaign; with `start=true` also start it, at once or not at all."""
     name, ordered = file.spec.name, False
@@ -121,38 +138,42 @@ def create(
     return view
 
 
-@router.get("/campaigns")
+@router.get("/campaigns", summary="List campaigns")
 def list_campaigns(_: Viewer, use: Use, limit: Limit = 100, after: AfterId = 0) -> Page[views.CampaignSummary]:
     """The newest first."""
     with use.database.reading() as session:
         return _page(*views.list_campaigns(session, limit, after))
 
 
-@router.get("/campaigns/{name}")
-def show(_: Viewer, name: str, use: Use) -> views.CampaignView:
+@router.get("/campaigns/{name}", summary="Show a campaign", responses=responses(NotFound))
+def show(_: Viewer, name: Name, use: Use) -> views.CampaignView:
     """State, stages with their counts, gates with their evidence, and why it does not move on."""
     with use.database.reading() as session:
         return views.show(session, name, use.clock())
 
 
-@router.get("/campaigns/{name}/devices")
+@router.get("/campaigns/{name}/devices", summary="A campaign's devices", responses=responses(NotFound))
 def list_devices(
-    _: Viewer, name: str, use: Use, limit: Limit = 200, after: AfterName = "", state: DeviceState | None = None
+    _: Viewer, name: Name, use: Use, limit: Limit = 200, after: AfterName = "", state: DeviceState | None = None
 ) -> Page[views.CampaignDeviceView]:
     """Every device of the target: its stage, build, what it goes back to, and how far it is."""
     with use.database.reading() as session:
         return _page(*views.list_devices(session, name, limit, after, state.value if state else None))
 
 
-@router.get("/campaigns/{name}/events")
-def list_events(_: Viewer, name: str, use: Use, limit: Limit = 200, after: AfterId = 0) -> Page[views.EventView]:
+@router.get("/campaigns/{name}/events", summary="A campaign's log of decisions", responses=responses(NotFound))
+def list_events(_: Viewer, name: Name, use: Use, limit: Limit = 200, after: AfterId = 0) -> Page[views.EventView]:
     """The log of decisions, with the evidence for each, oldest first."""
     with use.database.reading() as session:
         return _page(*views.list_events(session, name, limit, after))
 
 
-@router.post("/campaigns/{name}/{action}")
-def act(actor: Operator, name: str, action: Action, use: Use) -> views.CampaignView:
+@router.post(
+    "/campaigns/{name}/{action}",
+    summary="Start, pause, resume, abort, roll back, skip a soak",
+    responses=responses(NotFound, Conflict),
+)
+def act(actor: Operator, name: Name, action: Action, use: Use) -> views.CampaignView:
     """Tell it something. What has been done already is done; 409 where its state does not allow it."""
     with use.database.session() as session:
         now_ms = use.clock()

@@ -107,7 +107,8 @@ def _builds(session: Session) -> Iterator[Metric]:
 
 def _campaigns(session: Session) -> Iterator[Metric]:
     campaigns = GaugeMetricFamily("covey_campaigns", "Campaigns, by state.", labels=["state"])
-    found = dict(session.execute(select(Campaign.state, func.count()).group_by(Campaign.state)).tuples().all())
+    rows = session.execute(select(Campaign.state, func.count()).group_by(Campaign.state))
+    found = {state: number for state, number in rows}  # noqa: C416 - a row is not the pair that dict() is typed for
     for state in CampaignState:
         campaigns.add_metric([state.value], found.get(state.value, 0))
     yield campaigns

@@ -84,6 +84,11 @@ def parse_duration(text: object) -> Duration:
     return Duration(ms)
 
 
+def _default(ms: int) -> Any:
+    """A factory: a plain default would have to stand in the JSON schema, where msgspec cannot write a `Duration`."""
+    return msgspec.field(default_factory=lambda: Duration(ms))
+
+
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Nothing in a campaign file is ignored."""
 
@@ -102,7 +107,7 @@ class Stage(_Strict, frozen=True, kw_only=True):
     group: GroupName | None = None
     percent: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
     count: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] | None = None
-    soak: Duration = Duration(0)
+    soak: Duration = _default(0)
 
 
 class InstallGate(_Strict, frozen=True, kw_only=True):
@@ -162,11 +167,11 @@ class CampaignSpec(_Strict, frozen=True, kw_only=True):
         None  # of the draw; None: the server draws and records one
     )
     min_reached: Share = 0.5  # of a stage's devices, before it may pass
-    settle: Duration = Duration(3000)  # after a swap, before its measurements count
+    settle: Duration = _default(3000)  # after a swap, before its measurements count
     gates: Gates = Gates()
     on_breach: OnBreach = "rollback"
     probation: ProbationSpec = ProbationSpec()
-    assignment_ttl: Duration = Duration(7 * 86_400_000)
+    assignment_ttl: Duration = _default(7 * 86_400_000)
 
 
 def parse_spec(data: str | bytes, *, is_json: bool = False) -> CampaignSpec:
