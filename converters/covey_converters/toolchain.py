@@ -20,6 +20,7 @@ from covey_converters.errors import ToolchainError, UnsupportedError
 RECIPES = Path(__file__).resolve().parent / "toolchains"
 _STAMP = "covey.stamp"
 _TAIL = 400
+TIMED_OUT = 124  # the exit status of a script that had to be stopped, as `timeout` says it
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _run(environment: Path, name: str, arguments: Sequence[str], *, seconds: flo
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False, errors="replace"
         )
     except subprocess.TimeoutExpired:
-        return 124, f"no answer in {seconds:.0f} s"
+        return TIMED_OUT, f"no answer in {seconds:.0f} s"
     # The whole output belongs to the build's log; its last line is what a person should read.
     sys.stderr.write(done.stdout)
     lines = [line.strip() for line in done.stdout.replace("\r", "\n").splitlines() if line.strip()]

@@ -23,7 +23,7 @@ from covey_converters.backend import Array, Built, Source, copy_into
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 from covey_converters.errors import RecipeError, UnsupportedError
 from covey_converters.samples import Samples, random_samples
-from covey_converters.toolchain import run_in
+from covey_converters.toolchain import TIMED_OUT, run_in
 
 _ENTRY = "model.tflite"
 _DIRECT = "onnx2tf, direct flatbuffer"
@@ -119,6 +119,9 @@ def _flatbuffer(source: Source) -> Path:
     if not model.exists():
         arguments = json.dumps({"source": str(source.graph), "out": str(folder)})
         code, tail = run_in("onnx2tf", [arguments], seconds=_CONVERT_SECONDS)
+        if code < 0 or code == TIMED_OUT:
+            # It was killed or hung; that says nothing about the model.
+            raise RecipeError(f"onnx2tf crashed (exit status {code}): {tail}")
         if code != 0 or not model.exists():
             raise UnsupportedError(f"onnx2tf cannot convert the graph: {tail}")
     return model
