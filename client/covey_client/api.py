@@ -144,8 +144,7 @@ class Client:
     def add_builds(self, model: str, version: str, targets: Sequence[str] = ()) -> list[Json]:
         """Queue builds of further targets of a version; the builds of these targets."""
         path = f"/models/{_name(model)}/versions/{_name(version)}/builds"
-        items: list[Json] = self._post(path, {"targets": list(targets)}).get("items", [])
-        return items
+        return _items(self._post(path, {"targets": list(targets)}))
 
     def builds(self, model: str | None = None, version: str | None = None, state: str | None = None) -> list[Json]:
         return self._list("/builds", {"model": model, "version": version, "state": state})
@@ -235,11 +234,12 @@ class Client:
         return self._post(f"/devices/{_name(device)}/revoke")
 
     def device_reports(self, device: str, limit: int | None = None) -> list[Json]:
-        """The history of its deployments."""
+        """The history of its deployments, newest first."""
         return self._list(f"/devices/{_name(device)}/reports", limit=limit)
 
-    def device_telemetry(self, device: str, minutes: int | None = None) -> Json:
-        return self._get(f"/devices/{_name(device)}/telemetry", {"minutes": minutes})
+    def device_telemetry(self, device: str, minutes: int = 60) -> list[Json]:
+        """What its builds measured in the last minutes, window by window, oldest first."""
+        return _items(self._get(f"/devices/{_name(device)}/telemetry", {"minutes": minutes}))
 
     def why(self, device: str, model: str, version: str | None = None) -> Json:
         """Which build of a model this device gets, and why every other one lost."""
@@ -335,6 +335,13 @@ class Client:
 def _given(**values: Any) -> Json:
     """The values that were given at all."""
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _items(page: Json) -> list[Json]:
+    items = page.get("items")
+    if not isinstance(items, list):
+        raise BadAnswer("the server answered no list")
+    return items
 
 
 def _name(name: str) -> str:

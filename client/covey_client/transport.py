@@ -54,6 +54,8 @@ class Transport:
         self, url: str, token: str | None, timeout: float, transport: httpx.BaseTransport | None = None
     ) -> None:
         self.url = check_url(url)
+        if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+            raise ClientError("this is not a token: it has characters that no token has")
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"} if token else {},

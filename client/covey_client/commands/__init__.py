@@ -1,0 +1,1 @@
+"""The commands of `covey`, one module for each noun. Each has `add`, which declares them."""

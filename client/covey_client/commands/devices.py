@@ -1,0 +1,228 @@
+"""`covey device …`"""
+
+from __future__ import annotations
+
+import sys
+
+from covey_client.arguments import FAILED, OK, USAGE, Adder, Run, duration, label, pair
+from covey_client.output import Json, ago, moment
+
+
+def add(commands: Adder) -> None:
+    devices = commands.family("device", "devices: which there are, what they run and why")
+
+    listing = devices.command("list", _list, "list devices")
+    listing.add_argument("--group", help="only those of this group")
+    listing.add_argument("--profile", help="only those of this firmware profile; `none`: without one")
+    listing.add_argument("--model", help="only those that have this model, or should")
+    listing.add_argument("--query", "-q", help="part of id, profile or board")
+    state = listing.add_mutually_exclusive_group()
+    state.add_argument("--online", action="store_true", default=None)
+    state.add_argument("--offline", action="store_false", dest="online", default=None)
+
+    devices.command("show", _show, "show a device").add_argument("device")
+
+    why = devices.command("why", _why, "show which build a device gets, and why every other one lost")
+    why.add_argument("device")
+    why.add_argument("model")
+    why.add_argument("version", nargs="?", help="default: the one it should run, else the newest")
+
+    token = devices.command("token", _token, "make a one-time claim token, with which a device enrols")
+    token.add_argument("device", nargs="?", help="bind the token to this id")
+    token.add_argument("--label", action="append", type=pair, default=[], metavar="KEY=VALUE")
+    token.add_argument("--group", action="append", default=[], help="put the device into this group")
+    token.add_argument("--ttl", type=duration, help="how long it is good, e.g. 2h")
+
+    labels = devices.command("label", _label, "set labels (KEY=VALUE) and take them away (KEY-)")
+    labels.add_argument("device")
+    labels.add_argument("labels", nargs="+", type=label, metavar="KEY=VALUE|KEY-")
+
+    revoke = devices.command("revoke", _revoke, "cut a device off for good")
+    revoke.add_argument("device")
+    revoke.add_argument("--yes", action="store_true", help="do not ask")
+
+    assign = devices.command("assign", _assign, "give one device one version, past any campaign")
+    assign.add_argument("device")
+    assign.add_argument("model")
+    assign.add_argument("version")
+    assign.add_argument("--target", help="this build; default: the one that fits best")
+
+    logs = devices.command("logs", _logs, "show the end of a device's log")
+    logs.add_argument("device")
+    logs.add_argument("--lines", "-n", type=int, default=200)
+
+
+def _list(run: Run) -> int:
+    options = run.options
+    found = run.client.devices(
+        group=options.group, profile=options.profile, online=options.online, model=options.model, q=options.query
+    )
+    columns = ["device", "state", "profile", "hardware", "runs", "should run", "last seen"]
+    rows = [
+        [
+            one["id"],
+            _state(one),
+            one["profile"],
+            "simulated" if one["simulated"] else one["architecture"],
+            "\n".join(f"{slot['model']} {_build(slot.get('active'))}" for slot in one["models"]) or None,
+            "\n".join(_desired(slot) for slot in one["models"]) or None,
+            ago(one["last_seen_ms"]),
+        ]
+        for one in found
+    ]
+    run.out.result({"items": found}, lambda: run.out.table(columns, rows))
+    return OK
+
+
+def _show(run: Run) -> int:
+    device = run.client.device(run.options.device)
+
+    def show() -> None:
+        facts = device["facts"]
+        run.out.facts(
+            [
+                ("device", device["id"]),
+                ("state", _state(device)),
+                ("hardware", "simulated" if device["simulated"] else "real"),
+                ("profile", f"{device['profile'] or 'none'}: {device['profile_reason']}"),
+                ("board", facts.get("board")),
+                ("processor", f"{facts.get('cpu_model', '')} ({facts.get('cpu_cores', 1)} cores)"),
+                ("memory", f"{facts.get('memory_mb', 0)} MB"),
+                ("system", facts.get("os")),
+                ("runtimes", ", ".join(f"{one['name']} {one['version']}" for one in facts.get("runtimes", []))),
+                ("labels", ", ".join(f"{key}={value}" for key, value in sorted(device["labels"].items()))),
+                ("groups", ", ".join(device["groups"])),
+                ("agent", device["agent_version"]),
+                ("enrolled", moment(device["enrolled_ms"])),
+                ("last seen", ago(device["last_seen_ms"])),
+            ]
+        )
+        rows = [
+            [
+                slot["model"],
+                _build(slot.get("active")),
+                _build(slot.get("previous")),
+                _build(slot.get("candidate")),
+                slot.get("state"),
+                _desired(slot),
+                _because(slot),
+            ]
+            for slot in device["models"]
+        ]
+        if rows:
+            run.out.say("")
+            run.out.table(["model", "active", "previous", "candidate", "state", "should run", "detail"], rows)
+
+    run.out.result(device, show)
+    return OK
+
+
+def _why(run: Run) -> int:
+    options = run.options
+    why = run.client.why(options.device, options.model, options.version)
+
+    def show() -> None:
+        chosen = why.get("chosen")
+        run.out.facts(
+            [
+                ("device", options.device),
+                ("version", f"{why.get('model')} {why.get('version')}"),
+                ("profile", f"{why.get('profile') or 'none'}: {why.get('profile_reason', '')}"),
+                ("gets", chosen["target"] if chosen else "nothing"),
+                ("because", chosen["reason"] if chosen else why.get("reason")),
+            ]
+        )
+        lost = why.get("lost") or []
+        if lost:
+            run.out.say("")
+            run.out.table(["not", "because"], [[one["target"], one["reason"]] for one in lost])
+
+    run.out.result(why, show)
+    return OK
+
+
+def _token(run: Run) -> int:
+    options = run.options
+    made = run.client.create_claim_token(
+        device=options.device,
+        labels=dict(options.label) or None,
+        groups=options.group or None,
+        ttl_s=max(1, int(options.ttl)) if options.ttl is not None else None,
+    )
+
+    def show() -> None:
+        run.out.say(made["token"])
+        run.out.note(f"good for one device until {moment(made['expires_ms'])}; it is not shown again")
+
+    run.out.result(made, show)
+    return OK
+
+
+def _label(run: Run) -> int:
+    device = run.client.set_labels(run.options.device, dict(run.options.labels))
+    labels = ", ".join(f"{key}={value}" for key, value in sorted(device["labels"].items()))
+    run.out.result(device, lambda: run.out.say(f"{device['id']}: {labels or 'no labels'}"))
+    return OK
+
+
+def _revoke(run: Run) -> int:
+    name = run.options.device
+    if not run.options.yes:
+        if not sys.stdin.isatty():
+            run.out.note(f"covey: revoking cuts {name} off for good; say --yes")
+            return USAGE
+        run.out.note(f"Revoking cuts {name} off for good. Type its name to go on:")
+        if sys.stdin.readline().strip() != name:
+            run.out.note("nothing was done")
+            return FAILED
+    device = run.client.revoke_device(name)
+    run.out.result(device, lambda: run.out.say(f"{name} is revoked"))
+    return OK
+
+
+def _assign(run: Run) -> int:
+    options = run.options
+    made = run.client.assign(options.device, options.model, options.version, options.target)
+    words = f"{options.device} is to run {options.model} {options.version} as {made['target']}"
+    reason = (made.get("why") or {}).get("reason")
+    run.out.result(made, lambda: run.out.say(f"{words} ({reason})" if reason else words))
+    return OK
+
+
+def _logs(run: Run) -> int:
+    reply = run.client.command(run.options.device, "logs", run.options.lines)
+    bad = reply.get("reason", "none") != "none"
+
+    def show() -> None:
+        run.out.say(str(reply.get("text", "")).rstrip("\n"))
+        if bad:
+            run.out.note(f"covey: {run.options.device}: {reply.get('detail') or reply['reason']}")
+
+    run.out.result(reply, show)
+    return FAILED if bad else OK
+
+
+def _state(device: Json) -> str:
+    if device.get("revoked_ms") is not None:
+        return "revoked"
+    return "online" if device["online"] else "offline"
+
+
+def _build(build: Json | None) -> str:
+    if not build:
+        return "-"
+    return f"{build.get('version') or build['digest'][:12]} {build.get('target') or ''}".strip()
+
+
+def _desired(slot: Json) -> str:
+    desired = slot.get("desired")
+    if not desired:
+        return "-"
+    if desired.get("action") == "remove":
+        return "nothing"
+    return f"{desired['version']} {desired['target']}"
+
+
+def _because(slot: Json) -> str:
+    reason = slot.get("reason") or "none"
+    return "" if reason == "none" else f"{reason}: {slot.get('detail', '')}"
