@@ -102,7 +102,9 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._request = HttpRequest()
+        self._in_header = False
         self._header_bytes = 0
+        self._unparsed = 0  # bytes of whole pieces that ended within the header
         self._chunks: list[bytes] = []
         self._body_bytes = 0  # of the request that is arriving
         self._held = 0  # bytes of bodies that are not answered yet
@@ -140,6 +142,9 @@ class HttpConnection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+            if self._in_header:  # the parser keeps an unfinished header line to itself
+                self._unparsed += len(data)
+                self._count_header(0)
         except httptools.HttpParserUpgrade:
             self._refuse(400, "protocol upgrades are not supported")
         except httptools.HttpParserError as error:
@@ -164,7 +169,8 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._request = HttpRequest()
-        self._header_bytes = 0
+        self._in_header = True
+        self._header_bytes = self._unparsed = 0
         self._chunks = []
         if not self.answering:
             self._deadline = self._all.clock() + self._limits.read_s
@@ -178,6 +184,7 @@ class HttpConnection(asyncio.Protocol):
         self._request.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
+        self._in_header = False
         request = self._request
         request.method = self._parser.get_method().decode("latin-1")
         request.keep_alive = self._parser.should_keep_alive()
@@ -213,7 +220,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _count_header(self, count: int) -> None:
         self._header_bytes += count
-        if self._header_bytes > self._limits.header_bytes and not self._broken:
+        if max(self._header_bytes, self._unparsed) > self._limits.header_bytes and not self._broken:
             self._refuse(431, f"the request's header is longer than {self._limits.header_bytes} bytes")
 
     def _too_large(self) -> None:

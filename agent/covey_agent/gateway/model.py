@@ -94,7 +94,9 @@ class Model:
     async def load(self, spec: BuildSpec, order: Load) -> Loaded:
         """Bring the build to ready, beside what serves; raises `OrderError`. Asking twice is harmless."""
         if spec.build == self.slots.active and self._restart is not None:
-            await asyncio.wait([self._restart], timeout=order.timeout_s)
+            _, waiting = await asyncio.wait([self._restart], timeout=order.timeout_s)
+            if waiting:
+                raise OrderError(Reason.LOAD_TIMEOUT, "the active build's runner has died and does not start again")
         runner = self._runners.get(spec.build)
         if runner is not None and runner.ready and runner.loaded is not None:
             return runner.loaded
@@ -132,6 +134,7 @@ class Model:
         except OrderError:
             if self._runners.get(spec.build) is runner:
                 del self._runners[spec.build]
+            self._ending.add(runner)
             raise
         if self._runners.get(spec.build) is not runner:
             runner.kill()

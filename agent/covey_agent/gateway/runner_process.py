@@ -130,6 +130,8 @@ class RunnerProcess(asyncio.Protocol):
             self.kill()
             self._reap(0)
             raise OrderError(Reason.LOAD_FAILED, f"the runner cannot be started: {error}") from error
+        if self.gone:
+            raise OrderError(Reason.LOAD_FAILED, "the runner died as soon as it was ready")
         self.loaded = Loaded(load_ms=ready.load_ms, first_ms=ready.first_ms, rss_mb=self.rss_mb())
         return self.loaded
 

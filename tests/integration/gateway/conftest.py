@@ -51,8 +51,9 @@ INPUTS = (TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, SIZE)),)
 OUTPUTS = (TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, SIZE)),)
 
 
-def scale_model(factor: float, *, heavy: int = 0, log_first: bool = False) -> bytes:
-    """y = factor * x. `heavy` multiplies matrices of that size first, for time; `log_first` makes NaN of negative x."""
+def scale_model(factor: float, *, heavy: int = 0, root: bool = False, single: bool = False) -> bytes:
+    """y = factor * x. `heavy` multiplies matrices of that size first, for time; with `root` negative x becomes NaN, with
+    `single` the runtime fails on more than one row."""
     nodes = [helper.make_node("Mul", ["x", "factor"], ["scaled"])]
     constants = [numpy_helper.from_array(np.array(factor, np.float32), "factor")]
     last = "scaled"
@@ -66,10 +67,14 @@ def scale_model(factor: float, *, heavy: int = 0, log_first: bool = False) -> by
         nodes.append(helper.make_node("Mul", ["peak", "zero"], ["nothing"]))
         nodes.append(helper.make_node("Add", [last, "nothing"], ["slow"]))
         last = "slow"
-    if log_first:
+    if root:
         nodes.append(helper.make_node("Sqrt", [last], ["root"]))
         nodes.append(helper.make_node("Mul", ["root", "root"], ["square"]))
         last = "square"
+    if single:
+        constants.append(numpy_helper.from_array(np.array([1, SIZE], np.int64), "one_row"))
+        nodes.append(helper.make_node("Reshape", [last, "one_row"], ["row"]))
+        last = "row"
     nodes.append(helper.make_node("Identity", [last], ["y"]))
     graph = helper.make_graph(
         nodes,

@@ -132,7 +132,7 @@ def test_a_candidate_that_dies_or_hangs_costs_no_request(rig: Any, how: signal.S
 
 def test_nan_takes_a_candidate_back(rig: Any) -> None:
     """Version 2 answers NaN for negative numbers, where version 1 has an answer."""
-    old, new = rig.build(2.0, "1"), rig.build(3.0, "2", log_first=True)
+    old, new = rig.build(2.0, "1"), rig.build(3.0, "2", root=True)
     rig.serve(old)
     rig.load(new)
     rig.switch(new, Probation())
@@ -145,7 +145,7 @@ def test_nan_takes_a_candidate_back(rig: Any) -> None:
 
 
 def test_a_request_that_every_build_fails_takes_nothing_back(rig: Any) -> None:
-    old, new = rig.build(2.0, "1", log_first=True), rig.build(3.0, "2", log_first=True)
+    old, new = rig.build(2.0, "1", root=True), rig.build(3.0, "2", root=True)
     rig.serve(old)
     rig.load(new)
     rig.switch(new, Probation(max_errors=0))
@@ -158,9 +158,32 @@ def test_a_request_that_every_build_fails_takes_nothing_back(rig: Any) -> None:
     assert window.errors == {"bad_output": 3}
 
 
-def answered_by(rig: Any, value: float, **options: Any) -> str:
+def test_inference_errors_are_forgiven_up_to_a_number(rig: Any) -> None:
+    """Version 2 fails on two rows at a time, version 1 does not."""
+    old, new = rig.build(2.0, "1"), rig.build(3.0, "2", single=True)
+    rig.serve(old)
+    rig.load(new)
+    rig.switch(new, Probation(max_errors=2))
+    assert [answered_by(rig, 1.0, rows=2) for _ in range(2)] == ["1", "1"]
+    assert answered_by(rig, 1.0) == "2"
+    assert answered_by(rig, 1.0, rows=2) == "1"
+    assert rig.slots().active == old.digest
+    assert rig.slots().reverted.reason is Reason.INFERENCE_ERRORS
+    [window] = [window for window in rig.collect().windows if window.version == "2"]
+    assert (window.ok, window.fallbacks, window.errors) == (4, 3, {})
+
+
+def test_inference_errors_without_a_way_back(rig: Any) -> None:
+    rig.serve(rig.build(2.0, "1", single=True))
+    with pytest.raises(InferenceServerException, match="reshape") as failed:
+        answered_by(rig, 1.0, rows=2)
+    assert failed.value.status() == "500"
+    assert answered_by(rig, 1.0) == "1"
+
+
+def answered_by(rig: Any, value: float, *, rows: int = 1, **options: Any) -> str:
     with triton.InferenceServerClient(f"127.0.0.1:{rig.port}") as client:
-        tensor = triton.InferInput("x", [1, 8], "FP32").set_data_from_numpy(np.full((1, 8), value, np.float32))
+        tensor = triton.InferInput("x", [rows, 8], "FP32").set_data_from_numpy(np.full((rows, 8), value, np.float32))
         return str(client.infer(MODEL, [tensor], **options).get_response()["model_version"])
 
 
@@ -304,6 +327,9 @@ def test_the_gateway_process(rig: Any) -> None:
     command = [*command[:3], "--run-dir", str(rig.folder / "other"), "--port", str(rig.port)]
     third = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (third.returncode, len(third.stderr.splitlines())) == (3, 1)
+    rollup = Path(f"/proc/{rig.process.pid}/smaps_rollup").read_text()
+    pss_kb = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    assert pss_kb < 30_000
     assert (rig.run_dir / "gateway.sock").stat().st_mode & 0o777 == 0o600
     rig.process.send_signal(signal.SIGHUP)
     assert answered_by(rig, 1.0) == "1"

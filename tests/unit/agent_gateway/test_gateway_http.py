@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 
 from covey_agent.gateway.http_protocol import Connections, HttpRequest, HttpResponse
@@ -86,6 +88,7 @@ def test_limits() -> None:
         return asyncio.run(converse([request], new_connections())).split(b"\r\n")[0]
 
     assert b"431" in status(b"GET / HTTP/1.1\r\nX: " + b"a" * 300 + b"\r\n\r\n")
+    assert b"431" in status(b"GET / HTTP/1.1\r\nX: " + b"a" * 300)  # a header line without an end
     assert b"413" in status(b"POST / HTTP/1.1\r\nContent-Length: 101\r\n\r\n")
     chunk = b"41\r\n" + b"a" * 65 + b"\r\n"
     assert b"413" in status(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk + chunk)
@@ -136,3 +139,10 @@ def test_a_caller_that_dawdles_is_cut_off() -> None:
         writer.close()
 
     asyncio.run(scenario())
+
+
+def test_the_gateway_imports_nothing_heavy() -> None:
+    heavy = "{'numpy', 'psutil', 'cryptography', 'onnxruntime', 'paho', 'sqlite3'}"
+    code = f"import sys, covey_agent.gateway.cli; print(*({heavy} & set(sys.modules)))"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert imported.stdout.split() == []
