@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, func, insert, or_, select
+from sqlalchemy import ColumnElement, Select, String, cast, delete, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from covey_server.db.tables import Device, Group, GroupMember
@@ -52,12 +52,18 @@ def check_selector(selector: dict[str, Any]) -> None:
         if not 1 <= len(choices) <= _MAX_CHOICES:
             raise Invalid(f"{key}: 1 to {_MAX_CHOICES} values", field=where)
         for choice in choices:
-            if not isinstance(choice, (str, bool, int, float)) or (isinstance(choice, str) and len(choice) > 256):
+            if not _is_plain(choice):
                 raise Invalid(f"{key}: a value is a short text, a number, true or false", field=where)
             if (key == "profile" and not isinstance(choice, str)) or (
                 key == "simulated" and not isinstance(choice, bool)
             ):
                 raise Invalid(f"{key}: {choice!r} is of the wrong kind", field=where)
+
+
+def _is_plain(choice: Any) -> bool:
+    if isinstance(choice, str):
+        return len(choice) <= 256 and "\0" not in choice
+    return isinstance(choice, (bool, int, float)) and abs(choice) < 1 << 53
 
 
 def _conditions(selector: dict[str, Any]) -> list[ColumnElement[bool]]:
@@ -74,14 +80,18 @@ def _condition(key: str, value: str | bool | float) -> ColumnElement[bool]:
         return Device.simulated.is_(bool(value))
     column, *path = key.split(".")
     element = (Device.labels if column == "labels" else Device.facts)[tuple(path)]
-    matches: ColumnElement[bool]
+    # Compared as text: PostgreSQL fails a whole query over one device whose fact is not of the kind asked for.
+    return cast(element.as_string(), String).in_(_spellings(value))
+
+
+def _spellings(value: str | bool | float) -> list[str]:
+    """How the databases write a JSON value as text."""
+    if isinstance(value, str):
+        return [value]
     if isinstance(value, bool):
-        matches = element.as_boolean().is_(value)
-    elif isinstance(value, str):
-        matches = element.as_string() == value
-    else:
-        matches = element.as_float() == value
-    return matches
+        return ["true", "1"] if value else ["false", "0"]
+    whole = [str(int(value)), f"{int(value)}.0"] if value == int(value) else []
+    return [str(value), *whole]
 
 
 def put_group(
