@@ -91,7 +91,12 @@ class Applier:
                 evidence = [verdict.to_json() for verdict in verdicts]
                 self.log("stage_passed", message, {"stage": stage, "gates": evidence})
             case Breach(stage, verdict):
-                tripped = {"stage": self._stage_name(stage), "at_ms": self._now_ms, **verdict.to_json()}
+                tripped = {
+                    "stage": self._stage_name(stage),
+                    "stage_index": stage,
+                    "at_ms": self._now_ms,
+                    **verdict.to_json(),
+                }
                 campaign.verdict = {**(campaign.verdict or {}), "tripped": tripped}
                 message = f"{tripped['stage']}: {verdict.gate}: {verdict.summary}"
                 self.log("gate_breached", message, {**tripped, "stage": stage})
@@ -99,7 +104,11 @@ class Applier:
                 self._restore()
             case AcceptBreach(stage, gate):
                 campaign.verdict = {**(campaign.verdict or {}), "tripped": None}
-                self.log(BREACH_ACCEPTED, f"{self._who} accepts {gate} in this stage", {"stage": stage, "gate": gate})
+                self.log(
+                    BREACH_ACCEPTED,
+                    f"{self._who} accepts {gate} in stage {self._stage_name(stage)}",
+                    {"stage": stage, "gate": gate},
+                )
             case SkipSoak(stage):
                 self.log(SOAK_SKIPPED, f"{self._who} skips the rest of the soak", {"stage": stage})
             case Wait(why):

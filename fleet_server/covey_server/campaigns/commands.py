@@ -66,7 +66,9 @@ def act(session: Session, name: str, action: Action, actor: Actor, now_ms: int) 
         raise NotFound(f"there is no campaign {name}")
     progress = progress_of(session, campaign)
     tripped = (campaign.verdict or {}).get("tripped")
-    breached = (tripped["gate"],) if tripped and progress.state is CampaignState.PAUSED else ()
+    breached = (
+        ((tripped["stage_index"], tripped["gate"]),) if tripped and progress.state is CampaignState.PAUSED else ()
+    )
     try:
         decisions = command(progress, action, actor.name, breached)
     except RefusedError as error:

@@ -33,7 +33,7 @@ def stage_evidence(session: Session, campaign: Campaign, spec: CampaignSpec, cou
     if spec.gates.errors is not None or spec.gates.latency is not None:
         measure = spec.gates.latency.measure if spec.gates.latency is not None else None
         swapped = _swapped(session, campaign, spec.settle.ms, measure)
-    return StageEvidence(counts.total, counts.failed, counts.already, swapped)
+    return StageEvidence(counts.total, counts.failed, counts.active, counts.already, swapped)
 
 
 def _swapped(session: Session, campaign: Campaign, settle_ms: int, measure: str | None) -> tuple[DeviceEvidence, ...]:

@@ -47,20 +47,19 @@ class Counts:
 
 
 def progress_of(session: Session, campaign: Campaign) -> Progress:
-    """The campaign as the engine sees it. People's words on the present stage are read from its log."""
+    """The campaign as the engine sees it. What people said to it is read from its log."""
     said = session.execute(
         select(CampaignEvent.kind, CampaignEvent.detail).where(
             CampaignEvent.campaign_id == campaign.id, CampaignEvent.kind.in_((SOAK_SKIPPED, BREACH_ACCEPTED))
         )
     ).all()
-    here = [(kind, detail) for kind, detail in said if detail.get("stage") == campaign.stage]
     return Progress(
         spec=spec_of(campaign),
         state=CampaignState(campaign.state),
         stage=campaign.stage,
         stage_started=campaign.stage_started_ms is not None,
-        soak_skipped=any(kind == SOAK_SKIPPED for kind, _ in here),
-        accepted=frozenset(detail["gate"] for kind, detail in here if kind == BREACH_ACCEPTED),
+        soak_skipped=any(kind == SOAK_SKIPPED and detail["stage"] == campaign.stage for kind, detail in said),
+        accepted=frozenset((detail["stage"], detail["gate"]) for kind, detail in said if kind == BREACH_ACCEPTED),
     )
 
 

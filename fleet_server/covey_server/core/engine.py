@@ -74,7 +74,7 @@ class Progress:
     stage: int = 0
     stage_started: bool = False
     soak_skipped: bool = False  # of this stage, by a person
-    accepted: frozenset[str] = frozenset()  # gates of this stage whose breach a person accepted
+    accepted: frozenset[tuple[int, str]] = frozenset()  # stages and their gates whose breach a person accepted
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def _reasons_to_wait(campaign: Progress, observed: Observed, now_ms: int) -> lis
     reasons += [
         f"{each.gate} has {each.summary}"
         for each in observed.verdicts
-        if each.status == "no_evidence" and each.gate not in campaign.accepted
+        if each.status == "no_evidence" and (campaign.stage, each.gate) not in campaign.accepted
     ]
     if (left := _soak_left_ms(campaign, observed, now_ms)) > 0:
         reasons.append(f"soak {math.ceil(left / 1000)} s left")
@@ -275,11 +275,11 @@ def _first_breach(campaign: Progress, observed: Observed) -> Breach | None:
     """Of the present stage by any gate; of those that have passed by install failures, which late devices may still bring."""
     if campaign.stage_started:
         for verdict in observed.verdicts:
-            if verdict.status == "breached" and verdict.gate not in campaign.accepted:
+            if verdict.status == "breached" and (campaign.stage, verdict.gate) not in campaign.accepted:
                 return Breach(campaign.stage, verdict)
     for index, counts in enumerate(observed.stages[: campaign.stage]):
         verdict = judge_installs(campaign.spec.gates.install_failures, StageEvidence(counts.total, counts.failed))
-        if verdict.status == "breached" and verdict.gate not in campaign.accepted:
+        if verdict.status == "breached" and (index, verdict.gate) not in campaign.accepted:
             return Breach(index, verdict)
     return None
 
@@ -347,9 +347,9 @@ _TAKES = {
 }
 
 
-def command(campaign: Progress, action: Action, who: str, breached: Sequence[str] = ()) -> list[Decision]:
-    """What a person's word leads to; nothing if it has been done already. `breached` are the gates that paused the campaign:
-    to resume is to accept them for this stage. Raises `RefusedError`."""
+def command(campaign: Progress, action: Action, who: str, breached: Sequence[tuple[int, str]] = ()) -> list[Decision]:
+    """What a person's word leads to; nothing if it has been done already. `breached`: stage and gate that paused the
+    campaign; to resume is to accept that. Raises `RefusedError`."""
     takes, already = _TAKES[action]
     state = campaign.state
     if state in already:
@@ -358,19 +358,19 @@ def command(campaign: Progress, action: Action, who: str, breached: Sequence[str
         raise RefusedError(
             f"a campaign that is {state.value.replace('_', ' ')} cannot {action.value.replace('-', ' ')}"
         )
-    stage = campaign.spec.stages[campaign.stage].name
+    name = campaign.spec.stages[campaign.stage].name
     if action is Action.SKIP_SOAK:
         return [] if campaign.soak_skipped else [SkipSoak(campaign.stage)]
     if action is Action.START:
         return [SetState(_S.RUNNING, "started", f"started by {who}"), Wait(_starting(campaign))]
     if action is Action.PAUSE:
         return [
-            SetState(_S.PAUSED, "paused", f"paused by {who} in stage {stage}"),
-            Wait(f"paused by {who} in stage {stage}"),
+            SetState(_S.PAUSED, "paused", f"paused by {who} in stage {name}"),
+            Wait(f"paused by {who} in stage {name}"),
         ]
     if action is Action.RESUME:
-        accepted = [AcceptBreach(campaign.stage, gate) for gate in breached]
-        return [*accepted, SetState(_S.RUNNING, "resumed", f"resumed by {who}"), Wait(f"{stage}: resumed by {who}")]
+        accepted = [AcceptBreach(stage, gate) for stage, gate in breached]
+        return [*accepted, SetState(_S.RUNNING, "resumed", f"resumed by {who}"), Wait(f"{name}: resumed by {who}")]
     if action is Action.ABORT:
         return [
             SetState(_S.ABORTED, "aborted", f"aborted by {who}"),

@@ -57,7 +57,8 @@ class StageEvidence:
 
     devices: int  # of the stage
     install_failures: int
-    already: int = 0  # ran the version before the campaign came; they have nothing to tell
+    active: int = 0
+    already: int = 0  # those of them that ran the version before the campaign came; they have nothing to tell
     swapped: tuple[DeviceEvidence, ...] = ()
 
 
@@ -78,12 +79,12 @@ class Verdict:
 def judge(gates: Gates, evidence: StageEvidence) -> tuple[Verdict, ...]:
     """The verdict of every gate that the campaign names, in a fixed order."""
     verdicts = [judge_installs(gates.install_failures, evidence)]
-    if evidence.devices and evidence.already == evidence.devices:
+    if evidence.active and evidence.already == evidence.active:
         named = [name for name in ("errors", "latency") if getattr(gates, name) is not None]
         figures = {"devices": 0, "requests": 0}
         return (
             *verdicts,
-            *(Verdict(name, "passing", "every device ran this version already", figures) for name in named),
+            *(Verdict(name, "passing", "all that are active ran this version already", figures) for name in named),
         )
     if gates.errors is not None:
         verdicts.append(judge_errors(gates.errors, evidence))

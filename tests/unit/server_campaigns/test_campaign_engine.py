@@ -110,8 +110,14 @@ def test_late_install_failures_of_a_passed_stage_count() -> None:
 
 
 def test_an_accepted_breach_does_not_trip_again() -> None:
-    accepted = replace(RUNNING, accepted=frozenset({"latency"}))
+    accepted = replace(RUNNING, accepted=frozenset({(0, "latency")}))
     assert isinstance(decide(accepted, observed(StageCounts(active=1), None, BAD), 10_000)[0], PassStage)
+
+
+def test_an_accepted_failure_of_an_earlier_stage_does_not_trip_in_each_later_one() -> None:
+    late = replace(RUNNING, stage=1, accepted=frozenset({(0, "install_failures")}))
+    decisions = decide(late, observed(StageCounts(failed=1), StageCounts(busy=4), GOOD), 0)
+    assert waits(decisions).startswith("rest: 0 of 4 active; 4 in progress")
 
 
 def test_a_paused_campaign_still_protects_its_devices() -> None:

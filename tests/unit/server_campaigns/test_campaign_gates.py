@@ -146,7 +146,7 @@ def test_a_first_install_has_nothing_to_compare_with_unless_there_is_an_absolute
 
 
 def test_a_stage_that_ran_the_version_already_has_nothing_to_show() -> None:
-    verdicts = judge(Gates(errors=ERRORS, latency=LATENCY), StageEvidence(3, 0, already=3))
+    verdicts = judge(Gates(errors=ERRORS, latency=LATENCY), StageEvidence(4, 0, active=3, already=3))
     assert [(each.gate, each.status) for each in verdicts] == [
         ("install_failures", "passing"),
         ("errors", "passing"),

@@ -85,7 +85,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     services = Services(Settings(data=tmp_path), lambda: NOW_MS, database, Bus(), BlobStore(tmp_path / "blobs"), keys)
     roles: tuple[Role, ...] = ("viewer", "operator", "worker")
     with database.session() as session:
-        secrets = {role: tokens.create(session, f"a-{role}", role, NOW_MS, None)[1] for role in roles}
+        secrets: dict[str, str] = {role: tokens.create(session, f"a-{role}", role, NOW_MS, None)[1] for role in roles}
         populate(session)
     with served(create_app(services)) as url, httpx.Client(base_url=url) as client:
         yield Site(services, client, secrets)
