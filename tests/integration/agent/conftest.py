@@ -468,7 +468,7 @@ class Device:
 
     def infer(self, value: float) -> float:
         """The model's answer for one number, by the command line."""
-        request = self.state.parent / "request.json"
+        request = self.output.with_name("request.json")
         tensor = {"name": "x", "shape": [1, SIZE], "datatype": "FP32", "data": [value] * SIZE}
         request.write_text(json.dumps({"inputs": [tensor]}))
         done = self.command("infer", MODEL, str(request))
