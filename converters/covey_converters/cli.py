@@ -174,7 +174,7 @@ def _build(options: argparse.Namespace) -> int:
     else:
         _tables.print(_build_table(reports))
         for report in reports:
-            for line in (report.reason, *report.notes):
+            for line in (report.reason, report.recipe if report.outcome is Outcome.BUILT else "", *report.notes):
                 if line:
                     print(f"{report.target}: {line}")
     return 0 if all(report.outcome is Outcome.BUILT for report in reports) else 1
@@ -287,26 +287,32 @@ def _as_json(out: Path, report: BuildReport) -> dict[str, object]:
 
 
 def _build_table(reports: Sequence[BuildReport]) -> Table:
-    table = Table("target", "outcome", "recipe", "kB", "accuracy (drop)", "p50 ms", "source p50 ms", "peak MB", "s")
+    """Without borders: a line per build, readable in a terminal of 80 columns and in a log."""
+    table = Table(
+        "target", "outcome", "kB", "accuracy (drop)", "p50 ms", "source", "MB", "s", box=None, padding=(0, 2, 0, 0)
+    )
+    for column in table.columns:
+        column.no_wrap = True
     for report in reports:
-        accuracy, latency, source = report.accuracy, report.latency, report.source_latency
-        agreement = next((one.top1_agreement for one in report.parity.values() if one.top1_agreement is not None), None)
+        latency, source = report.latency, report.source_latency
         table.add_row(
             report.target,
             report.outcome.value,
-            report.recipe or "-",
             f"{report.size / 1e3:.1f}" if report.size else "-",
-            f"{accuracy.build:.4f} ({accuracy.drop:+.4f})"
-            if accuracy
-            else f"agrees {agreement:.1%}"
-            if agreement is not None
-            else "-",
+            _quality(report),
             f"{latency.p50_ms:.3f}" if latency else "-",
             f"{source.p50_ms:.3f}" if source else "-",
             f"{latency.peak_rss_mb:.0f}" if latency else "-",
             f"{report.seconds:.1f}",
         )
     return table
+
+
+def _quality(report: BuildReport) -> str:
+    if report.accuracy is not None:
+        return f"{report.accuracy.build:.4f} ({report.accuracy.drop:+.4f})"
+    agreement = next((one.top1_agreement for one in report.parity.values() if one.top1_agreement is not None), None)
+    return "-" if agreement is None else f"agrees {agreement:.1%}"
 
 
 def _print_inspection(path: Path, found: Inspection) -> None:

@@ -87,8 +87,7 @@ def _answer(command: str, spec: BuildSpec, limits: Limits, say: Say) -> bytes:
     (work / ANSWER_FILE).unlink(missing_ok=True)
     ended = run_process(command, spec, limits, work / f"{command}.log", say, _never)
     if ended or not (work / ANSWER_FILE).exists():
-        last = log_tail(work / f"{command}.log").strip().splitlines()[-1:]
-        raise ConvertError(f"reading {Path(spec.source).name} failed: {ended or 'no answer'} {' '.join(last)}".strip())
+        raise ConvertError(f"reading {Path(spec.source).name} failed: {ended or 'no answer'}")
     return (work / ANSWER_FILE).read_bytes()
 
 
@@ -120,7 +119,10 @@ def run_process(command: str, spec: BuildSpec, limits: Limits, log: Path, say: S
     code = process.returncode
     if code < 0:
         return f"the build process was killed by {signal.Signals(-code).name}{_likely(-code, limits)}"
-    return f"the build process ended with exit status {code}" if code else ""
+    if code:
+        last = log_tail(log).splitlines()[-1:]
+        return f"the build process ended with exit status {code}{f': {last[0][:300]}' if last else ''}"
+    return ""
 
 
 def _follow(process: subprocess.Popen[bytes], deadline: float, limits: Limits, say: Say, stop: Stop) -> str:

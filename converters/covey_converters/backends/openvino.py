@@ -7,6 +7,7 @@ and answers differ from device to device.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class OpenVinoBackend:
             raise UnsupportedError(f"OpenVINO cannot convert the graph: {_brief(error)}") from error
         if recipe.startswith("NNCF"):
             model = _quantised(model, source, recipe, calibration)
+        _name_by_order(model)
         openvino.save_model(model, str(folder / _ENTRY), compress_to_fp16=half)
         return Built(
             folder=folder,
@@ -111,6 +113,13 @@ def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | N
         )
     except Exception as error:  # noqa: BLE001  # NNCF raises its own kinds and OpenVINO's
         raise RecipeError(f"NNCF: {_brief(error)} ({source.review.nodes} nodes)") from error
+
+
+def _name_by_order(model: Any) -> None:
+    """OpenVINO numbers what it makes up itself by a counter of the process; by position the file is the same every time."""
+    for index, node in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(rf"{node.get_type_name()}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_made_{index}")
 
 
 def _head(model: Any) -> list[str]:

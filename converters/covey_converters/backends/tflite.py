@@ -22,7 +22,7 @@ from covey_contract.manifest import Runtime, TensorSpec
 from covey_converters.backend import Array, Built, Source, copy_into
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 from covey_converters.errors import RecipeError, UnsupportedError
-from covey_converters.samples import Samples, random_samples
+from covey_converters.samples import Samples, numpy_type, random_samples
 from covey_converters.toolchain import TIMED_OUT, run_in
 
 _ENTRY = "model.tflite"
@@ -77,22 +77,23 @@ class TfliteSession:
 
     def __init__(self, built: Built, *, threads: int, reference: bool = False) -> None:
         self._interpreter = _interpreter(built.folder / built.entry, threads=threads, reference=reference)
-        self._inputs = _bound(built.inputs, self._interpreter.get_input_details())
+        details = self._interpreter.get_input_details()
+        self._dtypes = {int(detail["index"]): detail["dtype"] for detail in details}
+        self._inputs = _bound(built.inputs, details)
         self._outputs = _bound(built.outputs, self._interpreter.get_output_details())
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         for spec, index in self._inputs:
             array = inputs[spec.name]
             moved = array.transpose(spec.permutation) if spec.permutation else array
-            self._interpreter.set_tensor(index, np.ascontiguousarray(moved))
+            self._interpreter.set_tensor(index, np.ascontiguousarray(moved, dtype=self._dtypes[index]))
         self._interpreter.invoke()
         return {spec.name: _from_build(self._interpreter.get_tensor(index), spec) for spec, index in self._outputs}
 
 
 def _from_build(array: Array, spec: TensorSpec) -> Array:
-    if spec.permutation is None:
-        return array
-    return array.transpose(np.argsort(spec.permutation))
+    moved = array if spec.permutation is None else array.transpose(np.argsort(spec.permutation))
+    return moved.astype(numpy_type(spec.datatype), copy=False)
 
 
 def _bound(specs: Sequence[TensorSpec], details: Sequence[Mapping[str, Any]]) -> list[tuple[TensorSpec, int]]:
