@@ -1,0 +1,157 @@
+"""Models: the list, and one model's versions with the matrix of their builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from covey_contract.building import Accuracy, Latency
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from covey_server.db.tables import Build, Device, Model, Reported, Version
+from covey_server.errors import NotFound
+from covey_server.registry import versions
+from covey_server.registry.versions import ModelSummary
+
+MATRIX_VERSIONS = 12
+PAGE = 50
+
+
+@dataclass(frozen=True)
+class BuildCell:
+    """One target of one version. `shown` is the state in the console's words: a queued build that nobody can build waits for
+    a builder. `reason` says why it was refused or failed."""
+
+    id: int
+    target: str
+    state: str
+    shown: str
+    waiting_for: str
+    reason: str
+    size: int
+    digest: str | None
+    accuracy: Accuracy | None
+    latency: Latency | None
+    source_latency: Latency | None
+    recipe: str
+    notes: list[str]
+    worker: str | None
+    finished_ms: int | None
+    devices: int
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    version: Version
+    cells: dict[str, BuildCell]
+    source_size: int
+
+    @property
+    def ready(self) -> int:
+        return sum(1 for cell in self.cells.values() if cell.state == "built")
+
+
+@dataclass(frozen=True)
+class ModelPage:
+    model: Model
+    rows: list[VersionRow]
+    targets: list[str]
+    chosen: VersionRow | None
+    more: bool
+
+
+@dataclass(frozen=True)
+class ModelList:
+    items: list[ModelSummary]
+    devices: dict[str, int]
+    next: str | None
+
+
+def models(session: Session, after: str) -> ModelList:
+    found = versions.list_models(session, after, PAGE + 1)
+    counts = session.execute(
+        select(Reported.model, func.count())
+        .join(Device, Device.id == Reported.device)
+        .where(Device.revoked_ms.is_(None), Reported.active.is_not(None))
+        .group_by(Reported.model)
+    ).tuples()
+    return ModelList(found[:PAGE], dict(counts), found[PAGE - 1].model.name if len(found) > PAGE else None)
+
+
+def model(session: Session, name: str, chosen: str | None) -> ModelPage:
+    """The newest versions with their builds; `chosen` is the one that is shown in full, by default the newest.
+
+    Raises `NotFound`.
+    """
+    held = versions.get_model(session, name)
+    query = select(Version).where(Version.model == name).order_by(Version.id.desc()).limit(MATRIX_VERSIONS + 1)
+    newest = list(session.scalars(query))
+    shown = newest[:MATRIX_VERSIONS]
+    if chosen is not None and chosen not in {one.name for one in shown}:
+        shown.append(versions.get_version(session, name, chosen))
+    builds = versions.builds_by_version(session, shown)
+    devices = _devices(session, [build for one in builds.values() for build in one])
+    sizes = versions.sizes(session, [one.source_blob for one in shown])
+    rows = [
+        VersionRow(
+            one,
+            {build.target: cell(build, devices.get(build.digest or "", 0)) for build in builds[one.id]},
+            sizes.get(one.source_blob, 0),
+        )
+        for one in shown
+    ]
+    targets = sorted({target for row in rows for target in row.cells})
+    wanted = next((row for row in rows if chosen in (None, row.version.name)), None)
+    return ModelPage(held, rows, targets, wanted, len(newest) > MATRIX_VERSIONS)
+
+
+def build(session: Session, build_id: int) -> tuple[Build, Version, BuildCell]:
+    """Raises `NotFound`."""
+    found = session.get(Build, build_id)
+    version = session.get(Version, found.version_id) if found is not None else None
+    if found is None or version is None:
+        raise NotFound(f"there is no build {build_id}")
+    return found, version, cell(found, _devices(session, [found]).get(found.digest or "", 0))
+
+
+def cell(row: Build, devices: int) -> BuildCell:
+    report = row.report or {}
+    waiting = row.waiting_for if row.state == "queued" else ""
+    return BuildCell(
+        id=row.id,
+        target=row.target,
+        state=row.state,
+        shown="waiting_for_builder" if waiting else row.state,
+        waiting_for=waiting,
+        reason=str(report.get("reason", "")),
+        size=row.size or int(report.get("size", 0) or 0),
+        digest=row.digest,
+        accuracy=_part(report.get("accuracy"), Accuracy),
+        latency=_part(report.get("latency"), Latency),
+        source_latency=_part(report.get("source_latency"), Latency),
+        recipe=str(report.get("recipe", "")),
+        notes=[str(note) for note in report.get("notes", ())][:20],
+        worker=row.worker,
+        finished_ms=row.finished_ms,
+        devices=devices,
+    )
+
+
+def _part(stored: Any, kind: Any) -> Any:
+    """A report comes from a worker and was checked when it came; one of an older Covey may still lack a field."""
+    if stored is None:
+        return None
+    try:
+        return msgspec.convert(stored, kind)
+    except msgspec.ValidationError:
+        return None
+
+
+def _devices(session: Session, builds: list[Build]) -> dict[str, int]:
+    digests = [one.digest for one in builds if one.digest is not None]
+    counts = session.execute(
+        select(Reported.active, func.count()).where(Reported.active.in_(digests)).group_by(Reported.active)
+    ).tuples()
+    return {str(digest): count for digest, count in counts}

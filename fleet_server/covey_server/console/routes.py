@@ -1,0 +1,11 @@
+"""Everything of the console that has an address. Include `router`; it brings its own static files."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from covey_server.console import assets, campaign_pages, fleet_pages, live_pages, login, model_pages, record_pages
+
+router = APIRouter(include_in_schema=False)
+for part in (assets, login, live_pages, fleet_pages, model_pages, campaign_pages, record_pages):
+    router.include_router(part.router)

@@ -1,0 +1,204 @@
+// What the pages do beyond htmx: take in live regions node by node, keep times true, draw charts, ask before it hurts.
+// No inline code anywhere; everything is bound here.
+
+/* ---- taking in new content without losing focus, scroll, open details or what is being typed ---- */
+
+const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.id || null : null);
+
+function sameKind(one, other) {
+  return one.nodeType === other.nodeType && one.nodeName === other.nodeName && keyOf(one) === keyOf(other);
+}
+
+function patchAttributes(from, to) {
+  for (const { name } of [...from.attributes]) {
+    // A person opened it, htmx works on it, or we drew into it: theirs, not the server's.
+    if (!to.hasAttribute(name) && !(from.nodeName === "DETAILS" && name === "open") && name !== "class") from.removeAttribute(name);
+  }
+  for (const { name, value } of to.attributes) {
+    if (from.getAttribute(name) !== value) from.setAttribute(name, value);
+  }
+  if (!to.hasAttribute("class")) from.removeAttribute("class");
+}
+
+function patchNode(from, to) {
+  if (from.nodeType !== Node.ELEMENT_NODE) {
+    if (from.nodeValue !== to.nodeValue) from.nodeValue = to.nodeValue;
+    return;
+  }
+  if (from.isEqualNode(to)) return;
+  patchAttributes(from, to);
+  if (!from.classList.contains("chart-body")) patchChildren(from, to);
+}
+
+function patchChildren(from, to) {
+  const keyed = new Map();
+  for (const child of from.children) if (child.id) keyed.set(child.id, child);
+  let at = from.firstChild;
+  for (const wanted of [...to.childNodes]) {
+    const key = keyOf(wanted);
+    let match = key ? keyed.get(key) : null;
+    if (!key && at && sameKind(at, wanted)) match = at;
+    if (match && sameKind(match, wanted)) {
+      if (match === at) at = at.nextSibling;
+      else from.insertBefore(match, at);
+      patchNode(match, wanted);
+    } else {
+      const added = document.importNode(wanted, true);
+      from.insertBefore(added, at);
+      if (added.nodeType === Node.ELEMENT_NODE) window.htmx.process(added);
+    }
+  }
+  while (at) {
+    const next = at.nextSibling;
+    at.remove();
+    at = next;
+  }
+}
+
+window.htmx.defineExtension("morph", {
+  isInlineSwap: (style) => style === "morph",
+  handleSwap: (style, target, fragment) => {
+    if (style !== "morph") return false;
+    patchChildren(target, fragment);
+    refresh();
+    return [target];
+  },
+});
+
+/* ---- times ---- */
+
+function ago(span) {
+  const seconds = span / 1000;
+  if (seconds < 5) return "just now";
+  for (const [unit, factor, most] of [["s", 1, 60], ["min", 60, 60], ["h", 3600, 48]]) {
+    if (seconds < factor * most) return `${Math.floor(seconds / factor)} ${unit} ago`;
+  }
+  return `${Math.floor(seconds / 86400)} d ago`;
+}
+
+function refreshTimes() {
+  const now = Date.now();
+  for (const time of document.querySelectorAll("time[data-ms]")) {
+    const span = now - Number(time.dataset.ms);
+    if (span < 0) continue;
+    const text = ago(span);
+    if (time.textContent !== text) time.textContent = text;
+  }
+}
+
+/* ---- charts ---- */
+
+const drawn = new WeakMap();
+
+const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function axisMs(values) {
+  return values.map((value) => (value >= 1000 ? `${value / 1000} s` : `${Number(value.toPrecision(3))} ms`));
+}
+
+function marks(data) {
+  return (plot) => {
+    const { ctx, bbox } = plot;
+    ctx.save();
+    ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+    for (const [index, mark] of data.marks.entries()) {
+      const x = Math.round(plot.valToPos(mark.t, "x", true));
+      if (x < bbox.left || x > bbox.left + bbox.width) continue;
+      ctx.strokeStyle = ctx.fillStyle = style("--soft");
+      ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+      const width = ctx.measureText(mark.text).width;
+      const right = x + width + 8 * devicePixelRatio > bbox.left + bbox.width;
+      ctx.fillText(mark.text, right ? x - width - 4 * devicePixelRatio : x + 4 * devicePixelRatio, bbox.top + (11 + 13 * (index % 3)) * devicePixelRatio);
+    }
+    ctx.restore();
+  };
+}
+
+function draw(figure) {
+  const body = figure.querySelector(".chart-body");
+  const source = figure.dataset.chart;
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const state = `${body.clientWidth}/${dark}/${source}`;
+  const before = drawn.get(figure);
+  if (!body.clientWidth || before?.state === state) return;
+  before?.plot.destroy();
+  const data = JSON.parse(source);
+  const groups = [...new Set(data.lines.map((line) => line.group))];
+  const values = data.lines.flatMap((line) => line.values).filter((value) => value > 0);
+  const log = values.length > 0 && Math.max(...values) / Math.min(...values) > 30;
+  const axis = { stroke: style("--soft"), grid: { stroke: style("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+  const series = data.lines.map((line) => {
+    const colour = style(`--s${groups.indexOf(line.group) % 4}`);
+    return { label: line.name, stroke: line.kind === "p99" ? colour : `${colour}80`, width: line.kind === "p99" ? 2 : 1.25, points: { show: data.t.length < 3 }, spanGaps: true };
+  });
+  const options = {
+    width: body.clientWidth,
+    height: body.clientHeight,
+    legend: { show: false },
+    cursor: { drag: { x: false, y: false } },
+    scales: { x: { time: true }, y: log ? { distr: 3 } : { range: (_, low, high) => [0, high * 1.15 || 1] } },
+    axes: [{ ...axis, size: 30, space: 70 }, { ...axis, size: 62, values: (_, ticks) => axisMs(ticks.map((tick) => tick ?? 0)).map((text, i) => (ticks[i] === null ? "" : text)) }],
+    series: [{}, ...series],
+    hooks: { draw: [marks(data)] },
+  };
+  const plot = new window.uPlot(options, [data.t, ...data.lines.map((line) => line.values)], body);
+  drawn.set(figure, { plot, state });
+}
+
+function refresh() {
+  refreshTimes();
+  for (const figure of document.querySelectorAll("figure[data-chart]")) draw(figure);
+}
+
+/* ---- the stream's state, notices, questions ---- */
+
+function liveState(state, text) {
+  for (const line of document.querySelectorAll(".live-state")) {
+    line.dataset.live = state;
+    line.querySelector(".live-text").textContent = text;
+  }
+}
+
+document.body.addEventListener("htmx:sseOpen", () => liveState("live", "live"));
+document.body.addEventListener("htmx:sseError", () => liveState("lost", "connection lost, trying again"));
+
+let noticeTimer;
+function notice(text) {
+  const box = document.getElementById("notice");
+  box.textContent = text;
+  box.hidden = false;
+  clearTimeout(noticeTimer);
+  noticeTimer = setTimeout(() => { box.hidden = true; }, 8000);
+}
+
+document.body.addEventListener("htmx:responseError", ({ detail }) => notice(detail.xhr.responseText || "That did not work."));
+document.body.addEventListener("htmx:sendError", () => notice("The server does not answer."));
+
+document.body.addEventListener("htmx:confirm", (event) => {
+  if (!event.detail.question) return;
+  event.preventDefault();
+  const dialog = document.getElementById("confirm");
+  dialog.querySelector("#confirm-text").textContent = event.detail.question;
+  const answer = (click) => {
+    const button = click.target.closest("button");
+    if (!button) return;
+    dialog.close(button.value);
+  };
+  dialog.addEventListener("click", answer);
+  dialog.addEventListener("close", () => {
+    dialog.removeEventListener("click", answer);
+    if (dialog.returnValue === "yes") event.detail.issueRequest(true);
+    dialog.returnValue = "";
+  }, { once: true });
+  dialog.showModal();
+});
+
+setInterval(refreshTimes, 5000);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
+window.addEventListener("resize", refresh);
+document.body.addEventListener("htmx:afterSettle", refresh);
+refresh();
