@@ -59,8 +59,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
                 labels=labels,
                 targets=[TARGET],
             )
-        for version in ("1.0", "1.1"):
-            wait_for(f"the build of {version}", lambda version=version: settled(client, version), 120, every_s=0.5)
+        wait_for("the builds", lambda: settled(client, "1.0") and settled(client, "1.1"), 120, every_s=0.5)
         client.assign(DEVICE, MODEL, "1.0", TARGET)
         wait_for("1.0 to be active", lambda: Fleet(server, agent).serves("1.0"), 60)
         yield Fleet(server, agent)

@@ -12,7 +12,8 @@ from rich.table import Table
 
 class Narrator:
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        # A log file has no width of its own; what goes there may be wide.
+        self._console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 150)
         self._began = time.monotonic()
         self._chapter = 0
 

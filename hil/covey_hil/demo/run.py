@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from covey_client.api import ClientError
+
 from covey_hil.demo.narrator import Narrator, print_json
 from covey_hil.demo.story import Story
 from covey_hil.processes import ProcessError
@@ -22,7 +24,7 @@ def run_demo(home: Path, port: int, *, stay: bool, as_json: bool, kill: str | No
     try:
         try:
             record = story.run()
-        except ProcessError:
+        except (ProcessError, ClientError):
             narrator.say(f"[red]the story broke off; the logs are in {home / 'logs'}[/red]")
             raise
         _conclude(narrator, record)

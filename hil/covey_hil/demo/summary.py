@@ -19,7 +19,7 @@ AFTER_S = 8.0
 Json = dict[str, Any]
 
 
-def builds(client: Client, model: str) -> list[Json]:
+def builds(client: Client, model: str, version: str | None = None) -> list[Json]:
     """One row per version and target: what came of it, with its figures, and the devices whose choice it was."""
     chosen: dict[str, list[str]] = {}
     for device in client.devices():
@@ -27,7 +27,7 @@ def builds(client: Client, model: str) -> list[Json]:
             if slot["model"] == model and slot.get("active"):
                 chosen.setdefault(slot["active"]["digest"], []).append(device["id"])
     rows = []
-    for summary in client.builds(model=model):
+    for summary in client.builds(model=model, version=version):
         build = client.build(summary["id"])
         report = build.get("report") or {}
         accuracy = report.get("accuracy") or {}
@@ -69,17 +69,9 @@ def swaps(client: Client, device: str, record: Record, names: Mapping[str, str])
             warming_ms[assignment] = report["at_ms"]
         elif state == "probation" and serving != build:
             if serving is not None:
-                found.append(
-                    _swap(
-                        device,
-                        serving,
-                        build,
-                        warming_ms.get(assignment, report["at_ms"]),
-                        report["at_ms"],
-                        record,
-                        names,
-                    )
-                )
+                switched: int = report["at_ms"]
+                began: int = warming_ms.get(assignment, switched)
+                found.append(_swap(device, serving, build, began, switched, record, names))
             serving = build
         elif state == "active":
             serving = build

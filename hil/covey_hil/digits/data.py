@@ -16,7 +16,7 @@ Labels = NDArray[np.int64]
 
 SIDE = 32
 HELD_OUT = 450
-CALIBRATION = 200
+CALIBRATION = 100
 
 
 class Digits(NamedTuple):
