@@ -107,12 +107,16 @@ def _validation_error(_: Request, error: Exception) -> JSONResponse:
     """FastAPI's own checks of paths, queries and bodies: the first failure in words, all of them in `errors`."""
     if not isinstance(error, RequestValidationError):
         raise error
-    found = [
-        {"field": ".".join(str(part) for part in one["loc"][1:]) or str(one["loc"][0]), "detail": str(one["msg"])}
-        for one in error.errors()[:20]
-    ]
+    found = [{"field": _field(one["loc"]), "detail": str(one["msg"])} for one in error.errors()[:20]]
     first = found[0] if found else {"field": "body", "detail": "it does not fit"}
     return problem(Invalid(f"{first['field']}: {first['detail']}", field=first["field"], errors=found))
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """The dotted path of a field within body, query or path; these themselves where it is no field but all of it."""
+    parts = [str(part) for part in location[1:]]
+    whole = not parts or (len(location) == 2 and isinstance(location[1], int))  # JSON that cannot be read: a position
+    return str(location[0]) if whole else ".".join(parts)
 
 
 def _http_error(_: Request, error: Exception) -> JSONResponse:

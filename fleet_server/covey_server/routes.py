@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import covey_contract
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.types import StatelessLifespan
 
 from covey_server import problems
+from covey_server.api import (
+    audit,
+    builds,
+    campaigns,
+    claim_tokens,
+    devices,
+    enrol,
+    groups,
+    health,
+    jobs,
+    metrics,
+    models,
+    tokens,
+)
+from covey_server.console import routes as console
 from covey_server.errors import Invalid
 
 DOCUMENT_URL = "/api/v1/openapi.json"
@@ -28,14 +42,16 @@ _TAGS = [
     {"name": "models", "description": "Models and their versions: push, list, show."},
     {"name": "builds", "description": "What versions were built into, how well, and why not."},
     {"name": "jobs", "description": "For build workers: lease a job, deliver what came of it."},
-    {"name": "devices", "description": "Devices: facts, profile, what they run, and why."},
+    {"name": "devices", "description": "Devices: how they join, facts, profile, what they run, and why."},
     {"name": "groups", "description": "Groups of devices: fixed lists or selectors."},
-    {"name": "enrolment", "description": "How devices join: claim tokens and certificates."},
     {"name": "campaigns", "description": "Staged rollouts: plan, start, watch, stop, go back."},
     {"name": "people", "description": "API tokens and logins to the console."},
     {"name": "audit", "description": "Who did what, when, from where; hash-chained."},
-    {"name": "health", "description": "For load balancers and monitoring."},
+    {"name": "health", "description": "For load balancers."},
+    {"name": "metrics", "description": "For Prometheus."},
 ]
+# In the order of the document.
+_API = (models, builds, jobs, devices, groups, claim_tokens, enrol, campaigns, tokens, audit, health, metrics)
 
 
 def application(lifespan: StatelessLifespan[FastAPI] | None = None) -> FastAPI:
@@ -51,21 +67,11 @@ def application(lifespan: StatelessLifespan[FastAPI] | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    for router in _routers():
-        app.include_router(router, responses=problems.responses(Invalid))
+    for module in _API:
+        app.include_router(module.router, responses=problems.responses(Invalid))
+    app.include_router(console.router)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # FastAPI's documented way to change the document
     return app
-
-
-def _routers() -> list[APIRouter]:
-    found = []
-    names = ("health", "models", "builds", "jobs", "tokens", "audit", "devices", "groups", "enrol", "claim_tokens")
-    for name in (*names, "campaigns", "metrics"):
-        try:
-            found.append(importlib.import_module(f"covey_server.api.{name}").router)
-        except ImportError:
-            continue
-    return found
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

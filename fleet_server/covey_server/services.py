@@ -17,6 +17,7 @@ from covey_server.registry.workers import Workers
 from covey_server.settings import Settings
 
 if TYPE_CHECKING:
+    # Only for the types: what these import needs this module in turn.
     from covey_server.campaigns.service import CampaignService
     from covey_server.fleet.service import FleetService
 

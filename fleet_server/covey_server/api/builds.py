@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from covey_server import audit
-from covey_server.api.paging import AfterId, Limit, Page
+from covey_server.api.paging import AfterId, Limit, Number, Page
 from covey_server.api.security import require
 from covey_server.api.views import BuildDetail, BuildView, build_detail, build_view
 from covey_server.audit import Actor
@@ -39,7 +39,7 @@ def list_builds(
 
 
 @router.get("/builds/{build_id}", summary="Show a build with report and manifest", responses=responses(NotFound))
-def show_build(use: Use, build_id: int, _: Annotated[Actor, Depends(require("viewer"))]) -> BuildDetail:
+def show_build(use: Use, build_id: Number, _: Annotated[Actor, Depends(require("viewer"))]) -> BuildDetail:
     with use.database.reading() as session:
         build = builds.get_build(session, build_id)
         return build_detail(build, session.get_one(Version, build.version_id))
@@ -48,7 +48,7 @@ def show_build(use: Use, build_id: int, _: Annotated[Actor, Depends(require("vie
 @router.post(
     "/builds/{build_id}/retry", summary="Build again what did not succeed", responses=responses(NotFound, Conflict)
 )
-def retry_build(use: Use, build_id: int, actor: Annotated[Actor, Depends(require("operator"))]) -> BuildView:
+def retry_build(use: Use, build_id: Number, actor: Annotated[Actor, Depends(require("operator"))]) -> BuildView:
     now_ms = use.clock()
     with use.database.session() as session:
         build = builds.retry(session, build_id, lambda target: use.workers.can_build(target, now_ms))

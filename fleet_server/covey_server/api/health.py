@@ -25,7 +25,7 @@ def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Can the server work? Database, file store", responses=responses(Unavailable))
+@router.get("/readyz", summary="Can the server work? Database, files, broker", responses=responses(Unavailable))
 def readyz(use: Use) -> Health:
     failing = []
     try:
@@ -35,6 +35,8 @@ def readyz(use: Use) -> Health:
         failing.append("database")
     if not os.access(use.settings.data, os.W_OK):
         failing.append("files")
+    if use.fleet is not None and not use.fleet.health().ready:
+        failing.append("broker")
     if failing:
         raise Unavailable(f"not ready: {', '.join(failing)}", code="not_ready", failing=failing)
     return Health()

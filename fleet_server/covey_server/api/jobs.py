@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from covey_server import audit
+from covey_server.api.paging import Number
 from covey_server.api.security import require
 from covey_server.audit import Actor
 from covey_server.db.tables import Version
@@ -95,7 +96,7 @@ def lease_job(use: Use, body: LeaseBody, _: Annotated[Actor, Depends(require("wo
 
 
 @router.post("/jobs/{job_id}/renew", summary="Keep a job", responses=responses(NotFound, Conflict, Invalid))
-def renew_job(use: Use, job_id: int, body: RenewBody, _: Annotated[Actor, Depends(require("worker"))]) -> Renewed:
+def renew_job(use: Use, job_id: Number, body: RenewBody, _: Annotated[Actor, Depends(require("worker"))]) -> Renewed:
     with use.database.session() as session:
         return Renewed(lease_expires_ms=builds.renew(session, job_id, body.lease, body.seconds, use.clock()))
 
@@ -115,7 +116,7 @@ def renew_job(use: Use, job_id: int, body: RenewBody, _: Annotated[Actor, Depend
 async def deliver_file(
     request: Request,
     use: Use,
-    job_id: int,
+    job_id: Number,
     sha256: str,
     lease: Annotated[str, Query(max_length=64)],
     _: Annotated[Actor, Depends(require("worker"))],
@@ -144,7 +145,7 @@ async def deliver_file(
     responses=responses(NotFound, Conflict, Invalid),
 )
 def finish_job(
-    use: Use, job_id: int, body: FinishBody, actor: Annotated[Actor, Depends(require("worker"))]
+    use: Use, job_id: Number, body: FinishBody, actor: Annotated[Actor, Depends(require("worker"))]
 ) -> Finished:
     with use.database.reading() as session:
         if before := builds.finished_before(session, job_id, body.lease):

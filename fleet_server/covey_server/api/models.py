@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from covey_server import audit
 from covey_server.api.paging import AfterName, Limit, Page
-from covey_server.api.security import require
+from covey_server.api.security import CSRF_FIELD, require
 from covey_server.api.views import (
     BuildView,
     ModelDetail,
@@ -35,7 +35,7 @@ from covey_server.services import Services, Use
 router = APIRouter(prefix="/api/v1", tags=["models"], responses=responses(Unauthorized, Forbidden))
 
 _FILES = ("source", "calibration", "evaluation", "labels")
-_FIELDS = ("version", "budget", "description", "metadata", "targets")
+_FIELDS = ("version", "budget", "description", "metadata", "targets", CSRF_FIELD)
 _THERE: dict[int | str, dict[str, Any]] = {200: {"model": VersionView, "description": "It was already there"}}
 _FORM = {
     "type": "object",

@@ -222,7 +222,14 @@ async def _check_csrf(request: Request, expected: str) -> None:
     given = request.headers.get(CSRF_HEADER, "")
     kind = request.headers.get("content-type", "")
     if not given and kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data")):
-        field = (await request.form()).get(CSRF_FIELD)
+        form = await request.form()
+        field = form.get(CSRF_FIELD)
         given = field if isinstance(field, str) else ""
-    if not hmac.compare_digest(given.encode(), expected.encode()):
+        if not _same(given, expected):
+            await form.close()  # nobody will read its files
+    if not _same(given, expected):
         raise Forbidden("this change came without the session's CSRF token; load the page again", code="csrf")
+
+
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(), expected.encode())

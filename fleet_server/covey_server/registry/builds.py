@@ -207,7 +207,7 @@ def find(
         query = query.where(Version.name == version)
     if state is not None:
         query = query.where(Build.state == state)
-    return [row.tuple() for row in session.execute(query.order_by(Build.id).limit(limit))]
+    return list(session.execute(query.order_by(Build.id).limit(limit)).all())
 
 
 def _fits(targets: Sequence[str]) -> ColumnElement[bool]:

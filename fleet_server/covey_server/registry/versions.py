@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
@@ -228,11 +227,11 @@ def list_models(session: Session, after: str, limit: int) -> list[ModelSummary]:
     models = session.scalars(select(Model).where(Model.name > after).order_by(Model.name).limit(limit)).all()
     names = [model.name for model in models]
     last = select(func.max(Version.id)).where(Version.model.in_(names)).group_by(Version.model)
-    newest = dict(session.execute(select(Version.model, Version.name).where(Version.id.in_(last))).tuples().all())
+    newest = dict(session.execute(select(Version.model, Version.name).where(Version.id.in_(last))).all())
     counts = dict(
         session.execute(
             select(Version.model, func.count()).where(Version.model.in_(names)).group_by(Version.model)
-        ).tuples()
+        ).all()
     )
     return [ModelSummary(model, counts.get(model.name, 0), newest.get(model.name)) for model in models]
 
@@ -254,5 +253,4 @@ def builds_by_version(session: Session, versions: Sequence[Version]) -> dict[int
 
 def sizes(session: Session, digests: Sequence[str]) -> dict[str, int]:
     """Bytes of the blobs, by SHA-256."""
-    found: Any = session.execute(select(Blob.sha256, Blob.size).where(Blob.sha256.in_(digests)))
-    return dict(found.tuples().all())
+    return dict(session.execute(select(Blob.sha256, Blob.size).where(Blob.sha256.in_(digests))).all())

@@ -1,0 +1,180 @@
+"""A server of real parts on an empty folder, without broker and background threads, and people with every role."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from covey_server import tokens
+from covey_server.api.security import Role
+from covey_server.app import create_app
+from covey_server.bus import Bus
+from covey_server.db.engine import Database
+from covey_server.registry.blobs import BlobStore
+from covey_server.registry.keys import SigningKeys
+from covey_server.registry.workers import Workers
+from covey_server.services import Services
+from covey_server.settings import Settings
+from fastapi import FastAPI
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
+START_MS = 1_800_000_000_000
+
+
+@dataclass
+class FakeClock:
+    """Time that passes when told to."""
+
+    now_ms: int = START_MS
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+    def pass_s(self, seconds: float) -> None:
+        self.now_ms += round(seconds * 1000)
+
+
+@dataclass
+class Site:
+    """A server and its people."""
+
+    services: Services
+    clock: FakeClock
+    client: httpx.Client
+    secrets: dict[str, str]
+
+    def as_(self, role: str) -> dict[str, str]:
+        """The headers of somebody with this role."""
+        return {"Authorization": f"Bearer {self.secrets[role]}"}
+
+    def push(self, model: str = "digits", version: str = "1.0", **fields: Any) -> Any:
+        files = fields.pop("files", {"source": ("digits.onnx", b"the graph")})
+        role = fields.pop("role", "operator")
+        data = {"version": version, "targets": ["onnxruntime-fp32"], **fields}
+        return self.client.post(f"/api/v1/models/{model}/versions", data=data, files=files, headers=self.as_(role))
+
+    def lease(self, *targets: str, seconds: int = 60, worker: str = "w") -> Any:
+        body = {"worker": worker, "targets": targets or ("*",), "seconds": seconds}
+        return self.client.post("/api/v1/jobs/lease", json=body, headers=self.as_("worker"))
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    made = Database(f"sqlite:///{tmp_path / 'covey.db'}")
+    made.migrate()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path, clock: FakeClock, database: Database) -> Iterator[Site]:
+    settings = Settings(data=tmp_path, body_max_bytes=64 * 1024, upload_max_bytes=256 * 1024)
+    services = Services(
+        settings,
+        clock,
+        database,
+        Bus(),
+        BlobStore(tmp_path / "blobs"),
+        SigningKeys.load_or_create(tmp_path / "keys"),
+        workers=Workers(["onnxruntime-*", "openvino-*"]),
+    )
+    roles: tuple[Role, ...] = ("viewer", "operator", "admin", "worker")
+    with database.session() as session:
+        secrets = {role: tokens.create(session, f"a-{role}", role, clock(), None)[1] for role in roles}
+    with _served(create_app(services)) as url, httpx.Client(base_url=url) as client:
+        yield Site(services, clock, client, secrets)
+
+
+@contextlib.contextmanager
+def _served(app: FastAPI) -> Iterator[str]:
+    """The application behind a real socket, in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(
+            app, lifespan="off", log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Callable[[], str]]:
+    """URLs of new, empty databases of a throw-away PostgreSQL cluster."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed (Debian, Ubuntu: postgresql)")
+    program = programs[-1].parent
+    # Not below pytest's own folder, which only its owner may enter; the path of a socket must be short as well.
+    folder = Path(tempfile.mkdtemp(prefix="covey-pg-"))
+    user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+    if user:
+        shutil.chown(folder, user)
+    data = folder / "data"
+    initialise = [program / "initdb", "-D", data, "-A", "trust", "-U", "covey", "--no-sync"]
+    subprocess.run(initialise, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+    quick = ["-c", "fsync=off", "-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([program / "postgres", "-D", data, *quick], user=user, cwd=folder, stderr=log)
+    admin = create_engine(f"postgresql+psycopg://covey@/postgres?host={folder}", isolation_level="AUTOCOMMIT")
+    numbers = itertools.count()
+
+    def create() -> str:
+        name = f"covey_{next(numbers)}"
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        return f"postgresql+psycopg://covey@/{name}?host={folder}"
+
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with admin.connect():
+                    break
+            except OperationalError:
+                assert server.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield create
+    finally:
+        admin.dispose()
+        with contextlib.suppress(ProcessLookupError):
+            server.send_signal(signal.SIGINT)  # its "fast shutdown"
+        server.wait(20)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty, migrated database of each kind."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'any.db'}"
+    else:
+        url = request.getfixturevalue("postgresql")()
+    made = Database(url)
+    made.migrate()
+    yield made
+    made.close()
