@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from covey_agent.runner import golden, tensors
 from covey_contract.building import BuildReport, Outcome
 from covey_contract.manifest import Runtime
 from covey_converters import folder, toolchain
@@ -133,8 +135,8 @@ def test_golden_vectors_hold_on_other_kernels(built: dict[str, Any], inputs: Inp
     assert built
     place = inputs.out / "builds" / target
     manifest = folder.read_manifest(place)
-    with np.load(place / "golden.npz", allow_pickle=False) as golden:
-        images, wanted = golden["in/image"], golden["out/logits"]
+    with np.load(place / "golden.npz", allow_pickle=False) as arrays:
+        images, wanted = arrays["in/image"], arrays["out/logits"]
     assert images.shape == (6, 1, 1, 32, 32)
     limit = manifest.tolerance["logits"].absolute + manifest.tolerance["logits"].relative * np.abs(wanted)
     assert limit.max() < 0.25 * np.abs(wanted).max()
@@ -143,6 +145,19 @@ def test_golden_vectors_hold_on_other_kernels(built: dict[str, Any], inputs: Inp
         session = backend.open(folder.built_from(place, manifest), threads=threads, reference=reference)
         got = np.stack([session.run({"image": image})["logits"] for image in images])
         assert (np.abs(got - wanted) <= limit).all()
+
+
+@pytest.mark.parametrize("target", CPU_TARGETS)
+def test_the_device_s_runner_loads_the_build_and_agrees(built: dict[str, Any], inputs: Inputs, target: str) -> None:
+    """The other side of the contract: names, layouts, options and tolerances as the agent understands them."""
+    assert built
+    place = inputs.out / "builds" / target
+    manifest = folder.read_manifest(place)
+    runner = importlib.import_module(f"covey_agent.runner.backends.{manifest.runtime.value}")
+    model = runner.load(place, manifest, threads=1)
+    for given, wanted in golden.read_golden(place / "golden.npz", manifest):
+        got = tensors.map_outputs(manifest.outputs, model.run(tensors.map_inputs(manifest.inputs, given)))
+        assert golden.mismatch(wanted, got, manifest.tolerance) is None
 
 
 def test_verify_finds_good_builds_good_and_bad_ones_bad(built: dict[str, Any], inputs: Inputs) -> None:
@@ -326,3 +341,62 @@ def test_without_data_the_report_says_that_accuracy_is_not_known(inputs: Inputs,
     assert all(notes.values()), report.notes
     assert report.accuracy is None
     assert report.recipe == "dynamic, INT8 weights"
+
+
+# --- signatures -----------------------------------------------------------------------------------------------------------
+
+
+def _two_of_each(path: Path) -> None:
+    """A cube of an image, whose layout no shape tells, beside a state; names as exporters like them."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    kernel = np.random.default_rng(3).standard_normal((4, 4, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["net/image:0", "kernel"], ["a"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["a"], ["out.cube"], name="sigmoid"),
+        helper.make_node("Mul", ["state", "half"], ["scaled"], name="mul"),
+        helper.make_node("ReduceMean", ["out.cube"], ["mean"], name="mean", axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Add", ["scaled", "mean"], ["next_state"], name="add"),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "two",
+        [info("net/image:0", TensorProto.FLOAT, [1, 4, 4, 4]), info("state", TensorProto.FLOAT, [2, 1, 6])],
+        [info("out.cube", TensorProto.FLOAT, [1, 4, 4, 4]), info("next_state", TensorProto.FLOAT, [2, 1, 6])],
+        [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(np.array([0.5], np.float32), "half")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-fp32", "openvino-fp32", "tflite-fp32", "tflite-int8"])
+def test_names_and_layouts_stay_the_source_s(inputs: Inputs, tmp_path: Path, target: str) -> None:
+    source = tmp_path / "two.onnx"
+    _two_of_each(source)
+    generator = np.random.default_rng(5)
+    samples: dict[str, Any] = {
+        "net/image:0": generator.random((40, 4, 4, 4), np.float32),
+        "state": generator.random((40, 2, 1, 6), np.float32),
+    }
+    np.savez(tmp_path / "samples.npz", **samples)
+    spec = BuildSpec(
+        model="two",
+        version="1",
+        target=target,
+        source=str(source),
+        out=str(tmp_path / "out"),
+        work=str(inputs.out / "work"),
+        calibration=str(tmp_path / "samples.npz"),
+        evaluation=str(tmp_path / "samples.npz"),
+        measure_seconds=0.05,
+    )
+    report = build_isolated(spec, Limits())
+    assert report.outcome is Outcome.BUILT, f"{report.reason} {report.tries} {report.log_tail}"
+    assert set(report.parity) == {"out.cube", "next_state"}
+    manifest = folder.read_manifest(tmp_path / "out")
+    assert [(one.name, one.shape) for one in manifest.inputs] == [("net/image:0", (1, 4, 4, 4)), ("state", (2, 1, 6))]
+    assert [(one.name, one.shape) for one in manifest.outputs] == [
+        ("out.cube", (1, 4, 4, 4)),
+        ("next_state", (2, 1, 6)),
+    ]
