@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -26,9 +25,9 @@ from covey_agent.gateway.errors import (
     InferenceError,
     NoBuildError,
     OrderError,
-    QueueFullError,
     ServeError,
 )
+from covey_agent.gateway.line import Line, Turn
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.probation import REASONS, Failing, Judge, Verdict, hang_after, patience
 from covey_agent.gateway.runner_process import BuildSpec, InferFailed, Reply, RunnerProcess
@@ -78,8 +77,7 @@ class Model:
         self._ending: set[RunnerProcess] = set()
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
         self._specs: dict[str, BuildSpec] = {}
-        self._line: deque[asyncio.Future[RunnerProcess]] = deque()
-        self._second: deque[asyncio.Future[RunnerProcess]] = deque()  # failed by the active build, for the previous one
+        self._line = Line(limits.queue)
         self._judge: Judge | None = None
         self._lifetimes: dict[str, Recorder] = {}  # compute of each held build since it was loaded
         self._since_switch = Recorder()
@@ -320,30 +318,20 @@ class Model:
     async def _turn(self, deadline: float, *, again: bool = False) -> RunnerProcess:
         """A free runner, marked busy for the caller. `again`: the active build has failed this request, so it goes first and
         prefers the previous one."""
-        line = self._second if again else self._line
-        if not again and not line and (runner := self._target()) is not None and not runner.busy:
+        if not again and self._line.is_empty and (runner := self._target()) is not None and not runner.busy:
             runner.busy = True
             return runner
-        if not again and len(line) >= self._limits.queue:
-            raise QueueFullError(f"{len(line)} requests wait for {self.name} already")
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[RunnerProcess] = loop.create_future()
-        line.append(turn)
-        timer = loop.call_later(max(deadline - self._clock(), 0.0), self._expire, turn)
+        turn = self._line.join(again=again)
+        timer = asyncio.get_running_loop().call_later(max(deadline - self._clock(), 0.0), self._expire, turn)
         self._pump()
         try:
             return await turn
         finally:
             timer.cancel()
 
-    def _expire(self, turn: asyncio.Future[RunnerProcess]) -> None:
-        if turn.done():
-            return
-        for line in (self._line, self._second):
-            if turn in line:
-                line.remove(turn)
+    def _expire(self, turn: Turn) -> None:
         waited_for = "its turn" if self.is_serving else "its runner, which is being started anew"
-        turn.set_exception(DeadlineError(f"the request's time was over while it waited for {waited_for}"))
+        self._line.expire(turn, DeadlineError(f"the request's time was over while it waited for {waited_for}"))
 
     def _target(self) -> RunnerProcess | None:
         """Who takes the next request: the active build, or the previous one while the active one is stuck."""
@@ -353,30 +341,16 @@ class Model:
     def _pump(self) -> None:
         """Give runners that are free to requests that wait."""
         if self.slots.active is None:
-            self._refuse_all()
+            self._line.refuse_all(f"no build of {self.name} serves any longer")
             return
-        second = self._ready(self.slots.previous) or self._ready(self.slots.active)
-        self._grant(self._second, second)
-        self._grant(self._line, self._target())
-
-    @staticmethod
-    def _grant(line: deque[asyncio.Future[RunnerProcess]], runner: RunnerProcess | None) -> None:
-        if line and runner is not None and not runner.busy:
-            runner.busy = True
-            line.popleft().set_result(runner)
+        again = self._ready(self.slots.previous) or self._ready(self.slots.active)
+        self._line.grant(again=again, new=self._target())
 
     def _release(self, runner: RunnerProcess) -> None:
         runner.busy = False
         if runner.draining:
             runner.retire()
         self._pump()
-
-    def _refuse_all(self) -> None:
-        for line in (self._second, self._line):
-            while line:
-                turn = line.popleft()
-                if not turn.done():
-                    turn.set_exception(NoBuildError(f"no build of {self.name} serves any longer"))
 
     def _ready(self, build: str | None) -> RunnerProcess | None:
         runner = self._runners.get(build) if build is not None else None
