@@ -45,8 +45,6 @@ class Greeter(Protocol):
 
     def hello(self, device: str, hello: Hello) -> None: ...
 
-    def wake(self) -> None: ...
-
 
 class Ingest:
     """`profile_of` matches facts to a firmware profile and says why; `send` hands bytes to the link."""
@@ -143,8 +141,6 @@ class Ingest:
         ):
             for key in keys:
                 self._bus.publish(topic, key)
-        if outcome.assignments:
-            self._greeter.wake()
         for reason, number in (("unknown_device", outcome.ignored), ("foreign_assignment", outcome.foreign)):
             if number:
                 self._counters.add("covey_messages_refused_total", number, reason=reason)

@@ -1,7 +1,7 @@
 """Desired against reported: what each device should run and has not heard of is sent again, until it has.
 
-On every hello, after every report, when woken and on a tick. Nothing depends on the broker remembering anything. The tick
-asks the database for the few that are due; it never walks the fleet.
+On every hello, when woken and on a tick, which also takes up what reports have changed. Nothing depends on the broker
+remembering anything. The tick asks the database for the few that are due; it never walks the fleet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,12 @@
-"""A migrated SQLite database with some devices and a build, and a clock that stands still."""
+"""A migrated database (SQLite, and PostgreSQL where it is installed) with some devices and a build, and a clock that stands still."""
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +14,7 @@ import pytest
 from covey_contract.facts import Facts
 from covey_server.db.engine import Database
 from covey_server.db.tables import Blob, Build, Device, Model, Version
-from sqlalchemy import insert
+from sqlalchemy import create_engine, insert, text
 
 NOW = 1_800_000_000_000
 
@@ -19,10 +24,45 @@ def now_ms() -> int:
     return NOW
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A PostgreSQL of our own, without TCP: the folder of its socket."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not found or (os.geteuid() == 0 and shutil.which("runuser") is None):
+        pytest.skip("PostgreSQL is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="covey-pg-"))
+    become = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if become:
+        shutil.chown(folder, "postgres", "postgres")
+
+    def run(program: str, *words: str) -> None:
+        command = [*become, str(found[-1] / program), "-D", str(folder / "db"), *words]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+
+    run("initdb", "-A", "trust", "-U", "postgres", "-N")
+    run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -c listen_addresses= -c fsync=off", "start")
+    yield str(folder)
+    run("pg_ctl", "-m", "immediate", "stop")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'covey.db'}"
+    folder, name = request.getfixturevalue("postgresql"), f"t{secrets.token_hex(6)}"
+    engine = create_engine(f"postgresql+psycopg://postgres@/postgres?host={folder}", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return f"postgresql+psycopg://postgres@/{name}?host={folder}"
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
+def database(url: str) -> Iterator[Database]:
     """Devices d0000 … d0009, the model `digits` and `other`, builds 1 and 2 with digests of 1s and 2s."""
-    made = Database(f"sqlite:///{tmp_path / 'covey.db'}")
+    made = Database(url)
     made.migrate()
     facts = Facts(architecture="x86_64")
     with made.session() as session:

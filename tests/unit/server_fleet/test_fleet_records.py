@@ -18,6 +18,7 @@ from covey_server.db.tables import AssignmentRow, Device, Reported, ReportRow, T
 from covey_server.fleet.assignments import NewOrder, issue
 from covey_server.fleet.inbox import Incoming, read
 from covey_server.fleet.records import Outcome, store
+from covey_server.fleet.retention import prune
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, select
@@ -245,3 +246,13 @@ def _encodes(value: Any) -> bool:
 def _read(topic: str, payload: bytes) -> None:
     with contextlib.suppress(ContractError):
         assert isinstance(read(topic, payload, 0), Incoming)
+
+
+def test_what_is_too_old_is_forgotten(fleet: Fleet, database: Database, now_ms: int) -> None:
+    window = BuildWindow(model="digits", version="1.0", build=ONE)
+    record = Telemetry(seq=1, boot_id="b", start_ms=0, end_ms=1, windows=(window, window))
+    fleet.hear(record, report(2, fleet.issue(), State.ACTIVE))
+    assert prune(database, telemetry_before_ms=now_ms, reports_before_ms=now_ms) == 0
+    assert prune(database, telemetry_before_ms=now_ms + 1, reports_before_ms=now_ms) == 2
+    assert (fleet.count(TelemetryRow), fleet.count(ReportRow)) == (0, 1)
+    assert prune(database, telemetry_before_ms=0, reports_before_ms=now_ms + 1) == 1
