@@ -61,7 +61,7 @@ class Output:
         self._err.print(Text(plain(text)), soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
-        self._out.print(make_table(columns, rows, title))
+        self._picture(make_table(columns, rows, title))
 
     def facts(self, pairs: Sequence[tuple[str, object]]) -> None:
         """Names and values, one a line; those without a value are left out."""
@@ -71,7 +71,16 @@ class Output:
         for name, value in pairs:
             if value not in (None, "", [], ()):
                 grid.add_row(name, _cell(value))
-        self._out.print(grid)
+        self._picture(grid)
+
+    def _picture(self, picture: RenderableType) -> None:
+        """To a pipe without the blanks that fill a terminal's lines."""
+        if self._out.is_terminal:
+            self._out.print(picture)
+            return
+        with self._out.capture() as captured:
+            self._out.print(picture)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
     @contextmanager
     def live(self) -> Iterator[Callable[[RenderableType, str], None]]:

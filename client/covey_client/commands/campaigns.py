@@ -126,7 +126,7 @@ def _list(run: Run) -> int:
         ]
         for one in found
     ]
-    columns = ["campaign", "version", "state", "stage", "active", "failed", "made", "waits for"]
+    columns = ["campaign", "version", "state", "stage", "active", "failed", "made", "now"]
     run.out.result({"items": found}, lambda: run.out.table(columns, rows))
     return OK
 
@@ -206,7 +206,7 @@ def _print_campaign(run: Run, campaign: Json) -> None:
             ("campaign", campaign["name"]),
             ("version", f"{campaign['model']} {campaign['version']}"),
             ("state", campaign["state"]),
-            ("waits for", campaign["waiting_for"]),
+            ("now", campaign["waiting_for"]),
             ("devices", f"{campaign['active']} of {campaign['devices']} active, {campaign['failed']} failed"),
             ("left out", campaign.get("left_out") or None),
             ("made", f"{moment(campaign['created_ms'])} by {campaign['created_by']}"),
@@ -271,7 +271,7 @@ def _device_rows(devices: list[Json]) -> list[list[object]]:
 def _picture(campaign: Json) -> RenderableType:
     """The campaign as it is now, for a terminal."""
     waits = campaign["waiting_for"]
-    head = f"{campaign['name']}: {campaign['state']}" + (f", waits for {waits}" if waits else "")
+    head = f"{campaign['name']}: {campaign['state']}" + (f"; {waits}" if waits else "")
     parts: list[RenderableType] = [Text(plain(head), style="bold"), make_table(_STAGE_COLUMNS, _stage_rows(campaign))]
     if campaign.get("gates"):
         parts.append(make_table(_GATE_COLUMNS, _gate_rows(campaign)))
@@ -281,7 +281,7 @@ def _picture(campaign: Json) -> RenderableType:
 def _line(campaign: Json) -> str:
     """The same in one line, for a log."""
     stages = ", ".join(f"{one['name']} {one['counts'].get('active', 0)}/{one['devices']}" for one in campaign["stages"])
-    waits = f"; waits for {campaign['waiting_for']}" if campaign["waiting_for"] else ""
+    waits = f"; {campaign['waiting_for']}" if campaign["waiting_for"] else ""
     return f"{campaign['name']}: {campaign['state']}; {stages}{waits}"
 
 
