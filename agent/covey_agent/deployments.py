@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 from covey_contract.blocks import Block
@@ -21,14 +20,17 @@ from covey_contract.reasons import Reason
 from covey_contract.signing import Trust
 from covey_contract.wire import decode
 
-from covey_agent import durable, fetch
+from covey_agent import fetch
 from covey_agent.book import Book
 from covey_agent.core.acceptance import Machine, Refusal, Room, authenticate, examine, open_manifest
 from covey_agent.core.lifecycle import RESUME, Act, Event, may_retry
+from covey_agent.core.reports import report_of, report_of_refusal
 from covey_agent.core.state import AgentState, Deployment, ModelRecord, moved, protected
+from covey_agent.downloads import Downloads
 from covey_agent.errors import GatewayError, StepError
 from covey_agent.gateway.control_api import Revert, Switch
 from covey_agent.jobs import Finished, Jobs, Key
+from covey_agent.orders import OrderFolder
 from covey_agent.serving import RESTORE, Serving
 from covey_agent.settings import Settings
 from covey_agent.store import CorruptError, Store
@@ -38,7 +40,6 @@ log = logging.getLogger(__name__)
 VERIFY, LOAD = "verify", "load"
 _CORRUPT_LIMIT = 3
 _STORAGE_PAUSE_S = 3.0
-_PROGRESS_STEP = 0.1
 # What says nothing about the build itself: the start is tried again, up to the limit.
 _TRY_AGAIN = frozenset({Reason.RUNNER_CRASHED, Reason.RUNNER_HUNG, Reason.LOAD_TIMEOUT})
 
@@ -72,11 +73,9 @@ class Deployments:
         self._machine = machine
         self._free = free
         self._report = report
-        self._request = request
         self._clock = clock
-        self._fetchers: dict[str, fetch.Fetcher] = {}
-        self._reported_progress: dict[str, float] = {}
-        self._manifests: dict[int, tuple[Manifest, bytes]] = {}
+        self._orders = OrderFolder(settings.state / "orders", trust)
+        self._downloads = Downloads(settings.state / "fetch", store, settings.fetch, request)
         self._corrupt: dict[int, int] = {}
         self._judge_until: dict[int, float] = {}
         self._not_before: dict[str, float] = {}
@@ -113,13 +112,10 @@ class Deployments:
         )
 
     def block(self, block: Block) -> None:
-        for model, fetcher in list(self._fetchers.items()):
-            try:
-                fetcher.block(block, self._now)
-                if fetcher.hungry:
-                    self.advance(model)
-            except StepError as error:
-                self._fail(model, error)
+        for model, trouble in self._downloads.take(block, self._now):
+            if trouble is not None:
+                self._fail(model, trouble)
+            self.advance(model)
 
     def order(self, payload: bytes) -> None:
         """An order has arrived, from whomever. What is not a true, new order for this device changes nothing."""
@@ -189,7 +185,7 @@ class Deployments:
             if order.build == record.active:
                 self._move(model, Event.CURRENT)
                 return
-            envelope = self._read_order(order).manifest
+            envelope = self._orders.read(order).manifest
             manifest, _ = open_manifest(order, envelope, self._trust)
             fit = examine(
                 order,
@@ -205,26 +201,18 @@ class Deployments:
         self._move(model, Event.ACCEPTED, detail="; ".join(fit.notes))
 
     def _fetch(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
-        del record
-        manifest, _ = self._manifest(deployment.order)
-        fetcher = self._fetchers.get(model)
-        if fetcher is None and self._store.missing(manifest):
-            folder = self._fetch_folder(deployment.build)
-            fetcher = fetch.Fetcher(deployment.build, manifest, folder, self._store, self._settings.fetch)
-            fetcher.open()
-            self._fetchers[model] = fetcher
-        if fetcher is None or fetcher.done:
+        manifest, _ = self._orders.manifest(deployment.order)
+        if self._downloads.go_on(model, deployment.build, manifest, self._now, connected=self._connected):
             self._stop_fetching(model)
             self._move(model, Event.FETCHED)
-            return
-        for request in fetcher.tick(self._now, connected=self._connected):
-            self._request(request)
-        self._tell_progress(model, deployment, fetcher)
+        elif (progress := self._downloads.progress(model)) is not None:
+            fraction, fetched = progress
+            self._report(report_of(record, deployment, now_ms=self._clock(), progress=fraction, fetched=fetched))
 
     def _verify(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
         del record
-        manifest, manifest_bytes = self._manifest(deployment.order)
-        folder = self._fetch_folder(deployment.build)
+        manifest, manifest_bytes = self._orders.manifest(deployment.order)
+        folder = self._downloads.folder(deployment.build)
 
         def work() -> None:
             fetch.adopt_all(manifest, folder, self._store)
@@ -235,11 +223,11 @@ class Deployments:
     def _verified(self, model: str, deployment: Deployment, finished: Finished) -> None:
         if finished.trouble is None:
             self._move(model, Event.VERIFIED)
-            fetch.drop(self._fetch_folder(deployment.build))
+            self._downloads.drop(deployment.build)
         elif isinstance(finished.trouble, CorruptError):
             tries = self._corrupt[deployment.order.counter] = self._corrupt.get(deployment.order.counter, 0) + 1
             if tries >= _CORRUPT_LIMIT:
-                fetch.drop(self._fetch_folder(deployment.build))
+                self._downloads.drop(deployment.build)
                 self._fail(model, StepError(Reason.DIGEST_MISMATCH, f"{finished.trouble}, {tries} times"))
             else:
                 self._move(model, Event.CORRUPT, Reason.DIGEST_MISMATCH, str(finished.trouble))
@@ -332,7 +320,7 @@ class Deployments:
         """A true and newer order: stored, then followed. Raises `OSError`."""
         model = order.model
         current = self._book.state.record(model).deployment
-        durable.write(self._order_file(order), payload)
+        self._orders.store(order, payload)
         if current is not None and not current.state.final:
             self._stop_fetching(model)
             on_trial = current.state is State.PROBATION
@@ -354,8 +342,6 @@ class Deployments:
         self._not_before.pop(model, None)
         log.info("%s: order %s (%s %s, build %s)", model, order.id, order.action, order.version, order.build[:12])
         self._tell(model, self._book.state.record(model))
-        if current is not None:
-            self._order_file(current.order).unlink(missing_ok=True)
         self.advance(model)
 
     def _turn_away(self, order: Order, refusal: Refusal) -> None:
@@ -375,41 +361,8 @@ class Deployments:
         if claimed is None or (told := f"{refusal.reason} {claimed.id}") in self._refused:
             return
         self._refused.append(told)
-        self._report(
-            Report(
-                seq=0,
-                time_ms=self._clock(),
-                assignment=claimed.id,
-                counter=claimed.counter,
-                model=claimed.model,
-                version=claimed.version,
-                build=claimed.build,
-                state=State.REFUSED,
-                reason=refusal.reason,
-                detail=refusal.detail[:2000],
-                previous=self._book.state.record(claimed.model).active,
-            )
-        )
-
-    def _order_file(self, order: Assignment) -> Path:
-        return self._settings.state / "orders" / f"{order.counter}.json"
-
-    def _read_order(self, order: Assignment) -> Order:
-        try:
-            return decode(Order, self._order_file(order).read_bytes())
-        except (OSError, ContractError) as error:
-            raise StepError(Reason.INTERNAL, f"the stored order {order.id} cannot be read: {error}") from error
-
-    def _manifest(self, order: Assignment) -> tuple[Manifest, bytes]:
-        if order.counter not in self._manifests:
-            try:
-                opened = open_manifest(order, self._read_order(order).manifest, self._trust)
-            except Refusal as refusal:
-                raise StepError(refusal.reason, refusal.detail) from refusal
-            if len(self._manifests) >= 8:
-                self._manifests.clear()
-            self._manifests[order.counter] = opened
-        return self._manifests[order.counter]
+        record = self._book.state.record(claimed.model)
+        self._report(report_of_refusal(claimed, refusal, record, now_ms=self._clock()))
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
@@ -418,13 +371,13 @@ class Deployments:
         keep = protected(self._book.state)
         for build in self._store.collect(keep):
             log.info("build %s is removed", build[:12])
-        for folder in (self._settings.state / "fetch").glob("*"):
-            if folder.name not in keep:
-                fetch.drop(folder)
+        self._downloads.sweep(keep)
+        records = self._book.state.models.values()
+        self._orders.sweep({record.deployment.order.counter for record in records if record.deployment is not None})
 
     def _room(self, manifest: Manifest, build: str) -> Room:
         missing = sum(entry.size for entry in self._store.missing(manifest))
-        partial = sum(path.stat().st_blocks * 512 for path in self._fetch_folder(build).glob("*"))
+        partial = self._downloads.on_disk(build)
         return Room(
             free=self._free(),
             margin=self._settings.margin,
@@ -433,17 +386,8 @@ class Deployments:
             have=manifest.size - missing + min(partial, missing + manifest.table.size),
         )
 
-    def _fetch_folder(self, build: str) -> Path:
-        return self._settings.state / "fetch" / build
-
     def _stop_fetching(self, model: str) -> None:
-        fetcher = self._fetchers.pop(model, None)
-        if fetcher is not None:
-            fetcher.close()
-            self._add_bytes(model, fetcher.progress.bytes)
-        self._reported_progress.pop(model, None)
-
-    def _add_bytes(self, model: str, fetched: int) -> None:
+        fetched = self._downloads.stop(model)
         record = self._book.state.record(model)
         if record.deployment is None or not fetched:
             return
@@ -453,8 +397,7 @@ class Deployments:
 
     def stop(self) -> None:
         """The agent ends: what was fetched is kept."""
-        for model in list(self._fetchers):
-            self._fetchers.pop(model).close()
+        self._downloads.stop_all()
 
     def _effective_time(self) -> int:
         return max(self._clock(), self._book.state.time_floor_ms)
@@ -481,34 +424,10 @@ class Deployments:
         log.error("%s: the state cannot be stored (%s); trying again in %.0f s", model, error, _STORAGE_PAUSE_S)
         self._not_before[model] = self._now + _STORAGE_PAUSE_S
 
-    def _tell(self, model: str, record: ModelRecord, progress: float | None = None, fetched: int = 0) -> None:
+    def _tell(self, model: str, record: ModelRecord) -> None:
         deployment = record.deployment
         if deployment is None:
             return
-        order = deployment.order
-        if progress is None:
-            log.info("%s %s: %s %s %s", model, order.version, deployment.state, deployment.reason, deployment.detail)
-        self._report(
-            Report(
-                seq=0,
-                time_ms=self._clock(),
-                assignment=order.id,
-                counter=order.counter,
-                model=order.model,
-                version=order.version,
-                build=order.build,
-                state=deployment.state,
-                reason=deployment.reason,
-                detail=deployment.detail[:2000],
-                previous=record.active if record.active != order.build else record.previous,
-                bytes_fetched=deployment.bytes_fetched + fetched,
-                progress=progress,
-            )
-        )
-
-    def _tell_progress(self, model: str, deployment: Deployment, fetcher: fetch.Fetcher) -> None:
-        fraction = fetcher.fraction
-        if fraction - self._reported_progress.setdefault(model, fraction) >= _PROGRESS_STEP:
-            self._reported_progress[model] = fraction
-            record = msgspec.structs.replace(self._book.state.record(model), deployment=deployment)
-            self._tell(model, record, progress=round(fraction, 3), fetched=fetcher.progress.bytes)
+        words = " ".join(word for word in (deployment.reason, deployment.detail) if word and word != Reason.NONE)
+        log.info("%s %s: %s%s", model, deployment.order.version, deployment.state, f" ({words})" if words else "")
+        self._report(report_of(record, deployment, now_ms=self._clock()))

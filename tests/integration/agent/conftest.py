@@ -524,5 +524,3 @@ def make() -> Callable[..., MadeBuild]:
 @pytest.fixture(name="wait_for")
 def wait_for_fixture() -> Callable[..., Any]:
     return wait_for
-
-

@@ -72,7 +72,7 @@ def test_a_deployments_whole_life_swap_and_return(site: Site, make: Make, wait_f
     wait_for(lambda: device.gateway is None, "the gateway to end with the agent")
 
 
-def test_three_builds_leave_only_two_on_disk(site: Site, make: Make, wait_for: Wait) -> None:
+def test_three_builds_leave_only_two_on_disk(site: Site, make: Make) -> None:
     site.device.start()
     builds = [make(f"1.{n}", 1.0 + n, filler=100_000) for n in range(3)]
     for build in builds:

@@ -107,7 +107,7 @@ def test_control_finds_the_living_gateway_again(site: Site, make: Make, wait_for
     assert (again.pid, again.models[0].runners[0].pid) == (gateway.pid, runner)
 
 
-def test_everything_killed_at_once_as_by_a_power_cut(site: Site, make: Make, wait_for: Wait) -> None:
+def test_everything_killed_at_once_as_by_a_power_cut(site: Site, make: Make) -> None:
     one, two = make("1.0", 2.0), make("1.1", 3.0)
     site.device.start()
     site.server.reached(site.server.order(one), State.ACTIVE)
@@ -135,7 +135,7 @@ def test_truncated_and_corrupt_blocks(site: Site, make: Make) -> None:
     assert site.device.infer(1.0) == 2.0
 
 
-def test_orders_that_are_none(site: Site, make: Make, wait_for: Wait) -> None:
+def test_orders_that_are_none(site: Site, make: Make) -> None:
     server, device = site.server, site.device
     good, other = make("1.0", 2.0), make("1.1", 3.0)
     device.start()

@@ -108,9 +108,7 @@ def fit(
     key: Ed25519PrivateKey = RELEASE,
 ) -> tuple[str, ...]:
     envelope = seal_bytes(encode(manifest), MANIFEST_TYPE, [key])
-    checked = examine(
-        order or order_for(manifest), envelope, trust=TRUST, machine=machine, room=room, now_ms=NOW
-    )
+    checked = examine(order or order_for(manifest), envelope, trust=TRUST, machine=machine, room=room, now_ms=NOW)
     assert checked.manifest == manifest
     return checked.notes
 

@@ -16,9 +16,7 @@ A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 
 def assignment(build: str = B, **changes: object) -> Assignment:
-    order = Assignment(
-        id="a1", device="d", counter=1, issued_ms=1, expires_ms=9, model="m", version="1", build=build
-    )
+    order = Assignment(id="a1", device="d", counter=1, issued_ms=1, expires_ms=9, model="m", version="1", build=build)
     return msgspec.structs.replace(order, **changes)
 
 

@@ -14,9 +14,7 @@ from covey_contract.messages import BuildWindow, Report, Telemetry
 from covey_contract.topics import Up
 from covey_contract.wire import decode
 
-REPORT = Report(
-    seq=0, time_ms=1, assignment="a", counter=1, model="m", version="1", build="a" * 64, state=State.ACTIVE
-)
+REPORT = Report(seq=0, time_ms=1, assignment="a", counter=1, model="m", version="1", build="a" * 64, state=State.ACTIVE)
 TELEMETRY = Telemetry(seq=0, boot_id="b", start_ms=0, end_ms=1)
 
 

@@ -115,7 +115,7 @@ def test_what_a_kill_left_half_made_is_swept(tmp_path: Path, store: Store) -> No
 
 
 def changed(book: Book, counter: int) -> None:
-    book.change(lambda state: AgentState(counter=counter, models={"m": ModelRecord(active=f"{counter:064d}")}))
+    book.change(lambda _: AgentState(counter=counter, models={"m": ModelRecord(active=f"{counter:064d}")}))
     assert book.state.generation
 
 

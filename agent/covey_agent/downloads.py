@@ -1,0 +1,93 @@
+"""The fetches that are under way, at most one for each model, and the folders in which they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from covey_contract.blocks import Block
+from covey_contract.manifest import Manifest
+from covey_contract.messages import BlockRequest
+
+from covey_agent import fetch
+from covey_agent.errors import StepError
+from covey_agent.store import Store
+
+_PROGRESS_STEP = 0.1
+
+
+class Downloads:
+    """`request` asks the server for blocks."""
+
+    def __init__(
+        self, folder: Path, store: Store, limits: fetch.FetchLimits, request: Callable[[BlockRequest], None]
+    ) -> None:
+        self._folder = folder
+        self._store = store
+        self._limits = limits
+        self._request = request
+        self._fetchers: dict[str, fetch.Fetcher] = {}
+        self._told: dict[str, float] = {}
+
+    def folder(self, build: str) -> Path:
+        return self._folder / build
+
+    def go_on(self, model: str, build: str, manifest: Manifest, now: float, *, connected: bool) -> bool:
+        """Begin or go on; whether all is here. `now` is monotonic seconds. Raises `StepError`."""
+        fetcher = self._fetchers.get(model)
+        if fetcher is None:
+            if not self._store.missing(manifest):
+                return True
+            fetcher = fetch.Fetcher(build, manifest, self.folder(build), self._store, self._limits)
+            fetcher.open()
+            self._fetchers[model] = fetcher
+            self._told[model] = fetcher.fraction
+        for request in fetcher.tick(now, connected=connected):
+            self._request(request)
+        return fetcher.done
+
+    def take(self, block: Block, now: float) -> list[tuple[str, StepError | None]]:
+        """Give the block to whom it belongs. The models that can go on, with what went wrong."""
+        eager: list[tuple[str, StepError | None]] = []
+        for model, fetcher in self._fetchers.items():
+            try:
+                fetcher.block(block, now)
+            except StepError as error:
+                eager.append((model, error))
+            else:
+                if fetcher.hungry:
+                    eager.append((model, None))
+        return eager
+
+    def progress(self, model: str) -> tuple[float, int] | None:
+        """Fraction and bytes, when another tenth has come since the last time."""
+        fetcher = self._fetchers.get(model)
+        if fetcher is None or fetcher.done or fetcher.fraction - self._told[model] < _PROGRESS_STEP:
+            return None
+        self._told[model] = fetcher.fraction
+        return round(fetcher.fraction, 3), fetcher.progress.bytes
+
+    def stop(self, model: str) -> int:
+        """End the model's fetch and keep what it has on disk; the bytes that it fetched."""
+        fetcher = self._fetchers.pop(model, None)
+        if fetcher is None:
+            return 0
+        fetcher.close()
+        return fetcher.progress.bytes
+
+    def stop_all(self) -> None:
+        for model in list(self._fetchers):
+            self.stop(model)
+
+    def on_disk(self, build: str) -> int:
+        """Bytes that the build's fetch holds on disk already."""
+        return sum(path.stat().st_blocks * 512 for path in self.folder(build).glob("*"))
+
+    def drop(self, build: str) -> None:
+        fetch.drop(self.folder(build))
+
+    def sweep(self, keep: Collection[str]) -> None:
+        """Remove what was fetched of builds that nobody wants any longer."""
+        for folder in self._folder.glob("*"):
+            if folder.name not in keep:
+                fetch.drop(folder)
