@@ -26,6 +26,8 @@ from covey_server.fleet.sql import chunks, table_of
 ISSUED = "issued"
 SUPERSEDED = "superseded"
 DEFAULT_TTL_MS = 7 * 24 * 3600 * 1000
+# An order that expires before it can arrive would be issued anew for ever.
+_MIN_RENEWED_TTL_MS = 60_000
 FINISHED = [str(state) for state in FINAL]
 
 Kind = Literal["rollout", "rollback", "manual"]
@@ -86,7 +88,7 @@ def reissue(session: Session, ids: Sequence[str], now_ms: int) -> list[str]:
             why=row.why,
             probation=row.probation,
             action="remove" if action_of(row.why) is Action.REMOVE else "run",
-            ttl_ms=row.expires_ms - row.issued_ms,
+            ttl_ms=max(row.expires_ms - row.issued_ms, _MIN_RENEWED_TTL_MS),
         )
         for row in rows
     ]

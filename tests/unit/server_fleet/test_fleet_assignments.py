@@ -77,7 +77,7 @@ def test_reissue_keeps_the_decision_and_its_campaign(database: Database, now_ms:
         )
         session.add(campaign)
         session.flush()
-        order = _order("d0001", campaign_id=campaign.id, why={"reason": "x"}, ttl_ms=1000, action="remove")
+        order = _order("d0001", campaign_id=campaign.id, why={"reason": "x"}, ttl_ms=90_000, action="remove")
         (old,) = issue(session, [order], now_ms)
         session.add(
             CampaignDevice(campaign_id=campaign.id, device="d0001", stage=0, state="assigned", assignment=old, why={})
@@ -86,7 +86,7 @@ def test_reissue_keeps_the_decision_and_its_campaign(database: Database, now_ms:
         (new,) = reissue(session, [old], now_ms + 5000)
     with database.reading() as session:
         row = session.get_one(AssignmentRow, new)
-        assert (row.counter, row.expires_ms, row.campaign_id) == (2, now_ms + 6000, campaign.id)
+        assert (row.counter, row.expires_ms, row.campaign_id) == (2, now_ms + 95_000, campaign.id)
         assert row.why == {"reason": "x", "action": "remove"}
         assert session.get_one(AssignmentRow, old).state == "superseded"
         assert session.scalars(select(CampaignDevice.assignment)).one() == new
