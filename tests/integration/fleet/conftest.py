@@ -71,7 +71,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from sqlalchemy import select
 
 
-def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """What `condition` gives once it is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -292,7 +292,7 @@ class Device:
         client.connect_async(broker.host, broker.port, 10)
         client.loop_start()
         if wait:
-            assert self.connected.wait(10)
+            assert self.connected.wait(20)
 
     def disconnect(self) -> None:
         """As a power cut would: the broker sends the will."""
@@ -323,7 +323,7 @@ class Device:
             ),
         )
 
-    def accept(self, seconds: float = 15.0) -> tuple[Assignment, Manifest]:
+    def accept(self, seconds: float = 30.0) -> tuple[Assignment, Manifest]:
         """The next order, verified as an agent does."""
         assert self.identity is not None
         order = decode(Order, self.inbox["assignment"].get(timeout=seconds))
