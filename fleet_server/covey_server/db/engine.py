@@ -17,7 +17,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
 from covey_server.errors import StartError, Unavailable
@@ -63,7 +63,7 @@ class Database:
                         connection.commit()
         except CommandError as error:
             raise StartError(f"the database is not of this version of Covey: {error}") from error
-        except OperationalError as error:
+        except DatabaseError as error:
             raise StartError(f"the database cannot be opened: {str(error.orig).splitlines()[0]}") from error
 
     @contextmanager

@@ -101,7 +101,7 @@ def site(tmp_path: Path, clock: FakeClock, database: Database) -> Iterator[Site]
     )
     roles: tuple[Role, ...] = ("viewer", "operator", "admin", "worker")
     with database.session() as session:
-        secrets = {role: tokens.create(session, f"a-{role}", role, clock(), None)[1] for role in roles}
+        secrets: dict[str, str] = {role: tokens.create(session, f"a-{role}", role, clock(), None)[1] for role in roles}
     with _served(create_app(services)) as url, httpx.Client(base_url=url) as client:
         yield Site(services, clock, client, secrets)
 
@@ -134,7 +134,7 @@ def postgresql() -> Iterator[Callable[[], str]]:
     if user:
         shutil.chown(folder, user)
     data = folder / "data"
-    initialise = [program / "initdb", "-D", data, "-A", "trust", "-U", "covey", "--no-sync"]
+    initialise = [str(program / "initdb"), "-D", str(data), "-A", "trust", "-U", "covey", "--no-sync"]
     subprocess.run(initialise, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
     quick = ["-c", "fsync=off", "-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}"]
     with (folder / "log").open("wb") as log:
@@ -170,10 +170,8 @@ def postgresql() -> Iterator[Callable[[], str]]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty, migrated database of each kind."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'any.db'}"
-    else:
-        url = request.getfixturevalue("postgresql")()
+    sqlite = f"sqlite:///{tmp_path / 'any.db'}"
+    url = sqlite if request.param == "sqlite" else request.getfixturevalue("postgresql")()
     made = Database(url)
     made.migrate()
     yield made
