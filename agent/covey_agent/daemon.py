@@ -179,10 +179,15 @@ def is_running(state: Path) -> bool:
         return True
 
 
+class _LogFile(logging.handlers.RotatingFileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk: the line still goes to standard error, and there is nowhere to say more."""
+
+
 def prepare(settings: Settings) -> None:
     for name in ("run", "log", "fetch", "orders"):
         durable.make_folder(settings.state / name)
-    handler = logging.handlers.RotatingFileHandler(settings.log_file, maxBytes=1_000_000, backupCount=2)
+    handler = _LogFile(settings.log_file, maxBytes=1_000_000, backupCount=2)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
 

@@ -6,6 +6,7 @@ exception that nothing catches; what comes after it starts from the disk alone.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -299,6 +300,13 @@ class World:
     def is_settled(self, build: RandomBuild) -> bool:
         slots = self.gateway.models.get("m", Slots())
         return self.is_in(State.ACTIVE) and slots == Slots(active=build.digest)
+
+
+@pytest.fixture(autouse=True)
+def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill, other than a power cut, leaves what was written; without flushing it is tried a hundred times a second."""
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda _file: None)
 
 
 @pytest.fixture
