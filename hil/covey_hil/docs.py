@@ -10,6 +10,7 @@ from covey_contract.manifest import MANIFEST_TYPE
 from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE
 from covey_contract.reasons import Reason
 from covey_contract.topics import Down, Up
+from covey_server.routes import application
 from covey_server.settings import describe
 
 
@@ -76,9 +77,7 @@ def reference() -> str:
 
 
 def openapi() -> str:
-    from covey_server.app import openapi_document
-
-    return json.dumps(openapi_document(), indent=1, sort_keys=True) + "\n"
+    return json.dumps(application().openapi(), indent=1, sort_keys=True) + "\n"
 
 
 def _bullets(lines: Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 - 1.0: six epochs on the plain images.
 - 1.1: sixty epochs on images shifted by up to 5 pixels: better.
-- 1.2: 1.1's weights with test-time augmentation left in the exported graph: each image is read at 17 × 17 shifts of half a
+- 1.2: 1.1's weights with test-time augmentation left in the exported graph: each image is read at 13 × 13 shifts of half a
   pixel and the answers are averaged. As right as 1.1 and many times slower: the kind of release that looks fine until devices run it.
 
 About 10,000 weights in depthwise-separable convolutions. Training with one thread is fastest here and repeatable.
@@ -23,7 +23,7 @@ from torch import nn
 from covey_hil.digits.data import SIDE, Digits, load, model_path
 
 CHANNELS = ((16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1))  # in, out, stride of each block
-REACH = 8  # in half pixels: 17 × 17 views
+REACH = 6  # in half pixels: 13 × 13 views
 OPSET = 17
 
 
