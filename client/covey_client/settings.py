@@ -75,7 +75,7 @@ def read_stored(environment: Mapping[str, str]) -> Account | None:
         return Account(check_url(str(document["url"])), str(document["token"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ClientError) as error:
         raise SettingsError(f"{path} is damaged; log in again with `covey login URL`") from error
 
 
