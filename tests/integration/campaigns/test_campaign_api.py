@@ -285,6 +285,17 @@ def test_the_openapi_document_holds_the_grammar(site: Site) -> None:
     assert "$ref" not in json.dumps(body)
 
 
+def test_why_a_device_gets_its_build(site: Site) -> None:
+    for path in ("press-1/why?model=digits", "press-1/why?model=digits&version=1.1"):
+        why = site.ask("GET", f"/api/v1/devices/{path}").json()
+        assert (why["version"], why["profile"], why["chosen"]["target"]) == ("1.1", "generic-x86-64", "openvino-fp16")
+        assert "onnxruntime-fp32" in {each["target"] for each in why["lost"]}
+    odd = site.ask("GET", "/api/v1/devices/odd-1/why?model=digits").json()
+    assert odd["chosen"] is None
+    assert odd["reason"].startswith("no firmware profile: ")
+    assert site.ask("GET", "/api/v1/devices/press-1/why?model=nothing").status_code == 404
+
+
 def test_targets_needed_are_those_of_the_enrolled_devices(site: Site) -> None:
     with site.services.database.session() as session:
         needed = targets_needed(session)

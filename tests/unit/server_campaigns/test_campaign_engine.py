@@ -31,7 +31,7 @@ from covey_server.core.gates import Verdict
 from covey_server.core.spec import CampaignSpec, parse_spec
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 FILE = """
 name: c
@@ -236,6 +236,7 @@ class World:
         for decision in decisions:
             match decision:
                 case SetState(state):
+                    self._check_end(state)
                     self.progress = replace(self.progress, state=state)
                 case StartStage(stage):
                     self.started.add(stage)
@@ -251,6 +252,16 @@ class World:
                 case _:
                     pass
 
+    def _check_end(self, state: CampaignState) -> None:
+        """A campaign does not end while a device that is there is still at it."""
+        there = [each for each in self.machines if each.present]
+        if state in {CampaignState.ROLLED_BACK, CampaignState.FAILED}:
+            assert all(each.state is not DeviceState.ROLLING_BACK for each in there)
+            assert all(each.order != "new" for each in self.machines)
+        if state is CampaignState.DONE:
+            assert all(each.state not in {DeviceState.PLANNED, DeviceState.ASSIGNED} for each in there)
+            assert self.verdict is not NONE
+
     def _restore(self) -> None:
         for index, each in enumerate(self.machines):
             if each.state is DeviceState.FAILED and each.runs == "old":
@@ -261,6 +272,7 @@ class World:
                 self._order(index, "old", DeviceState.ROLLING_BACK)
 
     def _order(self, index: int, what: str, state: DeviceState) -> None:
+        assert what == "old" or self.progress.state is CampaignState.RUNNING, "handed out while it should not"
         each = self.machines[index]
         each.order, each.heard, each.finished, each.failed, each.state = what, False, False, False, state
         self.issued.append((index, what))
@@ -295,6 +307,11 @@ class Campaigning(RuleBasedStateMachine):
         super().__init__()
         self.world = World(parse_spec(THREE), SIZES)
 
+    @initialize(started=st.sampled_from([True, True, True, False]))
+    def begin(self, started: bool) -> None:
+        if started:
+            self.person(Action.START)
+
     @rule()
     def tick(self) -> None:
         before, state = list(self.world.issued), self.world.progress.state
@@ -318,6 +335,9 @@ class Campaigning(RuleBasedStateMachine):
         self.world.machines[index].present = not self.world.machines[index].present
 
     @rule(action=st.sampled_from(Action))
+    def say(self, action: Action) -> None:
+        self.person(action)
+
     def person(self, action: Action) -> None:
         try:
             self.world.apply(command(self.world.progress, action, "ann"))
@@ -379,5 +399,5 @@ class Campaigning(RuleBasedStateMachine):
                 assert each.runs == "new"
 
 
-Campaigning.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Campaigning.TestCase.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
 TestCampaigning = Campaigning.TestCase
