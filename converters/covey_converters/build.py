@@ -3,6 +3,9 @@
     prepare -> for each recipe: make, compare with the source, judge -> golden vectors -> measure -> manifest
 
 Invariant: a manifest is written only for a build that passed its gates; everything else leaves a report alone.
+
+Built again from the same inputs on the same machine, a build has the same files, byte for byte (a test checks it). Its manifest differs,
+and with it the build's name, because it holds the memory that was measured.
 """
 
 from __future__ import annotations
@@ -171,7 +174,8 @@ def reference_of(source: Source, evaluation: Path | None) -> Reference:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             which = evaluation.name if evaluation else "random inputs"
             raise BadInputError(f"{source.original.name}: its output {name!r} has NaN or infinite values on {which}")
-    write_npz(kept, outputs)
+    write_npz(kept.with_suffix(".partial"), outputs)
+    kept.with_suffix(".partial").replace(kept)
     return Reference(samples, outputs)
 
 

@@ -6,6 +6,7 @@ build is held to the thresholds below, which are a weaker promise, and the repor
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ from covey_contract.building import Accuracy, OutputParity
 from numpy.typing import NDArray
 
 Outputs = Mapping[str, NDArray[np.generic]]  # by name: (n, *shape of the output)
+
+
+# The error of an output that cannot be compared at all. Finite, because JSON has no infinity.
+INCOMPARABLE = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,10 @@ def compare(source: Outputs, build: Outputs) -> dict[str, OutputParity]:
 
 def _compare(source: NDArray[np.generic], build: NDArray[np.generic]) -> OutputParity:
     if source.shape != build.shape:
-        return OutputParity(max_error=float("inf"), mean_error=float("inf"), cosine=0.0)
+        return OutputParity(max_error=INCOMPARABLE, mean_error=INCOMPARABLE, cosine=0.0)
     a, b = source.astype(np.float64), build.astype(np.float64)
     if not np.isfinite(b).all():
-        return OutputParity(max_error=float("inf"), mean_error=float("inf"), cosine=0.0)
+        return OutputParity(max_error=INCOMPARABLE, mean_error=INCOMPARABLE, cosine=0.0)
     error = np.abs(a - b)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(np.sum(a * b)) / norms if norms else float(np.array_equal(a, b))
@@ -91,7 +96,7 @@ def objections(precision: str, parity: Mapping[str, OutputParity], accuracy: Acc
     found: list[str] = []
     for name, output in parity.items():
         floor = limits.cosine if accuracy is None else limits.cosine_labelled
-        if output.max_error == float("inf"):
+        if output.max_error == INCOMPARABLE:
             found.append(f"output {name!r} has another shape than the source's, or NaN or infinite values")
         elif output.cosine < floor:
             found.append(f"output {name!r} has cosine {output.cosine:.4f} to the source; at least {floor} is needed")

@@ -40,9 +40,16 @@ def _clean_up(model: Any, slim: Path, plain: Path) -> None:
         cleaned = onnxslim.slim(model)
         onnx.checker.check_model(cleaned)
     except Exception:  # noqa: BLE001  # it runs rewrites of every kind; its failure costs speed, not correctness, and is noted
-        onnx.save(model, str(plain))
+        _save(onnx, model, plain)
         return
-    onnx.save(cleaned, str(slim))
+    _save(onnx, cleaned, slim)
+
+
+def _save(onnx: Any, model: Any, path: Path) -> None:
+    """Whole or not at all: a build that is killed in between must not leave half a graph for the next one."""
+    partial = path.with_suffix(".partial")
+    onnx.save(model, str(partial), format="protobuf")
+    partial.replace(path)
 
 
 def _digest(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:

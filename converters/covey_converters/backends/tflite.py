@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,13 +119,17 @@ def _flatbuffer(source: Source) -> Path:
     folder = source.work / "tflite"
     model = folder / f"{source.graph.stem}_float32.tflite"
     if not model.exists():
-        arguments = json.dumps({"source": str(source.graph), "out": str(folder)})
+        # Under another name until it is whole: a build that is killed must not leave half a model for the next one.
+        partial = source.work / "tflite.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        arguments = json.dumps({"source": str(source.graph), "out": str(partial)})
         code, tail = run_in("onnx2tf", [arguments], seconds=_CONVERT_SECONDS)
         if code < 0 or code == TIMED_OUT:
             # It was killed or hung; that says nothing about the model.
             raise RecipeError(f"onnx2tf crashed (exit status {code}): {tail}")
-        if code != 0 or not model.exists():
+        if code != 0 or not (partial / model.name).exists():
             raise UnsupportedError(f"onnx2tf cannot convert the graph: {tail}")
+        partial.replace(folder)
     return model
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from covey_contract.building import Accuracy, BuildReport, Outcome
+from covey_contract.wire import decode, encode
 from covey_converters import parity
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,12 @@ def test_answers_that_are_no_numbers(value: float) -> None:
     assert "NaN or infinite" in " ".join(judged("fp32", broken, labels=False))
 
 
+def test_a_report_of_a_broken_build_can_be_read_again() -> None:
+    found = parity.compare({"y": scores()}, {"y": scores() * np.float32(np.nan)})
+    report = BuildReport(target="tflite-int8", outcome=Outcome.REFUSED, parity=found)
+    assert decode(BuildReport, encode(report)) == report
+
+
 def test_another_shape() -> None:
     assert "another shape" in judged("fp32", scores()[:, :, :9], labels=False)[0]
 
@@ -88,8 +96,6 @@ def test_a_source_of_zeros() -> None:
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_a_drop_is_refused_exactly_when_it_is_over_the_budget(source: float, build: float, budget: float) -> None:
-    from covey_contract.building import Accuracy
-
     accuracy = Accuracy(metric="m", source=source, build=build, samples=1, budget=budget)
     refused = bool(parity.objections("int8", {}, accuracy))
     assert refused == (source - build > budget + 1e-9)
