@@ -69,7 +69,7 @@ def _chart(session: Session, row: Campaign, now_ms: int) -> dict[str, Any]:
         found_id: digest
         for found_id, digest in session.execute(
             select(Build.id, Build.digest).where(Build.id.in_(new | before), Build.digest.is_not(None))
-        ).tuples()
+        )
         if digest is not None
     }
     since = (row.started_ms or now_ms) - BEFORE_MS

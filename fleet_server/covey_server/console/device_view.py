@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from covey_server.console import latency
 from covey_server.console.latency import Health
-from covey_server.db.tables import Device, TelemetryRow
+from covey_server.db.tables import Build, Device, TelemetryRow
 from covey_server.fleet import directory, groups
 from covey_server.fleet.directory import DeviceFilter
 from covey_server.fleet.views import DeviceDetail, DeviceView, ModelOnDevice, ReportView
@@ -90,7 +90,7 @@ def device(session: Session, name: str, now_ms: int) -> DevicePageDetail:
         else []
     )
     models = [_on_device(held, reports, found, now_ms) for held in detail.models]
-    chart, swaps = _chart(detail, found)
+    chart, swaps = _chart(session, detail, found)
     return DevicePageDetail(detail, models, reports, chart, swaps)
 
 
@@ -106,18 +106,16 @@ def _on_device(held: ModelOnDevice, reports: list[ReportView], found: list[laten
     return OnDevice(held, since, latency.health(recent), summary, reasons)
 
 
-def _chart(detail: DeviceDetail, found: list[latency.Window]) -> tuple[dict[str, Any], int]:
+def _chart(session: Session, detail: DeviceDetail, found: list[latency.Window]) -> tuple[dict[str, Any], int]:
     """One line pair for each build that served in the time, the newest ones; a mark wherever the build changes."""
-    names = {
-        ref.digest: f"{ref.version} {ref.target}"
-        for held in detail.models
-        for ref in (held.active, held.previous, held.candidate)
-        if ref is not None and ref.version is not None
-    }
     order = list(dict.fromkeys(one.build for one in reversed(found)))[:MAX_LINES]
     versions = {one.build: one.version for one in found}
-    groups_drawn = [(names.get(build, versions[build]), frozenset({build})) for build in reversed(order)]
-    chart = latency.chart(found, groups_drawn, f"Latency on {detail.id}")
+    targets = {
+        str(digest): target
+        for digest, target in session.execute(select(Build.digest, Build.target).where(Build.digest.in_(order)))
+    }
+    drawn = [(f"{versions[build]} {targets.get(build, '')}".strip(), frozenset({build})) for build in reversed(order)]
+    chart = latency.chart(found, drawn, f"Latency on {detail.id}")
     last: str | None = None
     for one in found:
         if one.build != last:

@@ -65,7 +65,9 @@ def _environment() -> jinja2.Environment:
         pretty=lambda value: json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False),
         json=lambda value: json.dumps(value, separators=(",", ":"), allow_nan=False),
     )
-    environment.globals.update(look=words.look, when=_timestamp, navigation=NAVIGATION, version=__version__)
+    environment.globals.update(
+        look=words.look, drop=words.points, when=_timestamp, navigation=NAVIGATION, version=__version__
+    )
     environment.globals["parts"] = environment.get_template("parts.html").module
     return environment
 

@@ -76,8 +76,9 @@ def models(session: Session, after: str) -> ModelList:
         .join(Device, Device.id == Reported.device)
         .where(Device.revoked_ms.is_(None), Reported.active.is_not(None))
         .group_by(Reported.model)
-    ).tuples()
-    return ModelList(found[:PAGE], dict(counts), found[PAGE - 1].model.name if len(found) > PAGE else None)
+    )
+    devices = {name: count for name, count in counts}
+    return ModelList(found[:PAGE], devices, found[PAGE - 1].model.name if len(found) > PAGE else None)
 
 
 def model(session: Session, name: str, chosen: str | None) -> ModelPage:
@@ -153,5 +154,5 @@ def _devices(session: Session, builds: list[Build]) -> dict[str, int]:
     digests = [one.digest for one in builds if one.digest is not None]
     counts = session.execute(
         select(Reported.active, func.count()).where(Reported.active.in_(digests)).group_by(Reported.active)
-    ).tuples()
+    )
     return {str(digest): count for digest, count in counts}

@@ -108,6 +108,12 @@ def percent(share: float | None) -> str:
     return f"{value:.2f} %" if value < 10 else f"{value:.1f} %"
 
 
+def points(drop: float) -> str:
+    """A drop of accuracy as the change it is, in percentage points."""
+    change = round(-drop * 100, 2)
+    return "±0 pp" if change == 0 else f"{change:+.2f} pp".replace("-", "−")
+
+
 def number(value: float | None) -> str:
     """With thin spaces between thousands."""
     if value is None:

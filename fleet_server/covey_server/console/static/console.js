@@ -30,20 +30,30 @@ function patchNode(from, to) {
   if (!from.classList.contains("chart-body")) patchChildren(from, to);
 }
 
+// Nodes that stay are never moved, for moving one costs it the focus: what stands before it and is not wanted goes.
 function patchChildren(from, to) {
-  const keyed = new Map();
-  for (const child of from.children) if (child.id) keyed.set(child.id, child);
+  const wanted = [...to.childNodes];
+  const keys = new Set(wanted.map(keyOf).filter(Boolean));
+  const keyed = new Map([...from.children].filter((child) => child.id).map((child) => [child.id, child]));
   let at = from.firstChild;
-  for (const wanted of [...to.childNodes]) {
-    const key = keyOf(wanted);
-    let match = key ? keyed.get(key) : null;
-    if (!key && at && sameKind(at, wanted)) match = at;
-    if (match && sameKind(match, wanted)) {
+  const dropUntil = (node) => {
+    while (at && at !== node && !keys.has(keyOf(at))) {
+      const next = at.nextSibling;
+      at.remove();
+      at = next;
+    }
+  };
+  for (const node of wanted) {
+    const key = keyOf(node);
+    let match = key ? keyed.get(key) : at;
+    if (!key) while (match && !keyOf(match) && !sameKind(match, node)) match = match.nextSibling;
+    if (match && sameKind(match, node)) {
+      dropUntil(match);
       if (match === at) at = at.nextSibling;
       else from.insertBefore(match, at);
-      patchNode(match, wanted);
+      patchNode(match, node);
     } else {
-      const added = document.importNode(wanted, true);
+      const added = document.importNode(node, true);
       from.insertBefore(added, at);
       if (added.nodeType === Node.ELEMENT_NODE) window.htmx.process(added);
     }
@@ -96,6 +106,12 @@ function axisMs(values) {
   return values.map((value) => (value >= 1000 ? `${value / 1000} s` : `${Number(value.toPrecision(3))} ms`));
 }
 
+function axisTime(plot, ticks) {
+  const seconds = plot.scales.x.max - plot.scales.x.min < 600;
+  const format = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", ...(seconds ? { second: "2-digit" } : {}) });
+  return ticks.map((tick) => format.format(tick * 1000));
+}
+
 function marks(data) {
   return (plot) => {
     const { ctx, bbox } = plot;
@@ -141,7 +157,7 @@ function draw(figure) {
     legend: { show: false },
     cursor: { drag: { x: false, y: false } },
     scales: { x: { time: true }, y: log ? { distr: 3 } : { range: (_, low, high) => [0, high * 1.15 || 1] } },
-    axes: [{ ...axis, size: 30, space: 70 }, { ...axis, size: 62, values: (_, ticks) => axisMs(ticks.map((tick) => tick ?? 0)).map((text, i) => (ticks[i] === null ? "" : text)) }],
+    axes: [{ ...axis, size: 30, space: 80, values: axisTime }, { ...axis, size: 62, values: (_, ticks) => axisMs(ticks.map((tick) => tick ?? 0)).map((text, i) => (ticks[i] === null ? "" : text)) }],
     series: [{}, ...series],
     hooks: { draw: [marks(data)] },
   };
