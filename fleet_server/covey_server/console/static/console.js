@@ -75,6 +75,17 @@ window.htmx.defineExtension("morph", {
   },
 });
 
+// The extension for event streams does not ask other extensions how to swap, so its messages are taken in here.
+document.body.addEventListener("htmx:sseBeforeMessage", (event) => {
+  const region = event.target.closest("#live");
+  if (!region || event.detail.type !== "live") return;
+  event.preventDefault();
+  const parsed = document.createElement("template");
+  parsed.innerHTML = event.detail.data;
+  patchChildren(region, parsed.content);
+  refresh();
+});
+
 /* ---- times ---- */
 
 function ago(span) {
