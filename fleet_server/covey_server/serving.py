@@ -160,8 +160,8 @@ def _url(settings: Settings, host: str, listener: socket.socket) -> str:
 
 
 def _own_host(settings: Settings) -> str:
-    """By which this machine reaches its own server."""
-    return "127.0.0.1" if settings.wildcard else settings.host
+    """By which this machine reaches its own server. Not 127.0.0.1: there, clients look at no SSL_CERT_FILE."""
+    return socket.gethostname() if settings.wildcard else settings.host
 
 
 def _worker(settings: Settings, url: str, environment: Mapping[str, str]) -> WorkerChild | None:
@@ -174,7 +174,8 @@ def _worker(settings: Settings, url: str, environment: Mapping[str, str]) -> Wor
     own = {"COVEY_TOKEN": (settings.data / WORKER_TOKEN_FILE).read_text().strip()}
     command = [program, "worker", "--server", url, "--targets", ",".join(local_targets(settings))]
     if not settings.loopback:
-        own["COVEY_CA"] = str((settings.data / "ca" / "root.pem").resolve())
+        own["NO_PROXY"] = _own_host(settings)
+        own["SSL_CERT_FILE"] = str((settings.data / "ca" / "root.pem").resolve())
     return WorkerChild(command, {**environment, **own}, settings.data / "worker.log", settings.worker_nice)
 
 

@@ -210,13 +210,22 @@ def test_what_keeps_a_server_from_starting_is_one_line(
 
 
 def test_beyond_loopback_it_is_https_by_the_fleets_own_authority(start: Start) -> None:
-    server = start("--listen", "0.0.0.0:0", "--public-host", "127.0.0.1", "--broker-host", "127.0.0.1")
+    server = start("--listen", "0.0.0.0:0", "--public-host", "127.0.0.1", "--broker-host", "127.0.0.1", worker=True)
     told = server.told()
     assert told["url"].startswith("https://127.0.0.1:")
     trusting = ssl.create_default_context(cafile=told["ca"])
     assert httpx.get(f"{told['url']}/healthz", verify=trusting).status_code == 200
     with pytest.raises(httpx.ConnectError, match="certificate"):
         httpx.get(f"{told['url']}/healthz")
+    # Its own worker trusts that authority too.
+    with httpx.Client(base_url=told["url"], verify=trusting, headers=server.headers) as client:
+        form = {"version": "1", "targets": "onnxruntime-fp32"}
+        client.post("/api/v1/models/junk/versions", data=form, files={"source": ("m.onnx", b"no graph")})
+        deadline = time.monotonic() + 60
+        while client.get("/api/v1/builds/1").json()["state"] in {"queued", "building"}:
+            assert time.monotonic() < deadline, (server.data / "worker.log").read_text()
+            time.sleep(0.1)
+        assert client.get("/api/v1/builds/1").json()["reason"]
 
 
 def test_tokens_can_be_made_on_the_data_folder(start: Start, tmp_path: Path) -> None:
