@@ -19,7 +19,6 @@ from covey_server import audit
 from covey_server.api.security import create_login_code
 from covey_server.app import build_services, create_app
 from covey_server.campaigns import commands
-from covey_server.console.routes import router
 from covey_server.core.document import parse
 from covey_server.core.spec import parse_spec
 from covey_server.db import tables as t
@@ -414,10 +413,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     seed = Seed(services)
     seed.fill()
     # The background parts would judge and move what the seed has laid out; these tests are of the pages.
-    app = create_app(services)
-    if not any(getattr(route, "path", "") == "/login" for route in app.routes):
-        app.include_router(router)
-    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(create_app(services), lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
