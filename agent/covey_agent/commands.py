@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+
+from covey_agent import __version__
 from covey_contract.envelope import decode_envelope
 from covey_contract.errors import ContractError
 from covey_contract.facts import Facts
@@ -15,8 +17,6 @@ from covey_contract.messages import COMMAND_TYPE, Command, CommandKind, Reply
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust, verify
 from covey_contract.wire import decode
-
-from covey_agent import __version__
 
 log = logging.getLogger(__name__)
 

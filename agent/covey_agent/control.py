@@ -13,12 +13,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
-from covey_contract.blocks import decode_block
-from covey_contract.errors import ContractError
-from covey_contract.messages import Ack, Hello, Status, Telemetry
-from covey_contract.reasons import Reason
-from covey_contract.topics import Down, Up, parse_down
-from covey_contract.wire import Message, decode
 
 from covey_agent import __version__, durable
 from covey_agent.book import Book
@@ -34,6 +28,12 @@ from covey_agent.measure import Meter
 from covey_agent.outbox import Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
+from covey_contract.blocks import decode_block
+from covey_contract.errors import ContractError
+from covey_contract.messages import Ack, Hello, Status, Telemetry
+from covey_contract.reasons import Reason
+from covey_contract.topics import Down, Up, parse_down
+from covey_contract.wire import Message, decode
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,6 @@ from pathlib import Path
 
 import msgspec
 import psutil
-from covey_contract.messages import BlockRequest, Report
-from covey_contract.reasons import Reason
-from covey_contract.topics import Up
 
 from covey_agent import __version__, durable
 from covey_agent.book import Book
@@ -40,6 +37,9 @@ from covey_agent.outbox import Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import Store
+from covey_contract.messages import BlockRequest, Report
+from covey_contract.reasons import Reason
+from covey_contract.topics import Up
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,6 @@ from collections import deque
 from collections.abc import Callable
 
 import msgspec
-from covey_contract.blocks import Block
-from covey_contract.errors import ContractError
-from covey_contract.lifecycle import State
-from covey_contract.manifest import Manifest
-from covey_contract.messages import Action, Assignment, BlockRequest, Order, Report
-from covey_contract.reasons import Reason
-from covey_contract.signing import Trust
-from covey_contract.wire import decode
 
 from covey_agent import fetch
 from covey_agent.book import Book
@@ -34,6 +26,14 @@ from covey_agent.orders import OrderFolder
 from covey_agent.serving import RESTORE, Serving
 from covey_agent.settings import Settings
 from covey_agent.store import CorruptError, Store
+from covey_contract.blocks import Block
+from covey_contract.errors import ContractError
+from covey_contract.lifecycle import State
+from covey_contract.manifest import Manifest
+from covey_contract.messages import Action, Assignment, BlockRequest, Order, Report
+from covey_contract.reasons import Reason
+from covey_contract.signing import Trust
+from covey_contract.wire import decode
 
 log = logging.getLogger(__name__)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from covey_contract.blocks import Block
-from covey_contract.manifest import Manifest
-from covey_contract.messages import BlockRequest
-
 from covey_agent import fetch
 from covey_agent.errors import StepError
 from covey_agent.store import Store
+from covey_contract.blocks import Block
+from covey_contract.manifest import Manifest
+from covey_contract.messages import BlockRequest
 
 _PROGRESS_STEP = 0.1
 

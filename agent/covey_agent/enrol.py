@@ -14,15 +14,14 @@ import ssl
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from covey_agent import durable
+from covey_agent.errors import EnrolmentError, UsageError
+from covey_agent.identity import Identity, save_identity
 from covey_contract.enrolment import ClaimToken, EnrolRequest, EnrolResponse, parse_claim_token
 from covey_contract.errors import ContractError
 from covey_contract.facts import Facts
 from covey_contract.topics import check_device_id
 from covey_contract.wire import decode, encode
-
-from covey_agent import durable
-from covey_agent.errors import EnrolmentError, UsageError
-from covey_agent.identity import Identity, save_identity
 
 _TIMEOUT_S = 20.0
 _MAX_ANSWER = 128 * 1024

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import msgspec
 import psutil
+
+from covey_agent import __version__
+from covey_agent.errors import UsageError
 from covey_contract.errors import ContractError
 from covey_contract.facts import Accelerator, Facts, RuntimeFact
 from covey_contract.manifest import Runtime
 from covey_contract.wire import decode
-
-from covey_agent import __version__
-from covey_agent.errors import UsageError
 
 log = logging.getLogger(__name__)
 

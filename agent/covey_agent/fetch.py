@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from covey_agent.errors import StepError
+from covey_agent.partial import DIGEST_BYTES, Partial
+from covey_agent.store import Store
 from covey_contract.blocks import REQUEST_BLOCKS, Block, bitmap_of
 from covey_contract.manifest import FileEntry, Manifest
 from covey_contract.messages import BlockRequest
 from covey_contract.reasons import Reason
-
-from covey_agent.errors import StepError
-from covey_agent.partial import DIGEST_BYTES, Partial
-from covey_agent.store import Store
 
 log = logging.getLogger(__name__)
 

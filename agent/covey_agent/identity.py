@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import msgspec
-from covey_contract.enrolment import Broker, EnrolResponse
-from covey_contract.signing import Trust
 
 from covey_agent import durable
 from covey_agent.errors import AgentError, NotEnrolledError
+from covey_contract.enrolment import Broker, EnrolResponse
+from covey_contract.signing import Trust
 
 KEY, CERTIFICATE, CA, ENROLMENT, FACTS = "key.pem", "certificate.pem", "ca.pem", "enrolment.json", "facts.json"
 

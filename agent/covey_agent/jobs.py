@@ -11,11 +11,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from covey_contract.reasons import Reason
-
 from covey_agent.errors import GatewayError, StepError
 from covey_agent.fetch import storage_step_error
 from covey_agent.store import CorruptError
+from covey_contract.reasons import Reason
 
 log = logging.getLogger(__name__)
 

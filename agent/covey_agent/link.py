@@ -14,14 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from covey_contract.enrolment import Broker
-from covey_contract.messages import Status
-from covey_contract.topics import Up, down_filter, up
-from covey_contract.wire import Message, encode
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+
+from covey_contract.enrolment import Broker
+from covey_contract.messages import Status
+from covey_contract.topics import Up, down_filter, up
+from covey_contract.wire import Message, encode
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
-from covey_contract.messages import Resources
 
 from covey_agent.gateway.control_api import Collected
+from covey_contract.messages import Resources
 
 
 class Meter:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from covey_agent import durable
+from covey_agent.core.acceptance import Refusal, open_manifest
+from covey_agent.errors import StepError
 from covey_contract.errors import ContractError
 from covey_contract.manifest import Manifest
 from covey_contract.messages import Assignment, Order
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust
 from covey_contract.wire import decode
-
-from covey_agent import durable
-from covey_agent.core.acceptance import Refusal, open_manifest
-from covey_agent.errors import StepError
 
 _KNOWN_MANIFESTS = 8
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+
 from covey_contract.errors import TooLargeError
 from covey_contract.messages import Report, Telemetry
 from covey_contract.topics import Up

@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable
 
 import msgspec
-from covey_contract.lifecycle import State
-from covey_contract.reasons import Reason
 
 from covey_agent.book import Book
 from covey_agent.core.lifecycle import Event
@@ -32,6 +30,8 @@ from covey_agent.gateway_client import GatewayClient
 from covey_agent.jobs import Finished, Jobs, Key
 from covey_agent.settings import Settings
 from covey_agent.store import CorruptError, Store
+from covey_contract.lifecycle import State
+from covey_contract.reasons import Reason
 
 log = logging.getLogger(__name__)
 

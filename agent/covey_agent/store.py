@@ -14,12 +14,11 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from covey_agent import durable
 from covey_contract.building import MANIFEST_FILE
 from covey_contract.errors import ContractError
 from covey_contract.manifest import FileEntry, Manifest, build_digest
 from covey_contract.wire import decode
-
-from covey_agent import durable
 
 log = logging.getLogger(__name__)
 

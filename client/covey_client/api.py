@@ -20,13 +20,13 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
+
+from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable
+from covey_client.transport import CountedFile, Json, Progress, Transport
 from covey_contract.building import BuildJob, BuildReport, LeaseRequest
 from covey_contract.enrolment import EnrolRequest, EnrolResponse
 from covey_contract.errors import ContractError
 from covey_contract.wire import Message, decode, encode
-
-from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable
-from covey_client.transport import CountedFile, Json, Progress, Transport
 
 __all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "Json", "Unreachable"]
 

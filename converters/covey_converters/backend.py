@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from covey_contract.manifest import Runtime, TensorSpec
 from numpy.typing import NDArray
 
+from covey_contract.manifest import Runtime, TensorSpec
 from covey_converters.review import Review
 from covey_converters.samples import Samples
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+
 from covey_contract.building import Accuracy, BuildReport, Outcome, OutputParity, Try
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import Runtime, TensorSpec, Tolerance
-
 from covey_converters import parity
 from covey_converters.backend import Array, Backend, Built, Source
 from covey_converters.backends import backend_for

@@ -6,8 +6,8 @@ import importlib.util
 import os
 
 import msgspec
-from covey_contract.manifest import Runtime
 
+from covey_contract.manifest import Runtime
 from covey_converters import toolchain
 from covey_converters.backends import BACKENDS, CPU_TARGETS, backend_for
 

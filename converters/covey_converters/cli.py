@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
 from covey_client.api import Client
 from covey_client.errors import ClientError
 from covey_contract.building import MANIFEST_FILE, BuildReport, Outcome
 from covey_contract.errors import ContractError
 from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
 from covey_converters import __version__, catalogue, toolchain
 from covey_converters.errors import BadInputError, ConvertError
 from covey_converters.folder import digest_of, read_manifest

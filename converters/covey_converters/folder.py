@@ -10,7 +10,6 @@ from covey_contract.building import MANIFEST_FILE, REPORT_FILE, TABLE_FILE, Buil
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import BLOCK_BYTES, FileEntry, Manifest, Tolerance, build_digest, check_target
 from covey_contract.wire import Message, decode, encode
-
 from covey_converters.backend import Built
 from covey_converters.errors import BadInputError
 from covey_converters.golden import GOLDEN_FILE

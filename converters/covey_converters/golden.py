@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from covey_contract.manifest import Tolerance
 from numpy.typing import NDArray
 
+from covey_contract.manifest import Tolerance
 from covey_converters.deterministic import write_npz
 
 GOLDEN_FILE = "golden.npz"

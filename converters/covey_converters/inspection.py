@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+
 from covey_contract.errors import ContractError
 from covey_contract.manifest import TensorSpec
-
 from covey_converters import parity
 from covey_converters.backends import BACKENDS
 from covey_converters.errors import ConvertError

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+
 from covey_contract.building import MANIFEST_FILE, REPORT_FILE, BuildReport, Outcome
 from covey_contract.wire import encode
-
 from covey_converters.errors import BadInputError, ConvertError
 from covey_converters.folder import read_report, write_report
 from covey_converters.inspection import ANSWER_FILE, Inspection, Verdict

@@ -15,7 +15,6 @@ from covey_client.api import Client
 from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable
 from covey_contract.building import BuildJob, BuildReport, LeaseRequest, SourceFile
 from covey_contract.manifest import FileEntry
-
 from covey_converters.errors import ServerError
 
 _FIRST_WAIT_S = 0.5

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+
 from covey_contract.building import Latency
 from covey_contract.manifest import Runtime, TensorSpec
 from covey_contract.wire import Message, decode, encode
-
 from covey_converters.backend import Array, Built
 from covey_converters.backends import BACKENDS
 from covey_converters.errors import RecipeError

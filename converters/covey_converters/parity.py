@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from covey_contract.building import Accuracy, OutputParity
 from numpy.typing import NDArray
+
+from covey_contract.building import Accuracy, OutputParity
 
 Outputs = Mapping[str, NDArray[np.generic]]  # by name: (n, *shape of the output)
 

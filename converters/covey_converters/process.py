@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from covey_contract.wire import decode
 
+from covey_contract.wire import decode
 from covey_converters.spec import BuildSpec, Limits
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from covey_contract.manifest import DataType, TensorSpec
-
 from covey_converters.errors import BadInputError
 
 MAX_SOURCE_BYTES = 2 << 30

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from covey_contract.manifest import DataType, TensorSpec
 from numpy.typing import NDArray
 
+from covey_contract.manifest import DataType, TensorSpec
 from covey_converters.errors import BadInputError
 
 Array = NDArray[np.generic]

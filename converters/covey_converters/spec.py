@@ -6,6 +6,7 @@ A `BuildSpec` travels to the build process as JSON; the process answers with a `
 from __future__ import annotations
 
 import msgspec
+
 from covey_contract.manifest import ModelName, VersionName
 from covey_contract.wire import Message
 

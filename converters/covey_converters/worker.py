@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covey_contract.building import MANIFEST_FILE, BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile
-
 from covey_converters.errors import ConvertError, ServerError
 from covey_converters.folder import read_manifest
 from covey_converters.isolation import build_isolated

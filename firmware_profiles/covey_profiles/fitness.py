@@ -7,7 +7,6 @@ import re
 from covey_contract.errors import DecodeError
 from covey_contract.facts import Facts
 from covey_contract.manifest import Runtime, check_target
-
 from covey_profiles.candidate import Candidate
 from covey_profiles.schema import Profile
 from covey_profiles.targets import compute_capability, memory_budget_mb, ranked_targets

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from covey_contract.facts import Accelerator, Facts
-
 from covey_profiles.schema import AcceleratorRule, Profile, Rule
 
 

@@ -11,6 +11,7 @@ import re
 from typing import Annotated, Literal
 
 import msgspec
+
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import check_target
 

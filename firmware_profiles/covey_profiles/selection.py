@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from covey_contract.facts import Facts
-
 from covey_profiles.candidate import Candidate
 from covey_profiles.fitness import unfit
 from covey_profiles.schema import Profile

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from covey_contract.facts import Facts
 from covey_contract.manifest import Runtime, check_target
-
 from covey_profiles.schema import Profile
 
 # Engines are made for one kind of GPU, which their target names.

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import covey_contract
-
 from covey_server import audit, logs, routes, settings, tokens
 from covey_server.api.security import ROLES
 from covey_server.audit import Actor

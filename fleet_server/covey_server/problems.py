@@ -12,7 +12,6 @@ import logging
 import secrets
 from typing import Any, ClassVar
 
-from covey_contract.errors import ContractError
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from covey_contract.errors import ContractError
 from covey_server.errors import Invalid, NotFound, ServerError, TooLarge, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import covey_contract
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.types import StatelessLifespan
 
+import covey_contract
 from covey_server import problems
 from covey_server.api import (
     audit,

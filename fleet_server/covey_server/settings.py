@@ -23,7 +23,6 @@ from typing import Any
 
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import check_target
-
 from covey_server.errors import EXIT_SETTINGS, StartError
 
 PREFIX = "COVEY_SERVER_"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from covey_client.api import Client
 
+from covey_client.api import Client
 from covey_hil.bench import Bench
 from covey_hil.digits.data import load, model_path, write_samples
 from covey_hil.fleet import LocalServer

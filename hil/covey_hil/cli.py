@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from covey_client.api import ClientError
-
 from covey_hil.bench import BENCHES
 from covey_hil.processes import ProcessError, free_port, port_is_free
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 import psutil
-from covey_client.api import Client
 
+from covey_client.api import Client
 from covey_hil.processes import Child, ProcessError, command, descendants, free_port, kill_pid, wait_for
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from covey_hil.digits import data
 
 COMMAND = str(Path(sys.executable).with_name("covey-convert"))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from covey_agent.runner import golden, tensors
 from covey_contract.building import BuildReport, Outcome
 from covey_contract.manifest import Runtime

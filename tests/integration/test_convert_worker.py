@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from covey_contract.building import BuildJob, BuildReport, Outcome, SourceFile
 from covey_contract.manifest import Manifest
 from covey_contract.wire import decode, encode

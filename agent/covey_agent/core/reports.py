@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from covey_contract.lifecycle import State
-from covey_contract.messages import Assignment, Report
-
 from covey_agent.core.acceptance import Refusal
 from covey_agent.core.state import Deployment, ModelRecord
+from covey_contract.lifecycle import State
+from covey_contract.messages import Assignment, Report
 
 
 def report_of(

@@ -7,11 +7,11 @@ probation, and what serves while a newer one is on its way.
 from __future__ import annotations
 
 import msgspec
+
+from covey_agent.core.lifecycle import Event, after, may_retry
 from covey_contract.lifecycle import State
 from covey_contract.messages import Action, Assignment, ModelStatus
 from covey_contract.reasons import Reason
-
-from covey_agent.core.lifecycle import Event, after, may_retry
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from covey_contract.reasons import Reason
 
 from covey_agent.gateway.control_api import (
     MAX_LINE_BYTES,
@@ -33,6 +32,7 @@ from covey_agent.gateway.control_api import (
 )
 from covey_agent.gateway.errors import OrderError
 from covey_agent.gateway.models import Models
+from covey_contract.reasons import Reason
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ back to the previous build in probation; control learns of that by `GetStatus`.
 from __future__ import annotations
 
 import msgspec
+
 from covey_contract.messages import BuildWindow, Probation
 from covey_contract.reasons import Reason
 

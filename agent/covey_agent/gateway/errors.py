@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from covey_contract.reasons import Reason
-
 from covey_agent.gateway.probation import Failing
+from covey_contract.reasons import Reason
 
 
 class ServeError(Exception):

@@ -13,10 +13,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from covey_contract.histogram import Recorder
-from covey_contract.messages import BuildWindow, Probation
-from covey_contract.reasons import Reason
-
 from covey_agent.gateway.control_api import Load, Loaded, ModelSlots, Reverted, RunnerStatus
 from covey_agent.gateway.errors import (
     BY_FAILING,
@@ -34,6 +30,9 @@ from covey_agent.gateway.runner_process import BuildSpec, InferFailed, Reply, Ru
 from covey_agent.gateway.settings import Limits
 from covey_agent.gateway.slots import SlotError, Slots
 from covey_agent.gateway.stats import BuildStats, Statistics
+from covey_contract.histogram import Recorder
+from covey_contract.messages import BuildWindow, Probation
+from covey_contract.reasons import Reason
 
 log = logging.getLogger(__name__)
 

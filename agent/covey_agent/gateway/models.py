@@ -7,18 +7,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from covey_agent.gateway.control_api import Load, Loaded
+from covey_agent.gateway.errors import OrderError
+from covey_agent.gateway.model import Model
+from covey_agent.gateway.runner_process import BuildSpec
+from covey_agent.gateway.settings import Settings
 from covey_contract.building import MANIFEST_FILE
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import MODEL_NAME, Manifest, build_digest
 from covey_contract.messages import BuildWindow
 from covey_contract.reasons import Reason
 from covey_contract.wire import decode
-
-from covey_agent.gateway.control_api import Load, Loaded
-from covey_agent.gateway.errors import OrderError
-from covey_agent.gateway.model import Model
-from covey_agent.gateway.runner_process import BuildSpec
-from covey_agent.gateway.settings import Settings
 
 
 def system_ms() -> int:

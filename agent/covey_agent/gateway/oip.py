@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from covey_contract.manifest import DataType, Manifest, TensorSpec
 
 from covey_agent.runner.protocol import TensorInfo
+from covey_contract.manifest import DataType, Manifest, TensorSpec
 
 # Element types as Python's `array` names them; FP16 and BOOL have none and go by `struct`.
 ARRAY_CODES = {

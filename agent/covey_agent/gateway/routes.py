@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import covey_contract
 import msgspec
-from covey_contract.manifest import MODEL_NAME
 
+import covey_contract
 from covey_agent.gateway.errors import NoBuildError, ServeError
 from covey_agent.gateway.http_protocol import HttpRequest, HttpResponse
 from covey_agent.gateway.model import Model
@@ -18,6 +17,7 @@ from covey_agent.gateway.models import Models
 from covey_agent.gateway.oip import BadRequest, model_config, model_metadata, parse_request, render_answer
 from covey_agent.gateway.settings import Limits
 from covey_agent.runner.protocol import split_payload
+from covey_contract.manifest import MODEL_NAME
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from covey_contract.manifest import Manifest
-from covey_contract.reasons import Reason
-
 from covey_agent.gateway.control_api import Loaded
 from covey_agent.gateway.errors import OrderError
 from covey_agent.gateway.oip import InferRequest
@@ -37,6 +34,8 @@ from covey_agent.runner.protocol import (
     encode_frame,
     from_runner,
 )
+from covey_contract.manifest import Manifest
+from covey_contract.reasons import Reason
 
 log = logging.getLogger(__name__)
 

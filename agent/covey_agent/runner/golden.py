@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from covey_contract.manifest import Manifest, Tolerance
-from covey_contract.reasons import Reason
 
 from covey_agent.runner.errors import LoadError
 from covey_agent.runner.tensors import Array
+from covey_contract.manifest import Manifest, Tolerance
+from covey_contract.reasons import Reason
 
 # Where the manifest names none: rounding only. Integers must agree exactly.
 DEFAULT_TOLERANCE = Tolerance(absolute=1e-3, relative=1e-3)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
+
 from covey_contract.reasons import Reason
 
 PREFIX = struct.Struct("<IQ")

@@ -14,12 +14,6 @@ import threading
 import time
 from pathlib import Path
 
-from covey_contract.building import MANIFEST_FILE
-from covey_contract.errors import DecodeError
-from covey_contract.manifest import Manifest
-from covey_contract.reasons import Reason
-from covey_contract.wire import decode
-
 from covey_agent.runner import priority
 from covey_agent.runner.backends import BACKENDS, Model, load_model
 from covey_agent.runner.errors import BadOutputError, LoadError
@@ -44,6 +38,11 @@ from covey_agent.runner.protocol import (
     to_runner,
 )
 from covey_agent.runner.tensors import Array, example_inputs, from_wire, map_inputs, map_outputs, raw_bytes
+from covey_contract.building import MANIFEST_FILE
+from covey_contract.errors import DecodeError
+from covey_contract.manifest import Manifest
+from covey_contract.reasons import Reason
+from covey_contract.wire import decode
 
 WARM_UP_RUNS = 3
 MAX_DETAIL = 1000

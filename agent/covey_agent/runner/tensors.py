@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from covey_contract.manifest import DataType, TensorSpec
 
 from covey_agent.runner.errors import BadOutputError
 from covey_agent.runner.protocol import TensorInfo
+from covey_contract.manifest import DataType, TensorSpec
 
 Array = npt.NDArray[Any]
 

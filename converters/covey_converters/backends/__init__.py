@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from covey_contract.manifest import Runtime, check_target
-
 from covey_converters.backend import Backend
 from covey_converters.backends.onnxruntime import OnnxRuntimeBackend
 from covey_converters.backends.openvino import OpenVinoBackend

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from covey_contract.manifest import Runtime
-
 from covey_converters.backend import Array, Built, Source, copy_into
 from covey_converters.errors import RecipeError, UnsupportedError
 from covey_converters.samples import Samples

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from covey_contract.manifest import Runtime
 
+from covey_contract.manifest import Runtime
 from covey_converters.backend import Array, Built, Source
 from covey_converters.errors import RecipeError, UnsupportedError
 from covey_converters.samples import Samples

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from covey_contract.manifest import Runtime
 
+from covey_contract.manifest import Runtime
 from covey_converters.backend import Array, Built, Source
 from covey_converters.backends import tensorrt_rtx
 from covey_converters.backends.onnxruntime import CalibrationReader

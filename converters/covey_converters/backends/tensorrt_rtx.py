@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from covey_contract.manifest import Runtime
-
 from covey_converters.backend import Built, Session, Source
 from covey_converters.errors import RecipeError, UnsupportedError
 from covey_converters.samples import Samples

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from covey_contract.manifest import Runtime, TensorSpec
 
+from covey_contract.manifest import Runtime, TensorSpec
 from covey_converters.backend import Array, Built, Source, copy_into
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 from covey_converters.errors import RecipeError, UnsupportedError

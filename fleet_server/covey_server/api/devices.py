@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from covey_contract.messages import CommandKind
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from covey_contract.messages import CommandKind
 from covey_server import audit
 from covey_server.api.paging import AfterName, Limit, Page
 from covey_server.api.security import require

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from covey_contract.enrolment import EnrolRequest
-from covey_contract.wire import decode
 from fastapi import APIRouter, Depends, Request, Response
 
+from covey_contract.enrolment import EnrolRequest
+from covey_contract.wire import decode
 from covey_server.errors import Conflict, Forbidden, Invalid, TooLarge, TooMany, Unavailable
 from covey_server.fleet.service import FleetService
 from covey_server.problems import responses

@@ -7,13 +7,13 @@ import binascii
 from typing import Annotated, Any
 
 import msgspec
-from covey_contract.building import BuildReport, LeaseRequest
-from covey_contract.wire import encode
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
+from covey_contract.building import BuildReport, LeaseRequest
+from covey_contract.wire import encode
 from covey_server import audit
 from covey_server.api.paging import Number
 from covey_server.api.security import require

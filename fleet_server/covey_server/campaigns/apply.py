@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from covey_contract.lifecycle import BAD
-from covey_contract.reasons import Reason
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session, aliased
 
+from covey_contract.lifecycle import BAD
+from covey_contract.reasons import Reason
 from covey_server.campaigns.repository import BREACH_ACCEPTED, SOAK_SKIPPED, serves_previous, spec_of
 from covey_server.core.engine import (
     AcceptBreach,

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from sqlalchemy import func
+from sqlalchemy import select as sql_select
+from sqlalchemy.orm import Session
+
 from covey_contract.building import BuildReport
 from covey_contract.facts import Facts
 from covey_contract.manifest import Manifest
 from covey_contract.wire import decode
 from covey_profiles import Candidate, Choice, Objective, Profile, load_profiles, select, targets_for
-from sqlalchemy import func
-from sqlalchemy import select as sql_select
-from sqlalchemy.orm import Session
-
 from covey_server.db.tables import AssignmentRow, Build, Desired, Device, Version
 from covey_server.errors import NotFound
 from covey_server.fleet.sql import chunks

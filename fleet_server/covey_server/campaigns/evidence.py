@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from covey_contract.histogram import Histogram
-from covey_contract.lifecycle import State
 from sqlalchemy import Row, Select, Subquery, func, null, select
 from sqlalchemy.orm import Session
 
+from covey_contract.histogram import Histogram
+from covey_contract.lifecycle import State
 from covey_server.core.engine import DeviceState, StageCounts
 from covey_server.core.gates import DeviceEvidence, StageEvidence, Window
 from covey_server.core.spec import CampaignSpec

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-from covey_contract.lifecycle import BAD, State
-from covey_contract.reasons import Reason
 from sqlalchemy import ColumnElement, CursorResult, and_, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from covey_contract.lifecycle import BAD, State
+from covey_contract.reasons import Reason
 from covey_server.core.engine import ACTIVE, CampaignState, DeviceState, Progress, RestoreCounts, StageCounts
 from covey_server.core.spec import CampaignSpec, spec_from_json
 from covey_server.db.tables import (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from covey_contract.lifecycle import State
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from covey_contract.lifecycle import State
 from covey_server.console import latency
 from covey_server.console.latency import Health
 from covey_server.db.tables import Build, Device, TelemetryRow

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from covey_contract.lifecycle import BAD
 from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
+from covey_contract.lifecycle import BAD
 from covey_server.campaigns import views as campaign_views
 from covey_server.campaigns.views import CampaignView
 from covey_server.console import latency

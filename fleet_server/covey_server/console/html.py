@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from covey_contract.errors import ContractError
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -21,6 +20,7 @@ from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse
 
+from covey_contract.errors import ContractError
 from covey_server import __version__
 from covey_server.api.security import Identity
 from covey_server.console import words

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from covey_contract.histogram import Histogram, merge
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from covey_contract.histogram import Histogram, merge
 from covey_server.db.tables import TelemetryRow
 
 MEASURE = "end_to_end"

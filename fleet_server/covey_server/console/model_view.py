@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from covey_contract.building import Accuracy, Latency
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from covey_contract.building import Accuracy, Latency
 from covey_server.db.tables import Build, Device, Model, Reported, Version
 from covey_server.errors import NotFound
 from covey_server.registry import versions

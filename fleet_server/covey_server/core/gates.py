@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any, Literal
 
 from covey_contract.histogram import Histogram, merge
-
 from covey_server.core.spec import ErrorGate, Gates, InstallGate, LatencyGate
 
 Status = Literal["passing", "breached", "no_evidence"]

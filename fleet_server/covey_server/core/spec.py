@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
-from covey_contract.manifest import ModelName, VersionName
 
+from covey_contract.manifest import ModelName, VersionName
 from covey_server.core.document import Document, DocumentError, Path, parse
 
 MAX_STAGES = 50

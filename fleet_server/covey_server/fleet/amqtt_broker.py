@@ -11,7 +11,6 @@ import threading
 from pathlib import Path
 
 from covey_contract.enrolment import Broker as BrokerAddress
-
 from covey_server.errors import StartError
 from covey_server.fleet.broker import Revocations, kept_port
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from amqtt.contexts import Action
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
-from covey_contract.topics import DEVICE_ID
 
+from covey_contract.topics import DEVICE_ID
 from covey_server.fleet.ca import SERVER_USER
 
 # Devices that are cut off. The broker lives in this process, and amqtt builds its plugins itself.

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
-from covey_contract.lifecycle import FINAL
-from covey_contract.messages import Action, Probation
-from covey_contract.reasons import Reason
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from covey_contract.lifecycle import FINAL
+from covey_contract.messages import Action, Probation
+from covey_contract.reasons import Reason
 from covey_server.db.tables import AssignmentRow, CampaignDevice, Desired, Device
 from covey_server.errors import NotFound
 from covey_server.fleet.sql import chunks, table_of

@@ -24,7 +24,6 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from covey_contract.enrolment import Broker as BrokerAddress
-
 from covey_server.errors import EXIT_IN_USE, StartError
 from covey_server.fleet import child
 from covey_server.fleet.durable import write_durably

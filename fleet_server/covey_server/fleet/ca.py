@@ -15,14 +15,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from covey_contract.errors import TopicError
-from covey_contract.topics import check_device_id
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from covey_contract.errors import TopicError
+from covey_contract.topics import check_device_id
 from covey_server.fleet.durable import write_durably
 
 # The server's own user name at the broker; no device may have it.

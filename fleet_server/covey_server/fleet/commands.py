@@ -10,7 +10,6 @@ from typing import Protocol
 from covey_contract.envelope import Envelope, encode_envelope
 from covey_contract.messages import Command, CommandKind, Reply
 from covey_contract.topics import Down
-
 from covey_server.clock import Clock
 
 _TTL_MS = 60_000

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple, Protocol
 
+from sqlalchemy import select
+
 from covey_contract.blocks import blocks_of, encode_block
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import FileEntry, Manifest, block_count
 from covey_contract.messages import BlockRequest
 from covey_contract.wire import decode
-from sqlalchemy import select
-
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Build, Desired, Device
 from covey_server.errors import NotFound

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from covey_contract.messages import Hello, Report
-from covey_contract.reasons import Reason
 from sqlalchemy import bindparam, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from covey_contract.messages import Hello, Report
+from covey_contract.reasons import Reason
 from covey_server.db.tables import AssignmentRow, Reported, ReportRow
 from covey_server.fleet.assignments import ISSUED
 from covey_server.fleet.columns import clamp, clean

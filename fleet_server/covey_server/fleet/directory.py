@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from covey_contract.histogram import Histogram
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from covey_contract.histogram import Histogram
 from covey_server.db.tables import (
     AssignmentRow,
     Build,

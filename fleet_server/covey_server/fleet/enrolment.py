@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
 from covey_contract.enrolment import ClaimToken, EnrolRequest
 from covey_contract.errors import TopicError
 from covey_contract.facts import Facts
 from covey_contract.topics import check_device_id
-from sqlalchemy import delete, func, select, update
-from sqlalchemy.orm import Session
-
 from covey_server.db.tables import (
     Certificate,
     ClaimTokenRow,

@@ -16,7 +16,6 @@ from covey_contract.facts import Facts
 from covey_contract.messages import Ack, CommandKind, Hello, Reply
 from covey_contract.topics import Down
 from covey_contract.wire import encode
-
 from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database

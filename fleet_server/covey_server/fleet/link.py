@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
-from covey_contract import topics
-from covey_contract.enrolment import Broker as BrokerAddress
-from covey_contract.errors import ContractError
-from covey_contract.messages import BlockRequest
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from covey_contract import topics
+from covey_contract.enrolment import Broker as BrokerAddress
+from covey_contract.errors import ContractError
+from covey_contract.messages import BlockRequest
 from covey_server.clock import Clock
 from covey_server.fleet.ca import SERVER_USER, KeyPair
 from covey_server.fleet.counters import Counters

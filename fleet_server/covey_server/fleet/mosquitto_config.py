@@ -13,7 +13,6 @@ from pathlib import Path
 
 from covey_contract.blocks import REQUEST_BLOCKS
 from covey_contract.wire import MAX_MESSAGE_BYTES
-
 from covey_server.fleet.ca import SERVER_USER, KeyPair
 
 # A packet is a payload, a topic and a header; only payloads are bounded by the contract.

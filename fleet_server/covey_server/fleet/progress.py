@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from covey_contract.lifecycle import FINAL, State
 from covey_contract.messages import ModelStatus, Report
 from covey_contract.reasons import Reason
-
 from covey_server.fleet.assignments import ISSUED, SUPERSEDED
 
 _FINISHED = {str(state) for state in FINAL}

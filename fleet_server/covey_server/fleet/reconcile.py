@@ -14,13 +14,13 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
+from sqlalchemy import Row, Select, and_, case, or_, select, update
+
 from covey_contract.envelope import Envelope, decode_envelope
 from covey_contract.messages import Assignment, Hello, Order, Probation
 from covey_contract.reasons import Reason
 from covey_contract.topics import Down
 from covey_contract.wire import encode
-from sqlalchemy import Row, Select, and_, case, or_, select, update
-
 from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from covey_contract.facts import Facts
-from covey_contract.messages import Hello, Reply, Status, Telemetry
 from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
+from covey_contract.facts import Facts
+from covey_contract.messages import Hello, Reply, Status, Telemetry
 from covey_server.db.tables import Device, TelemetryRow
 from covey_server.fleet.columns import clamp, clean
 from covey_server.fleet.deployments import follow

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import func, select
+
 from covey_contract.enrolment import Broker as BrokerAddress
 from covey_contract.enrolment import EnrolRequest, EnrolResponse
 from covey_contract.facts import Facts
 from covey_contract.messages import CommandKind, Reply
 from covey_contract.topics import Down
 from covey_profiles import load_profiles, match
-from sqlalchemy import func, select
-
 from covey_server.audit import Actor, record
 from covey_server.bus import Bus
 from covey_server.clock import Clock

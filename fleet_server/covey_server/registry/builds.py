@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from covey_contract.building import BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile
-from covey_contract.envelope import Envelope, encode_envelope
-from covey_contract.manifest import Manifest, build_digest
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
+from covey_contract.building import BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile
+from covey_contract.envelope import Envelope, encode_envelope
+from covey_contract.manifest import Manifest, build_digest
 from covey_server.db.tables import Blob, Build, Version
 from covey_server.errors import Conflict, NotFound
 

@@ -9,10 +9,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from covey_contract.envelope import Envelope
-from covey_contract.manifest import MANIFEST_TYPE
-from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE, Assignment, Command
-from covey_contract.signing import Trust, key_id, public_key, seal, seal_bytes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -21,6 +17,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from covey_contract.envelope import Envelope
+from covey_contract.manifest import MANIFEST_TYPE
+from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE, Assignment, Command
+from covey_contract.signing import Trust, key_id, public_key, seal, seal_bytes
 from covey_server.errors import StartError
 from covey_server.fleet.durable import write_durably
 

@@ -8,7 +8,6 @@ from covey_contract.building import BuildReport, Outcome
 from covey_contract.errors import ContractError
 from covey_contract.manifest import FileEntry, Manifest, check_target
 from covey_contract.wire import decode
-
 from covey_server.errors import Invalid, NotFound
 from covey_server.registry.blobs import BlobStore
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from covey_contract.errors import DecodeError
-from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
 from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from covey_contract.errors import DecodeError
+from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
 from covey_server.db.tables import Blob, Build, Model, Version
 from covey_server.errors import Conflict, Invalid, NotFound
 

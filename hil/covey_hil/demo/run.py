@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from covey_client.api import ClientError
-
 from covey_hil.demo.narrator import Narrator, print_json
 from covey_hil.demo.story import Story
 from covey_hil.processes import ProcessError

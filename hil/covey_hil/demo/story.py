@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from covey_client.api import Client, ClientError
 
+from covey_client.api import Client, ClientError
 from covey_hil.acceptance import settled
 from covey_hil.demo import summary
 from covey_hil.demo.devices import DEVICES

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from covey_client.api import Client
-
 from covey_hil.load.record import Record
 
 BEFORE_S = 10.0  # the steady time before a swap that it is compared with

@@ -24,6 +24,15 @@ import numpy as np
 import onnx
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import NameOID
+from onnx import TensorProto, helper, numpy_helper
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
 from covey_agent.book import read_state
 from covey_agent.core.state import AgentState
 from covey_agent.errors import GatewayError
@@ -62,14 +71,6 @@ from covey_contract.messages import (
 from covey_contract.signing import Trust, public_key, seal, seal_bytes
 from covey_contract.topics import UP_FILTER, Down, Up, down, parse_up
 from covey_contract.wire import decode, encode
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.x509.oid import NameOID
-from onnx import TensorProto, helper, numpy_helper
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 DEVICE = "press-7"
 MODEL = "scale"

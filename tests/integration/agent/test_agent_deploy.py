@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+
 from covey_contract.envelope import encode_envelope
 from covey_contract.lifecycle import State
 from covey_contract.messages import COMMAND_TYPE, Command, CommandKind, Probation

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
 from covey_agent.identity import load_identity
 from covey_contract.enrolment import Broker, EnrolRequest, EnrolResponse
 from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.signing import Trust
 from covey_contract.wire import decode, encode
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 if TYPE_CHECKING:
     from conftest import Authority

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from covey_contract.lifecycle import State
 from covey_contract.messages import Order, Probation, Report
 from covey_contract.reasons import Reason
 from covey_contract.signing import seal
 from covey_contract.topics import Down
 from covey_contract.wire import encode
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 if TYPE_CHECKING:
     from conftest import Device, MadeBuild, Site

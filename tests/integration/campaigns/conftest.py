@@ -18,6 +18,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from sqlalchemy import select
+
 from covey_contract.building import BuildReport, Outcome
 from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.histogram import Histogram, Recorder
@@ -46,7 +48,6 @@ from covey_server.db.tables import (
 from covey_server.fleet.assignments import NewOrder, action_of, issue
 from covey_server.fleet.inbox import Incoming, UpMessage
 from covey_server.fleet.records import store
-from sqlalchemy import select
 
 ANN = Actor("ann", "operator", "test")
 START_MS = 1_800_000_000_000

@@ -15,6 +15,10 @@ import httpx
 import msgspec
 import pytest
 import uvicorn
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.orm import Session
+
 from covey_contract.building import BuildReport, Latency, Outcome
 from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.histogram import Recorder
@@ -40,9 +44,6 @@ from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
 from covey_server.services import Services
 from covey_server.settings import Settings
-from fastapi import FastAPI
-from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy.orm import Session
 
 NOW_MS = 1_800_000_000_000
 RUNTIMES = (

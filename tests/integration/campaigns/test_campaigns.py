@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select, update
+
 from covey_contract.facts import Facts
 from covey_server.core.document import DocumentError
 from covey_server.core.engine import Action
@@ -20,7 +22,6 @@ from covey_server.db.tables import (
 )
 from covey_server.errors import Conflict, Invalid
 from covey_server.fleet.assignments import NewOrder, issue
-from sqlalchemy import select, update
 
 if TYPE_CHECKING:
     from tests.integration.campaigns.conftest import Rig

@@ -14,6 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 import uvicorn
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
 from covey_contract.histogram import Recorder
 from covey_server import audit
 from covey_server.api.security import create_login_code
@@ -24,9 +28,6 @@ from covey_server.core.spec import parse_spec
 from covey_server.db import tables as t
 from covey_server.services import Services
 from covey_server.settings import Settings
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 MODEL = "digits"
 TARGETS = (

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from covey_server.db import tables as t
 from playwright.sync_api import Browser, Page, expect
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
+
+from covey_server.db import tables as t
 
 if TYPE_CHECKING:
     from tests.integration.console.conftest import Console, Visitor

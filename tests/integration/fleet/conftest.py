@@ -15,6 +15,12 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from paho.mqtt.enums import CallbackAPIVersion
+from sqlalchemy import select
+
 from covey_contract import topics
 from covey_contract.blocks import Block, bitmap_of, decode_block
 from covey_contract.enrolment import EnrolRequest, EnrolResponse, parse_claim_token
@@ -64,11 +70,6 @@ from covey_server.fleet.service import FleetService
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
 from covey_server.settings import Settings
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from paho.mqtt.enums import CallbackAPIVersion
-from sqlalchemy import select
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:

@@ -13,12 +13,13 @@ import httpx
 import msgspec
 import pytest
 import uvicorn
+from sqlalchemy import text
+
 from covey_contract.enrolment import EnrolResponse, parse_claim_token
 from covey_contract.lifecycle import State
 from covey_contract.wire import decode, encode
 from covey_server.app import build_services, create_app, running
 from covey_server.settings import Settings
-from sqlalchemy import text
 
 BUILD = "0" * 64
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+from sqlalchemy import func, select
+
 from covey_contract import topics
 from covey_contract.enrolment import parse_claim_token
 from covey_contract.lifecycle import State
@@ -19,8 +22,6 @@ from covey_contract.wire import encode
 from covey_server.db.tables import AssignmentRow, Device, ReportRow
 from covey_server.errors import Forbidden, StartError
 from covey_server.fleet import enrolment
-from paho.mqtt.enums import CallbackAPIVersion
-from sqlalchemy import func, select
 
 
 def test_a_device_reads_and_writes_only_its_own_topics(world: Any) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from sqlalchemy import update
+
 from covey_contract import topics
 from covey_contract.lifecycle import State
 from covey_contract.messages import BlockRequest
 from covey_contract.reasons import Reason
 from covey_server.db.tables import AssignmentRow, Desired, Device
 from covey_server.fleet import reconcile
-from sqlalchemy import update
 
 
 def test_only_assigned_builds_and_blocks_that_exist(world: Any, device: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from covey_contract.lifecycle import State
 from covey_contract.messages import Action, CommandKind
 from covey_server.db.tables import AssignmentRow, Device, Reported

@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from covey_agent.gateway.control_api import (
     Answer,
     Collect,
@@ -43,7 +45,6 @@ from covey_contract.manifest import (
 )
 from covey_contract.messages import Probation
 from covey_contract.wire import encode
-from onnx import TensorProto, helper, numpy_helper
 
 MODEL = "scale"
 SIZE = 8

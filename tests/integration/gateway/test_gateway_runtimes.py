@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from ai_edge_litert import schema_py_generated as schema
+
 from covey_agent.gateway.control_api import Failure, Load
 from covey_contract.manifest import DataType, Runtime, TensorSpec
 from covey_contract.messages import Probation

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
 from covey_agent.gateway.control_api import Done, Failure, Load, Loaded, Revert, Settle, Shutdown, Switch, Unload
 from covey_contract.messages import Probation
 from covey_contract.reasons import Reason
-from tritonclient.utils import InferenceServerException
 
 MODEL = "scale"
 

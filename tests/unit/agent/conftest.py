@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+
 from covey_agent.fetch import Fetcher, FetchLimits
 from covey_agent.store import Store
 from covey_contract.blocks import Block, blocks_of

@@ -7,6 +7,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
 from covey_agent.core.acceptance import Machine, Refusal, Room, authenticate, examine, version_key
 from covey_contract.envelope import Envelope
 from covey_contract.facts import Accelerator, Facts, RuntimeFact
@@ -15,9 +19,6 @@ from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE, Assignment
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust, public_key, seal, seal_bytes
 from covey_contract.wire import encode
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
-from hypothesis import strategies as st
 
 RELEASE, DIRECTOR, STRANGER = (Ed25519PrivateKey.generate() for _ in range(3))
 TRUST = Trust(release=(public_key(RELEASE),), director=(public_key(DIRECTOR),))

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from covey_agent import durable
 from covey_agent.book import Book, read_state
 from covey_agent.core.acceptance import Machine
@@ -45,7 +47,6 @@ from covey_contract.messages import ASSIGNMENT_TYPE, Action, Assignment, BlockRe
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust, public_key, seal, seal_bytes
 from covey_contract.wire import encode
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 if TYPE_CHECKING:
     from conftest import RandomBuild

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from covey_agent.errors import StepError
 from covey_agent.fetch import Fetcher, adopt_all, storage_step_error
 from covey_agent.partial import Partial
 from covey_agent.store import CorruptError, Store
 from covey_contract.blocks import Block
 from covey_contract.reasons import Reason
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 if TYPE_CHECKING:
     from conftest import RandomBuild

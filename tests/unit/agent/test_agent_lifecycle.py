@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from covey_agent.core.lifecycle import RESUME, TABLE, Act, Event, LifecycleError, after, may_retry
 from covey_agent.core.state import AgentState, Deployment, ModelRecord, candidate_of, moved, protected, status_of
 from covey_contract.lifecycle import FINAL, State
 from covey_contract.messages import Action, Assignment
 from covey_contract.reasons import Reason
-from hypothesis import given
-from hypothesis import strategies as st
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 

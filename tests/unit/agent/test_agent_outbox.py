@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from covey_agent.outbox import Outbox
 from covey_contract.histogram import Recorder
 from covey_contract.lifecycle import State

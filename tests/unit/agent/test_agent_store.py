@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from covey_agent import durable
 from covey_agent.book import Book, read_state
 from covey_agent.core.state import AgentState, ModelRecord
 from covey_agent.store import CorruptError, Store
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 if TYPE_CHECKING:
     from conftest import RandomBuild

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
-from covey_agent.gateway.http_protocol import Connections, HttpRequest, HttpResponse
-from covey_agent.gateway.settings import Limits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from covey_agent.gateway.http_protocol import Connections, HttpRequest, HttpResponse
+from covey_agent.gateway.settings import Limits
 
 Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
 LIMITS = Limits(header_bytes=200, body_bytes=100, buffered_bytes=150, connections=2, read_s=0.0, idle_s=60.0)

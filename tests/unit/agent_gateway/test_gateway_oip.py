@@ -7,6 +7,9 @@ import struct
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from covey_agent.gateway.oip import (
     BadRequest,
     model_config,
@@ -18,8 +21,6 @@ from covey_agent.gateway.oip import (
 )
 from covey_agent.runner.protocol import TensorInfo
 from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def manifest(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from covey_agent.gateway.probation import HANG_FLOOR_S, Failing, Judge, hang_after, patience
 from covey_agent.gateway.slots import SlotError, Slots
 from covey_contract.histogram import Histogram, Recorder
 from covey_contract.messages import Probation
 from covey_contract.reasons import Reason
-from hypothesis import given
-from hypothesis import strategies as st
 
 TRIAL = Probation()
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from covey_agent.gateway.stats import MAX_BUILDS, Statistics
 from covey_agent.runner import priority
 from covey_agent.runner.errors import BadOutputError, LoadError
@@ -27,8 +30,6 @@ from covey_agent.runner.protocol import (
 )
 from covey_agent.runner.tensors import example_inputs, map_inputs, map_outputs, raw_bytes, to_caller
 from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec, Tolerance
-from hypothesis import given
-from hypothesis import strategies as st
 
 SPEC = TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, 2, 3, 4), build_name="image", permutation=(0, 2, 3, 1))
 

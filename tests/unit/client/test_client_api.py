@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from covey_client.api import ApiError, BadAnswer, Client, ClientError, Unreachable
 from covey_client.transport import Transport
 from covey_contract.building import BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from covey_client.cli import main
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from covey_client.cli import main
 from covey_client.settings import Account, SettingsError, config_folder, find_account, read_stored, store
 

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from covey_client import arguments, output
 from covey_client.commands.models import BUILDER_S, Settled
 from covey_client.errors import Unreachable

@@ -6,10 +6,11 @@ import math
 
 import msgspec
 import pytest
-from covey_contract.errors import HistogramError
-from covey_contract.histogram import Histogram, Recorder, merge
 from hypothesis import given
 from hypothesis import strategies as st
+
+from covey_contract.errors import HistogramError
+from covey_contract.histogram import Histogram, Recorder, merge
 
 values = st.lists(st.floats(min_value=1e-6, max_value=1e3), min_size=1, max_size=200)
 BUCKET = 2 ** (2**-4)  # the width of a bucket at scale 4

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import BLOCK_BYTES, DataType, Manifest, Runtime, block_count, build_digest, check_target
 from covey_contract.wire import decode, encode

@@ -6,12 +6,13 @@ import hashlib
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from covey_contract.enrolment import ClaimToken, parse_claim_token
 from covey_contract.envelope import decode_envelope, encode_envelope, pae
 from covey_contract.errors import DecodeError, SignatureError
 from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE, Assignment
 from covey_contract.signing import key_id, open_envelope, public_key, seal, verify
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 DIRECTOR, STRANGER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 ASSIGNMENT = Assignment(

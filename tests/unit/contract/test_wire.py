@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from covey_contract import building, enrolment, messages
 from covey_contract.blocks import Block, bitmap_of, blocks_of, decode_block, encode_block
 from covey_contract.envelope import decode_envelope
@@ -14,8 +17,6 @@ from covey_contract.manifest import Manifest
 from covey_contract.reasons import Reason
 from covey_contract.topics import Down, Up, down, parse_down, parse_up, up
 from covey_contract.wire import Message, decode, encode
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 KINDS: list[type[Message]] = [
     messages.Hello,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import DataType, Runtime, TensorSpec
 from covey_converters.backends import BACKENDS, CPU_TARGETS, backend_for, tflite

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from covey_contract.manifest import BLOCK_BYTES, DataType, TensorSpec, Tolerance, build_digest
 from covey_converters import folder
 from covey_converters.backend import Built

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from covey_converters.deterministic import write_npz
-from covey_converters.golden import tolerance, write_golden
 from hypothesis import given
 from hypothesis import strategies as st
+
+from covey_converters.deterministic import write_npz
+from covey_converters.golden import tolerance, write_golden
 
 OUTPUTS = np.array([[1.0, -2.0, 8.0]])
 

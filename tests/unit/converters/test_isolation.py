@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from covey_contract.building import Outcome
 from covey_converters import toolchain
 from covey_converters.errors import BadInputError

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from covey_contract.building import Accuracy, BuildReport, Outcome
-from covey_contract.wire import decode, encode
-from covey_converters import parity
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from covey_contract.building import Accuracy, BuildReport, Outcome
+from covey_contract.wire import decode, encode
+from covey_converters import parity
 
 LABELS = np.arange(100) % 10
 

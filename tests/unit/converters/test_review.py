@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 import pytest
+
 from covey_contract.manifest import DataType, TensorSpec
 from covey_converters import review
 from covey_converters.errors import BadInputError

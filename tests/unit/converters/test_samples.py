@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from covey_contract.manifest import DataType, TensorSpec
 from covey_converters import samples
 from covey_converters.errors import BadInputError

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from covey_converters import toolchain
 from covey_converters.errors import ToolchainError, UnsupportedError
 

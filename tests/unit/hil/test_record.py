@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from covey_hil.demo.run import good
 from covey_hil.load.record import Record, Recorder
 from covey_hil.load.wire import Answer

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.resources
 from pathlib import Path
 
-import covey_hil
 import pytest
+
+import covey_hil
 from covey_contract.facts import Accelerator, Facts, RuntimeFact
 from covey_contract.wire import decode
 from covey_profiles import (

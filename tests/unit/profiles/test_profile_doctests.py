@@ -6,6 +6,7 @@ import doctest
 from types import ModuleType
 
 import pytest
+
 from covey_profiles import fitness, loading
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from covey_contract.building import Accuracy, BuildReport, Latency, Outcome
 from covey_contract.facts import Accelerator, Facts, RuntimeFact
 from covey_contract.manifest import FileEntry, Manifest, Runtime
 from covey_profiles import OBJECTIVES, Candidate, Choice, Objective, load_profiles, select
-from hypothesis import given
-from hypothesis import strategies as st
 
 PI = load_profiles()["raspberry-pi-5"]
 ORIN = load_profiles()["jetson-orin-nano"]

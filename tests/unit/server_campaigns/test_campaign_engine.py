@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from covey_server.core.engine import (
     ACTIVE,
     Action,
@@ -29,9 +33,6 @@ from covey_server.core.engine import (
 )
 from covey_server.core.gates import Verdict
 from covey_server.core.spec import CampaignSpec, parse_spec
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 FILE = """
 name: c

@@ -6,6 +6,9 @@ import contextlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from covey_server.core.document import DocumentError, parse
 from covey_server.core.spec import (
     CampaignSpec,
@@ -15,8 +18,6 @@ from covey_server.core.spec import (
     spec_from_json,
     spec_to_json,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 FILE = """\
 name: digits-1.1

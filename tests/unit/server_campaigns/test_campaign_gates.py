@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
+
 from covey_contract.histogram import Recorder
 from covey_server.core.gates import (
     DeviceEvidence,

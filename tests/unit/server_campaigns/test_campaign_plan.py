@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from covey_server.core.plan import Candidate, make_plan, spread
-from covey_server.core.spec import Duration, Stage
 from hypothesis import given
 from hypothesis import strategies as st
+
+from covey_server.core.plan import Candidate, make_plan, spread
+from covey_server.core.spec import Duration, Stage
 
 
 def fleet(**kinds: int) -> list[Candidate]:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, insert, text
+
 from covey_contract.facts import Facts
 from covey_server.db.engine import Database
 from covey_server.db.tables import Blob, Build, Device, Model, Version
-from sqlalchemy import create_engine, insert, text
 
 NOW = 1_800_000_000_000
 

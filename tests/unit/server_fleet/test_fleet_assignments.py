@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from sqlalchemy import event, insert, select, update
+
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Campaign, CampaignDevice, Desired, Device
 from covey_server.errors import NotFound
 from covey_server.fleet.assignments import NewOrder, issue, reissue
-from sqlalchemy import event, insert, select, update
 
 
 def _order(device: str, build: int = 1, model: str = "digits", **more: object) -> NewOrder:

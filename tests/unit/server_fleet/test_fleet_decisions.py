@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from covey_contract.lifecycle import State
 from covey_contract.messages import ModelStatus
 from covey_server.db.engine import Database

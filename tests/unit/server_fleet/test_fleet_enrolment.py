@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from sqlalchemy import select
+
 from covey_contract.enrolment import EnrolRequest, parse_claim_token
 from covey_contract.facts import Facts
 from covey_server.db.engine import Database
@@ -14,10 +19,6 @@ from covey_server.db.tables import ClaimTokenRow, Device, Group, GroupMember, Re
 from covey_server.errors import Forbidden, Invalid
 from covey_server.fleet.ca import CertificateRequestError, FleetCA
 from covey_server.fleet.enrolment import enrol, new_claim_token, readable_id, revocations, revoke
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from sqlalchemy import select
 
 
 @pytest.fixture

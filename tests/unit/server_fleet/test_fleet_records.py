@@ -8,6 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import func, select
+
 from covey_contract import topics
 from covey_contract.errors import ContractError
 from covey_contract.lifecycle import State
@@ -19,9 +23,6 @@ from covey_server.fleet.assignments import NewOrder, issue
 from covey_server.fleet.inbox import Incoming, read
 from covey_server.fleet.records import Outcome, store
 from covey_server.fleet.retention import prune
-from hypothesis import given
-from hypothesis import strategies as st
-from sqlalchemy import func, select
 
 ONE, TWO = "1" * 64, "2" * 64
 

@@ -20,6 +20,10 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
 from covey_server import tokens
 from covey_server.api.security import Role
 from covey_server.app import create_app
@@ -30,9 +34,6 @@ from covey_server.registry.keys import SigningKeys
 from covey_server.registry.workers import Workers
 from covey_server.services import Services
 from covey_server.settings import Settings
-from fastapi import FastAPI
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import OperationalError
 
 START_MS = 1_800_000_000_000
 

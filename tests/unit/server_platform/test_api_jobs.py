@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+
 from covey_contract.building import BuildJob
 from covey_contract.envelope import decode_envelope
 from covey_contract.manifest import MANIFEST_TYPE, DataType, FileEntry, Manifest, Runtime, TensorSpec, build_digest

@@ -11,11 +11,12 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select, text
+
 from covey_server import routes
 from covey_server.api import security
 from covey_server.db.tables import ApiToken, ConsoleSession
 from covey_server.errors import ServerError
-from sqlalchemy import select, text
 
 if TYPE_CHECKING:
     from tests.unit.server_platform.conftest import Site

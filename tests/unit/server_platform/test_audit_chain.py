@@ -3,11 +3,12 @@ from __future__ import annotations
 import threading
 
 import pytest
+from sqlalchemy import delete, update
+
 from covey_server import audit
 from covey_server.audit import Actor
 from covey_server.db.engine import Database
 from covey_server.db.tables import AuditEntry
-from sqlalchemy import delete, update
 
 ANNA = Actor("anna", "operator", "api 127.0.0.1")
 

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import pytest
+
 from covey_server.errors import NotFound, TooLarge
 from covey_server.registry.blobs import BlobStore
 

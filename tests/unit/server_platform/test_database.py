@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
+
 from covey_server import audit
 from covey_server.audit import SYSTEM
 from covey_server.db.engine import Database
 from covey_server.db.tables import AuditEntry, Base, Setting
 from covey_server.errors import StartError
-from sqlalchemy import text
 
 
 def test_migrations_and_models_agree(any_database: Database) -> None:

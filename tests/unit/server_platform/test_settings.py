@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from covey_server import settings
 from covey_server.settings import Settings, SettingsError, load
 

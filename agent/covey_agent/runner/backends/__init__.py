@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
-from covey_contract.manifest import Manifest, Runtime
-from covey_contract.reasons import Reason
-
 from covey_agent.runner.errors import LoadError
 from covey_agent.runner.tensors import Array
+from covey_contract.manifest import Manifest, Runtime
+from covey_contract.reasons import Reason
 
 
 class Model(Protocol):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime
-from covey_contract.manifest import Manifest
 
 from covey_agent.runner.backends import Model
 from covey_agent.runner.tensors import Array
+from covey_contract.manifest import Manifest
 
 ERRORS_ONLY = 3
 

@@ -13,10 +13,10 @@ from pathlib import Path
 os.environ.setdefault("CI", "true")
 
 import openvino
-from covey_contract.manifest import Manifest
 
 from covey_agent.runner.backends import Model
 from covey_agent.runner.tensors import Array
+from covey_contract.manifest import Manifest
 
 
 class OpenVinoModel:

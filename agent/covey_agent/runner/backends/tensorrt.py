@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from covey_contract.manifest import Manifest, Runtime
-from covey_contract.reasons import Reason
 
 from covey_agent.runner.backends import Model
 from covey_agent.runner.errors import LoadError
 from covey_agent.runner.tensors import Array
+from covey_contract.manifest import Manifest, Runtime
+from covey_contract.reasons import Reason
 
 LIBRARIES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 HOST_TO_DEVICE = 1

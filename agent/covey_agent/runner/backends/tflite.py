@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from covey_contract.manifest import Manifest
-from covey_contract.reasons import Reason
 
 from covey_agent.runner.backends import Model
 from covey_agent.runner.errors import LoadError
 from covey_agent.runner.tensors import Array
+from covey_contract.manifest import Manifest
+from covey_contract.reasons import Reason
 
 try:
     from ai_edge_litert.interpreter import Interpreter
