@@ -197,12 +197,28 @@ def exchange(
         answer = connection.getresponse()
         data = answer.read(_MAX_ANSWER + 1)
     except (OSError, http.client.HTTPException) as error:
-        raise EnrolmentError(f"{address.geturl()} cannot be reached: {error or type(error).__name__}") from error
+        raise EnrolmentError(f"{address.geturl()} {trouble(address, error)}") from error
     finally:
         connection.close()
     if len(data) > _MAX_ANSWER:
         raise EnrolmentError("the server's answer is too long")
     return answer.status, data
+
+
+def trouble(address: SplitResult, error: Exception) -> str:
+    """What went wrong with a connection, and what to do about it where that is known."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"has no certificate that this fleet's CA made for {address.hostname} ({error.verify_message.rstrip('.')}); "
+            "use a name that it is for, or start the server with --public-host NAME"
+        )
+    if isinstance(error, ssl.SSLError) and error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"}:
+        return "does not speak HTTPS; if it is a plain server, its address begins with http://"
+    hung_up = isinstance(error, http.client.RemoteDisconnected | ConnectionResetError)
+    if address.scheme == "http" and hung_up:
+        return "hangs up on plain HTTP; if it speaks HTTPS, its address begins with https://"
+    return f"cannot be reached: {words}"
 
 
 def problem(status: int, answer: bytes) -> str:

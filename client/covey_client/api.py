@@ -21,14 +21,14 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable
+from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable, Untrusted
 from covey_client.transport import CountedFile, Json, Progress, Transport
 from covey_contract.building import BuildJob, BuildReport, LeaseRequest
 from covey_contract.enrolment import EnrolRequest, EnrolResponse
 from covey_contract.errors import ContractError
 from covey_contract.wire import Message, decode, encode
 
-__all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "Json", "Unreachable"]
+__all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "Json", "Unreachable", "Untrusted"]
 
 V1 = "/api/v1"
 MAX_BLOB_BYTES = 8 << 30
@@ -40,12 +40,20 @@ Role = Literal["viewer", "operator", "admin", "worker"]
 
 
 class Client:
-    """A server's API. `timeout` is in seconds, for each step of a request. May be used as a context manager."""
+    """A server's API. `timeout` is in seconds, for each step of a request. May be used as a context manager.
+
+    `ca`: the fleet's CA (PEM), for a server that is reached over https. Raises `ClientError` if the file holds none.
+    """
 
     def __init__(
-        self, url: str, token: str | None = None, timeout: float = 15.0, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        token: str | None = None,
+        timeout: float = 15.0,
+        transport: httpx.BaseTransport | None = None,
+        ca: Path | None = None,
     ) -> None:
-        self._api = Transport(url, token, timeout, transport)
+        self._api = Transport(url, token, timeout, transport, ca)
         self.url = self._api.url
 
     def __enter__(self) -> Client:

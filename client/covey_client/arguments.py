@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from covey_client.api import Client
+from covey_client.errors import ClientError
 from covey_client.output import Output
 
 # Exit codes, as the help and the documentation list them.
@@ -23,12 +25,23 @@ BROKEN_PIPE = 141
 EXIT_CODES = f"""exit codes:
   {OK}    it is done, or what was waited for has come about
   {FAILED}    the server said no; or a build, a campaign or the audit log is not as it was asked to be
-  {USAGE}    wrong arguments, no server given, a file that cannot be read
+  {USAGE}    wrong arguments, no server given, a file that cannot be read, a certificate that is not trusted
   {TIMED_OUT}    what was waited for did not come about in time
   {UNREACHABLE}    no server answers
   {INTERRUPTED}  interrupted"""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+class UsageError(ClientError):
+    """Wrong arguments."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error is said, instead of all that would be right."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (`{self.prog} --help` tells more)")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from covey_client import __version__
-from covey_client.api import ApiError, Client, ClientError, Unreachable
+from covey_client.api import ApiError, Client, ClientError, Unreachable, Untrusted
 from covey_client.arguments import (
     BROKEN_PIPE,
     EXIT_CODES,
@@ -22,24 +22,29 @@ from covey_client.arguments import (
     USAGE,
     Adder,
     Handler,
+    Parser,
     Run,
+    UsageError,
     duration,
 )
 from covey_client.commands import account, campaigns, devices, groups, models
 from covey_client.output import Output, plain
-from covey_client.settings import Account, SettingsError, find_account, read_token, store
+from covey_client.settings import Account, SettingsError, find_account, find_ca, read_stored, read_token, store
+from covey_client.transport import check_url
 
 _DESCRIPTION = """Covey delivers AI models to fleets of edge devices.
 
 The server is the one that `covey login` stored, or COVEY_SERVER with COVEY_TOKEN, or --server with
---token-file; on the server's own machine, --data FOLDER is enough."""
+--token-file; on the server's own machine, --data FOLDER is enough. A server that is reached over https
+has a certificate of its fleet's CA: --ca FILE or COVEY_CA names that CA, `covey login --ca FILE` keeps it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Errors are one line on standard error, never a traceback."""
-    options = _parser().parse_args(arguments)
-    as_json = getattr(options, "json", False)
+    # Known before the arguments are read, since they may be what is wrong.
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
+        options = _parser().parse_args(arguments)
         code: int = options.handler(options) if options.handler in _WITHOUT_SERVER else _on_server(options, as_json)
         # A reader that has gone away shows here, and not when Python ends.
         sys.stdout.flush()
@@ -61,23 +66,24 @@ def _on_server(options: argparse.Namespace, as_json: bool) -> int:
         server=getattr(options, "server", None),
         token_file=getattr(options, "token_file", None),
         data=getattr(options, "data", None),
+        ca=getattr(options, "ca", None),
     )
     handler: Handler = options.handler
-    with Client(found.url, found.token, getattr(options, "request_timeout", 15.0)) as client:
+    with Client(found.url, found.token, getattr(options, "request_timeout", 15.0), ca=found.ca) as client:
         return handler(Run(options, Output(as_json), client))
 
 
 def _failed(error: ClientError | OSError, as_json: bool) -> int:
     """Say what is wrong; the exit code for it."""
     line, code = " ".join(str(error).split()), FAILED
-    document: dict[str, object] = {"detail": line}
+    document: dict[str, object] = {"detail": line, "code": _CODES.get(type(error), "failed")}
     if isinstance(error, ApiError):
         document = {"status": error.status, "title": error.title, "detail": line, "code": error.code, **error.extra}
         if error.status == 401:
-            line += "; log in with `covey login URL`, or give a token"
+            line = line.rstrip(".") + "; log in with `covey login URL`, or give a token"
     elif isinstance(error, Unreachable):
         code = UNREACHABLE
-    elif isinstance(error, SettingsError):
+    elif isinstance(error, SettingsError | UsageError | Untrusted):
         code = USAGE
     elif isinstance(error, OSError):
         code = USAGE
@@ -90,22 +96,25 @@ def _failed(error: ClientError | OSError, as_json: bool) -> int:
 
 
 def _login(options: argparse.Namespace) -> int:
-    """Check the token with the server, then keep both."""
+    """Check the token with the server, then keep both, and the CA that the server's certificate was checked against."""
     token_file: Path | None = getattr(options, "token_file", None)
     data: Path | None = getattr(options, "data", None)
+    ca: Path | None = getattr(options, "ca", None)
+    if ca is None and data is None and options.url is not None:
+        ca = _known_ca(options.url)
     if data is not None:
-        found = find_account({}, server=options.url, data=data, token_file=token_file)
+        found = find_account({}, server=options.url, data=data, token_file=token_file, ca=ca)
     elif options.url is None:
         raise SettingsError("covey login needs the server's address, e.g. http://127.0.0.1:8080, or --data FOLDER")
     elif token_file is not None:
-        found = Account(options.url, read_token(token_file))
+        found = Account(options.url, read_token(token_file), ca)
     elif sys.stdin.isatty():
-        found = Account(options.url, getpass.getpass("Token: ").strip())
+        found = Account(options.url, getpass.getpass("Token: ").strip(), ca)
     else:
-        found = Account(options.url, sys.stdin.readline(4096).strip())
-    with Client(found.url, found.token) as client:
+        found = Account(options.url, sys.stdin.readline(4096).strip(), ca)
+    with Client(found.url, found.token, ca=found.ca) as client:
         who = client.whoami()
-        path = store(os.environ, Account(client.url, found.token))
+        path = store(os.environ, Account(client.url, found.token, found.ca))
         answer = {**who, "server": client.url}
     if getattr(options, "json", False):
         print(json.dumps(answer))
@@ -114,11 +123,27 @@ def _login(options: argparse.Namespace) -> int:
     return OK
 
 
+def _known_ca(url: str) -> Path | None:
+    """COVEY_CA, or what an earlier login kept for this server; a login that cannot be read is about to be replaced."""
+    try:
+        stored = read_stored(os.environ)
+    except SettingsError:
+        stored = None
+    return find_ca(os.environ, check_url(url), stored)
+
+
 def _version(options: argparse.Namespace) -> int:
     print(json.dumps({"version": __version__}) if getattr(options, "json", False) else f"covey {__version__}")
     return OK
 
 
+# What programs may decide by where there is no problem document.
+_CODES: dict[type[Exception], str] = {
+    Unreachable: "unreachable",
+    Untrusted: "untrusted",
+    SettingsError: "settings",
+    UsageError: "usage",
+}
 _WITHOUT_SERVER = (_login, _version)
 
 
@@ -132,13 +157,14 @@ def _common() -> argparse.ArgumentParser:
         "--token-file", type=Path, metavar="FILE", help="a file that holds the API token (or COVEY_TOKEN)"
     )
     shared.add_argument("--data", type=Path, metavar="FOLDER", help="the data folder of a server on this machine")
+    shared.add_argument("--ca", type=Path, metavar="FILE", help="the fleet's CA in PEM, for https (or COVEY_CA)")
     shared.add_argument("--request-timeout", type=duration, metavar="S", help="for each request (default 15s)")
     return common
 
 
 def _parser() -> argparse.ArgumentParser:
     common = _common()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="covey",
         description=_DESCRIPTION,
         epilog=EXIT_CODES,

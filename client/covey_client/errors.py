@@ -16,6 +16,10 @@ class Unreachable(ClientError):
     """No server answers at this address, or the connection broke. Another try may help."""
 
 
+class Untrusted(ClientError):
+    """The server's certificate is not one that we trust. Nothing, and no token, was sent to it."""
+
+
 class BadAnswer(ClientError):
     """The server answered something that is not of its API, or bytes that are not what was asked for."""
 

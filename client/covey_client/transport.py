@@ -9,6 +9,7 @@ import hashlib
 import http
 import ipaddress
 import json
+import ssl
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 
 import httpx
 
-from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable
+from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable, Untrusted
 
 Json = dict[str, Any]
 # Told the bytes sent or received so far.
@@ -26,6 +27,9 @@ Params = Mapping[str, str | int | float | bool | None]
 MAX_ANSWER_BYTES = 64 << 20
 PAGE = 500
 _CHUNK = 1 << 18
+_MAX_CA_BYTES = 1 << 20
+# OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH.
+_OTHER_NAME = frozenset({62, 64})
 
 
 class CountedFile:
@@ -48,10 +52,18 @@ class CountedFile:
 
 
 class Transport:
-    """Requests to one server. `timeout` is in seconds and for each step: connecting, sending or receiving a piece."""
+    """Requests to one server. `timeout` is in seconds and for each step: connecting, sending or receiving a piece.
+
+    `ca` is a file of certificates (PEM) that https is checked against, in place of the authorities this machine knows.
+    """
 
     def __init__(
-        self, url: str, token: str | None, timeout: float, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        token: str | None,
+        timeout: float,
+        transport: httpx.BaseTransport | None = None,
+        ca: Path | None = None,
     ) -> None:
         self.url = check_url(url)
         if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
@@ -60,6 +72,7 @@ class Transport:
             base_url=self.url,
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=timeout,
+            verify=True if ca is None or not self.url.startswith("https:") else trusting(ca),
             # A proxy from the environment has no way to our own machine.
             trust_env=not _loopback(self.url),
             transport=transport,
@@ -163,13 +176,61 @@ class Transport:
                 if response.is_error:
                     raise problem(response.status_code, bytes(bad))
         except httpx.ConnectError as error:
-            raise Unreachable(f"no server answers at {self.url} ({error})") from error
+            raise self._not_connected(error) from error
         except httpx.TimeoutException as error:
             raise Unreachable(f"{self.url} does not answer in time") from error
         except httpx.TransportError as error:
-            raise Unreachable(f"the connection to {self.url} broke ({error or type(error).__name__})") from error
+            # A port that speaks TLS hangs up on plain HTTP.
+            hint = "; if it speaks HTTPS, its address begins with https://" if self.url.startswith("http:") else ""
+            words = f"the connection to {self.url} broke ({error or type(error).__name__}){hint}"
+            raise Unreachable(words) from error
         except (httpx.InvalidURL, httpx.DecodingError) as error:
             raise ClientError(f"{self.url}: {error}") from error
+
+    def _not_connected(self, error: httpx.ConnectError) -> ClientError:
+        """What a failed connection means, and what to do about it where it is TLS."""
+        cause = _tls_error(error)
+        if cause is None:
+            return Unreachable(f"no server answers at {self.url} ({error})")
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = cause.verify_message.rstrip(".")
+            if cause.verify_code in _OTHER_NAME:
+                return Untrusted(
+                    f"the certificate of {self.url} is for another name ({reason}); use a name that it is for, "
+                    "or start the server with --public-host NAME"
+                )
+            return Untrusted(
+                f"the certificate of {self.url} is not trusted ({reason}); `covey login {self.url} --ca FILE` (or --ca, "
+                "or COVEY_CA) trusts the fleet's CA: ca/root.pem in the server's data folder"
+            )
+        if cause.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST"}:
+            return Unreachable(
+                f"{self.url} does not speak HTTPS; if it is a plain server, its address begins with http://"
+            )
+        return Unreachable(f"no TLS connection to {self.url} ({cause.reason or cause})")
+
+
+def trusting(ca: Path) -> ssl.SSLContext:
+    """TLS that trusts the certificates in this file and no other; raises `ClientError` if it holds none."""
+    try:
+        with ca.open("rb") as file:
+            pem = file.read(_MAX_CA_BYTES).decode("ascii", "replace")
+    except OSError as error:
+        raise ClientError(f"CA file {ca}: {error.strerror or error}") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=pem)
+    except (ssl.SSLError, ValueError) as error:
+        raise ClientError(f"CA file {ca} holds no certificate in PEM") from error
+    return context
+
+
+def _tls_error(error: BaseException) -> ssl.SSLError | None:
+    """The TLS error that an error of httpx comes from."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def problem(status: int, body: bytes) -> ApiError:

@@ -1,7 +1,7 @@
 """`covey-convert`: builds a source model for its targets, and shows what came out. Stands alone, without a server.
 
-Results go to standard output (`--json`: one JSON value), progress to standard error. Exit status 0: every asked target was built and passed;
-1: something was not; 2: bad input or usage, said in one line.
+Results go to standard output (`--json`: one JSON value), progress to standard error. Exit status 0: every asked target was built and
+passed, or could only be checked and is fit; 1: something was not; 2: bad input or usage, said in one line.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from covey_converters.spec import BuildSpec, Limits
 from covey_converters.worker import Worker
 
 DEFAULT_TARGETS = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp16", "openvino-int8", "tflite-int8")
+
+_GOOD = frozenset({Outcome.BUILT, Outcome.CHECKED})
 
 _people = Console(stderr=True, highlight=False)
 _tables = Console(highlight=False)
@@ -82,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         "--memory", type=int, default=Limits().memory_mb, metavar="MB", help="address space of a build (%(default)d)"
     )
 
-    build = commands.add_parser("build", parents=[source, limits, as_json], help="build a model for its targets")
+    build = commands.add_parser(
+        "build",
+        parents=[source, limits, as_json],
+        help="build a model for its targets; exit code 0 if all were built, or checked where they cannot be run",
+    )
     build.add_argument(
         "--target", action="append", metavar="TARGET", help=f"repeatable (default: {', '.join(DEFAULT_TARGETS)})"
     )
@@ -133,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "worker", parents=[limits], help="lease build jobs from a server (token in $COVEY_TOKEN)"
     )
     worker.add_argument("--server", required=True, metavar="URL")
+    worker.add_argument("--ca", type=Path, metavar="FILE", help="the fleet's CA in PEM, for https (or $COVEY_CA)")
     worker.add_argument(
         "--targets",
         metavar="A,B",
@@ -177,7 +184,20 @@ def _build(options: argparse.Namespace) -> int:
             for line in (report.reason, report.recipe if report.outcome is Outcome.BUILT else "", *report.notes):
                 if line:
                     print(f"{report.target}: {line}")
-    return 0 if all(report.outcome is Outcome.BUILT for report in reports) else 1
+        print(_totals(reports))
+    return 0 if all(report.outcome in _GOOD for report in reports) else 1
+
+
+def _totals(reports: Sequence[BuildReport]) -> str:
+    """How many came to what; a check is neither a build nor a failure, and the words say so."""
+    built = sum(report.outcome is Outcome.BUILT for report in reports)
+    checked = sum(report.outcome is Outcome.CHECKED for report in reports)
+    words = [f"{built} built"]
+    if checked:
+        words.append(f"{checked} checked (fit for the target; nothing is released)")
+    if len(reports) > built + checked:
+        words.append(f"{len(reports) - built - checked} not built")
+    return f"{', '.join(words)}, of {len(reports)} asked for"
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -398,7 +418,11 @@ def _worker(options: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="covey-worker-") as temporary, Client(options.server, token) as client:
+    ca = options.ca or (Path(os.environ["COVEY_CA"]) if os.environ.get("COVEY_CA") else None)
+    with (
+        tempfile.TemporaryDirectory(prefix="covey-worker-") as temporary,
+        Client(options.server, token, ca=ca) as client,
+    ):
         worker = Worker(
             jobs=Jobs(client, stop, say),
             name=options.name or f"{socket.gethostname()}-{os.getpid()}",

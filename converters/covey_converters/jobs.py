@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from covey_client.api import Client
-from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable
+from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable, Untrusted
 from covey_contract.building import BuildJob, BuildReport, LeaseRequest, SourceFile
 from covey_contract.manifest import FileEntry
 from covey_converters.errors import ServerError
@@ -49,7 +49,7 @@ class Jobs:
         """Once: the caller comes back before the lease ends. False if the server was away; raises `LeaseLostError`."""
         try:
             self.client.renew(job.id, job.lease, seconds)
-        except Unreachable:
+        except (Unreachable, Untrusted):
             return False
         except ApiError as error:
             if error.status in {404, 409, 410}:

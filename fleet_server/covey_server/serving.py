@@ -52,6 +52,11 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
                 if worker is not None:
                     worker.start()
                     until_end.callback(worker.stop)
+                if settings.wildcard and not settings.public_host:
+                    words = (
+                        "devices are told to find this server at %s; set public_host if they know it by another name"
+                    )
+                    log.warning(words, settings.reachable_host)
                 log.info("listening on %s (data in %s)", url, settings.data)
 
             server = _Server(_uvicorn_config(app, settings, services), announce)
@@ -95,7 +100,8 @@ def _folder_lock(data: Path) -> Iterator[None]:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise StartError(f"the data folder {data} cannot be used: {error.strerror}") from error
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise StartError(f"the data folder {data} cannot be used: {reason}") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,7 +142,7 @@ def _uvicorn_config(app: Callable[..., object], settings: Settings, services: Se
     certificate = key = None
     if not settings.loopback and services.fleet is not None:
         # The broker's own list of names, since both use the same certificate.
-        hosts = broker_hosts(settings.reachable_host, settings.broker_interface)
+        hosts = broker_hosts(settings.reachable_host, settings.broker_interface, settings.host)
         pair = services.fleet.ca.server_certificate(hosts, services.clock())
         certificate, key = pair.certificate, pair.key
     return uvicorn.Config(
@@ -160,8 +166,10 @@ def _url(settings: Settings, host: str, listener: socket.socket) -> str:
 
 
 def _own_host(settings: Settings) -> str:
-    """By which this machine reaches its own server. Not 127.0.0.1: there, clients look at no SSL_CERT_FILE."""
-    return socket.gethostname() if settings.wildcard else settings.host
+    """By which this machine reaches its own server whatever name service there is; the certificate is for it too."""
+    if settings.wildcard:
+        return "::1" if ":" in settings.host else "127.0.0.1"
+    return settings.host
 
 
 def _worker(settings: Settings, url: str, environment: Mapping[str, str]) -> WorkerChild | None:
@@ -175,7 +183,7 @@ def _worker(settings: Settings, url: str, environment: Mapping[str, str]) -> Wor
     command = [program, "worker", "--server", url, "--targets", ",".join(local_targets(settings))]
     if not settings.loopback:
         own["NO_PROXY"] = _own_host(settings)
-        own["SSL_CERT_FILE"] = str((settings.data / "ca" / "root.pem").resolve())
+        own["COVEY_CA"] = str((settings.data / "ca" / "root.pem").resolve())
     return WorkerChild(command, {**environment, **own}, settings.data / "worker.log", settings.worker_nice)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import socket
 import tomllib
 import types
@@ -199,6 +200,14 @@ def load(
     return Settings(**values)
 
 
+def is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -286,6 +295,13 @@ def _address(value: str) -> str:
     return ""
 
 
+def _host(value: str) -> str:
+    """A name or an address alone: it goes into certificates and into what devices are told."""
+    if not value or is_ip_address(value) or re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", value):
+        return ""
+    return f"{value!r} is not a host's name or address (neither https:// before nor :PORT after it)"
+
+
 def _port(value: int) -> str:
     return "" if 0 <= value <= 65_535 else f"{value} is not a port"
 
@@ -310,6 +326,7 @@ def _targets(value: tuple[str, ...]) -> str:
 
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "listen": _address,
+    "public_host": _host,
     "broker_port": _port,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("human", "json"),

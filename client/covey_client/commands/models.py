@@ -132,7 +132,7 @@ def _wait(run: Run, version: Json) -> tuple[Json, int]:
             return run.client.version(options.model, options.version), TIMED_OUT
     missing = settled.missing(version)
     if missing:
-        run.out.note(f"covey: not built: {', '.join(missing)}")
+        run.out.note(f"covey: not built: {'; '.join(_with_reason(one) for one in missing)}")
     return version, FAILED if missing else OK
 
 
@@ -147,9 +147,9 @@ class Settled:
     def __call__(self, version: Json) -> bool:
         return all(self._is_settled(one) for one in self._counting(version))
 
-    def missing(self, version: Json) -> list[str]:
+    def missing(self, version: Json) -> list[Json]:
         return [
-            one["target"]
+            one
             for one in self._counting(version)
             if one["state"] != "built" and (self._asked or not one.get("waiting_for"))
         ]
@@ -217,6 +217,11 @@ def _retry(run: Run) -> int:
         build, lambda: run.out.say(f"{build['model']} {build['version']} {build['target']}: {build['state']}")
     )
     return OK
+
+
+def _with_reason(build: Json) -> str:
+    reason = build.get("reason") or (f"waits for {build['waiting_for']}" if build.get("waiting_for") else "")
+    return f"{build['target']} ({reason})" if reason else str(build["target"])
 
 
 def _rows(builds: Sequence[Json]) -> list[list[object]]:

@@ -284,8 +284,8 @@ class MosquittoBroker:
         return telling[-1] if telling else "it said nothing"
 
 
-def broker_hosts(public_host: str, bind: str) -> Sequence[str]:
-    """The names that the broker's certificate must carry."""
+def broker_hosts(public_host: str, *interfaces: str) -> Sequence[str]:
+    """The names that the certificate of broker and API must carry; `interfaces` are those on which they listen."""
     wildcards: Iterable[str] = {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound
     names = [public_host, "localhost", "127.0.0.1", "::1", socket.gethostname()]
-    return [*names, bind] if bind not in wildcards else names
+    return [*names, *(interface for interface in interfaces if interface not in wildcards)]

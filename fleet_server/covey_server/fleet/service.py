@@ -265,6 +265,6 @@ class FleetService:
                 raise StartError(f"setting mosquitto: {settings.mosquitto!r} is no program that can be run")
             return TrialBroker(folder, port)
         interface = settings.broker_interface
-        hosts = broker_hosts(settings.reachable_host, interface)
+        hosts = broker_hosts(settings.reachable_host, interface, settings.host)
         layout = Layout(folder, self.ca.ca_path.resolve(), self.ca.server_certificate(hosts, self._clock()))
         return MosquittoBroker(program, layout, interface, settings.reachable_host, port)
