@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from covey_agent import __version__
 from covey_agent.errors import AgentError, GatewayError, StepError, UsageError
@@ -16,13 +16,13 @@ from covey_agent.errors import AgentError, GatewayError, StepError, UsageError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = parser().parse_args(arguments)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if options.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
     try:
+        options = parser().parse_args(arguments)
+        logging.basicConfig(
+            stream=sys.stderr,
+            level=logging.DEBUG if options.verbose else logging.INFO,
+            format="%(asctime)s %(levelname)s %(message)s",
+        )
         code: int = options.command(options)
     except AgentError as error:
         print(f"covey-agent: {error}", file=sys.stderr)
@@ -34,8 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are one line, as every other error is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (`{self.prog} --help` tells more)")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="covey-agent", description="Serves the models that the fleet server assigns.")
+    top = _Parser(prog="covey-agent", description="Serves the models that the fleet server assigns.")
     top.add_argument("--verbose", action="store_true", help="log more")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -111,7 +118,8 @@ def enroll(options: argparse.Namespace) -> int:
         else:
             facts = measure_facts(state)
     except OSError as error:
-        raise AgentError(f"{error.filename or state} cannot be used: {error.strerror}") from error
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise AgentError(f"{error.filename or state} cannot be used: {reason}") from error
     claim: str = options.token
     if claim == "-":
         claim = sys.stdin.readline()

@@ -36,6 +36,8 @@ def load_identity(folder: Path) -> Identity:
         return msgspec.json.decode((folder / ENROLMENT).read_bytes(), type=Identity)
     except FileNotFoundError:
         raise NotEnrolledError(f"{folder.parent} is not enrolled; run `covey-agent enroll` first") from None
+    except NotADirectoryError as error:
+        raise AgentError(f"{folder.parent} cannot be used: it is no folder") from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise AgentError(f"{folder / ENROLMENT} cannot be read: {error}") from error
 

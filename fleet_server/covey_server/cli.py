@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import covey_contract
 from covey_server import audit, logs, routes, settings, tokens
@@ -15,14 +16,14 @@ from covey_server.api.security import ROLES
 from covey_server.audit import Actor
 from covey_server.clock import system_clock
 from covey_server.db.engine import Database
-from covey_server.errors import EXIT_FAILED, ServerError, StartError
+from covey_server.errors import EXIT_FAILED, EXIT_SETTINGS, ServerError, StartError
 from covey_server.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 ended as asked, 1 failed, 2 bad options or settings, 3 port or data folder in use."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         code: int = options.command(options)
     except StartError as error:
         return _fail(str(error), error.exit_code)
@@ -86,8 +87,15 @@ def _settings(options: argparse.Namespace) -> Settings:
     return settings.load(options.config, os.environ, {name: text for name, text in given.items() if text is not None})
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are one line, as every other error is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise StartError(f"{message} (`{self.prog} --help` tells more)", EXIT_SETTINGS)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("covey-server", description="Covey's fleet server.")
+    parser = _Parser("covey-server", description="Covey's fleet server.")
     parser.add_argument("--version", action="version", version=f"covey-server {covey_contract.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -142,7 +142,11 @@ def _http_error(_: Request, error: Exception) -> JSONResponse:
 def _database_error(request: Request, error: Exception) -> JSONResponse:
     """The database is locked, gone or full: not the caller's fault, and worth another try."""
     request_id = str(request.scope.get("covey.request_id", ""))
-    log.error("database error in request %s: %s", request_id, error)
+    # Without the statement and its values, which may be long and are nobody's business.
+    words = str(error.orig if isinstance(error, OperationalError) else error).partition("\n")[0]
+    log.error("database error in request %s: %s", request_id, words)
+    if "disk is full" in words:
+        return _disk_full()
     return problem(Unavailable("the database cannot be used just now", code="database", request_id=request_id))
 
 
@@ -150,4 +154,8 @@ def _os_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return unexpected(error, str(request.scope.get("covey.request_id", "")))
     log.error("the server's disk is full")
+    return _disk_full()
+
+
+def _disk_full() -> JSONResponse:
     return problem(Unavailable("the server's disk is full; nothing was kept", code="disk_full"))

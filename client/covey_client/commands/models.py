@@ -12,6 +12,9 @@ from covey_client.waiting import TimedOut, wait
 # A build that waits for a builder is given this long for one to come.
 BUILDER_S = 10.0
 _WORKING = frozenset({"queued", "building"})
+# A target that can only be checked here has come to its good end when its graph was found fit.
+_GOOD = frozenset({"built", "checked"})
+_STATES = ("queued", "building", "built", "checked", "refused", "unsupported", "failed")
 _COLUMNS = ["id", "version", "target", "state", "size", "accuracy", "p50", "why"]
 
 
@@ -51,7 +54,7 @@ def add(commands: Adder) -> None:
     listing = builds.command("list", _list_builds, "list builds")
     listing.add_argument("--model")
     listing.add_argument("--version")
-    listing.add_argument("--state", choices=["queued", "building", "built", "refused", "unsupported", "failed"])
+    listing.add_argument("--state", choices=_STATES)
     builds.command("show", _show_build, "show a build with everything found out about it").add_argument("id", type=int)
     builds.command("retry", _retry, "build again what did not succeed").add_argument("id", type=int)
 
@@ -151,7 +154,7 @@ class Settled:
         return [
             one
             for one in self._counting(version)
-            if one["state"] != "built" and (self._asked or not one.get("waiting_for"))
+            if one["state"] not in _GOOD and (self._asked or not one.get("waiting_for"))
         ]
 
     def _counting(self, version: Json) -> list[Json]:

@@ -72,7 +72,8 @@ def require(role: Role) -> Callable[[Request], Awaitable[Actor]]:
     ) -> Actor:
         found = await identify(request)
         if found is None:
-            raise Unauthorized
+            given = "authorization" in request.headers
+            raise Unauthorized("this API token is unknown, revoked or expired" if given else None)
         if role not in _MAY.get(found.actor.role, frozenset()):
             raise Forbidden(f"this needs the role {role}; {found.actor.name} has the role {found.actor.role}")
         if found.csrf is not None and request.method not in _SAFE:

@@ -64,7 +64,8 @@ class Database:
         except CommandError as error:
             raise StartError(f"the database is not of this version of Covey: {error}") from error
         except DatabaseError as error:
-            raise StartError(f"the database cannot be opened: {str(error.orig).splitlines()[0]}") from error
+            where = self._engine.url.render_as_string(hide_password=True)
+            raise StartError(f"the database {where} cannot be opened: {str(error.orig).splitlines()[0]}") from error
 
     @contextmanager
     def session(self) -> Iterator[Session]:

@@ -44,20 +44,20 @@ class TrialBroker:
     def start(self, revocations: Revocations) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._port = kept_port(self._folder, _HOST, self._configured_port)
+        self._started.clear()
+        self._thread = threading.Thread(target=self._run, name="covey-broker", daemon=True)
+        self._thread.start()
+        if not self._started.wait(_START_S) or self._problem is not None:
+            raise StartError(
+                f"no broker: install mosquitto (Debian, Ubuntu: apt install mosquitto); amqtt, for trying out, does not "
+                f"start either: {self._problem or 'no answer'}"
+            )
         log.warning(
             "mosquitto is not installed: devices talk to a TRIAL broker (amqtt) on %s:%d, without TLS and without proof "
             "of who they are, on this machine only. Install mosquitto for anything but trying out.",
             _HOST,
             self._port,
         )
-        self._started.clear()
-        self._thread = threading.Thread(target=self._run, name="covey-broker", daemon=True)
-        self._thread.start()
-        if not self._started.wait(_START_S) or self._problem is not None:
-            raise StartError(
-                f"no broker: mosquitto is not installed (apt install mosquitto) and amqtt does not start: "
-                f"{self._problem or 'no answer'}"
-            )
         self.apply(revocations)
 
     def apply(self, revocations: Revocations) -> None:
@@ -80,7 +80,8 @@ class TrialBroker:
             asyncio.run(self._serve())
         except Exception as error:  # the seam to a third-party broker
             self._problem = str(error) or type(error).__name__
-            log.exception("the trial broker failed")
+            if self._started.is_set():  # before that, `start` tells it
+                log.exception("the trial broker failed")
             self._started.set()
 
     async def _serve(self) -> None:

@@ -250,10 +250,11 @@ def test_no_server_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_wrong_arguments(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    assert ended.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert main(["--json", *words]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage"
 
 
 def test_a_campaign_file_that_is_not_there(covey: Covey) -> None:

@@ -77,7 +77,7 @@ def test_a_build_without_a_builder_is_settled_after_a_while() -> None:
     clock.now += BUILDER_S
     assert settled(nobody)
     assert settled.missing(nobody) == []
-    assert Settled(["tensorrt-fp16-sm87"], clock).missing(nobody) == ["tensorrt-fp16-sm87"]
+    assert Settled(["tensorrt-fp16-sm87"], clock).missing(nobody) == nobody["builds"]
 
 
 @pytest.mark.parametrize("module", [arguments, output], ids=lambda module: module.__name__)
