@@ -23,7 +23,7 @@ Json = dict[str, Any]
 _PIPE_WIDTH = 200
 # The colours of states; anything else is plain.
 _STYLES = {
-    **dict.fromkeys(["active", "built", "done", "online", "passed", "running", "ok", "whole"], "green"),
+    **dict.fromkeys(["active", "built", "checked", "done", "online", "passed", "running", "ok", "whole"], "green"),
     **dict.fromkeys(["failed", "refused", "halted", "rolled_back", "breached", "aborted", "revoked", "broken"], "red"),
     **dict.fromkeys(["queued", "building", "paused", "rolling_back", "waiting", "offline", "unsupported"], "yellow"),
     **dict.fromkeys(["simulated"], "magenta"),

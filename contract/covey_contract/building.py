@@ -21,10 +21,12 @@ REPORT_FILE = "report.json"
 
 
 class Outcome(enum.StrEnum):
-    """BUILT: passed its gates. REFUSED: was built, but is over a budget. UNSUPPORTED: this model cannot become this target.
+    """BUILT: passed its gates. CHECKED: the graph is fit for this target, seen by building it; what was built could not be run
+    here and is not released. REFUSED: was built, but is over a budget. UNSUPPORTED: this model cannot become this target.
     FAILED: the toolchain crashed, ran out of time or memory."""
 
     BUILT = "built"
+    CHECKED = "checked"
     REFUSED = "refused"
     UNSUPPORTED = "unsupported"
     FAILED = "failed"
@@ -81,7 +83,7 @@ class BuildReport(Message, frozen=True, kw_only=True, omit_defaults=True):
 
     target: str
     outcome: Outcome
-    reason: str = ""  # one sentence: why it was refused or failed, with the figure
+    reason: str = ""  # one sentence: why it was refused or failed, with the figure; or what a check found
     size: int = 0
     source_size: int = 0
     seconds: float = 0.0

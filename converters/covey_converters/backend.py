@@ -74,7 +74,8 @@ class Backend(Protocol):
         """The recipes for a precision, best first. `calibrated`: there is calibration data. Raises `UnsupportedError`."""
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
-        """Make the build in `folder`; raises `RecipeError` or `UnsupportedError`."""
+        """Make the build in `folder`; raises `RecipeError` or `UnsupportedError`, or `UnverifiableError` with what building
+        it has shown."""
 
     def open(self, built: Built, *, threads: int, reference: bool = False) -> Session:
         """Load a build. `reference`: by other kernels than a device would use, where the runtime has some."""

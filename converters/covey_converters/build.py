@@ -2,7 +2,8 @@
 
     prepare -> for each recipe: make, compare with the source, judge -> golden vectors -> measure -> manifest
 
-Invariant: a manifest is written only for a build that passed its gates; everything else leaves a report alone.
+Invariant: a manifest is written only for a build that passed its gates; everything else leaves a report alone, also what could
+only be checked because it cannot be run here.
 
 Built again from the same inputs on the same machine, a build has the same files, byte for byte (a test checks it). Its manifest differs,
 and with it the build's name, because it holds the memory that was measured.
@@ -29,7 +30,7 @@ from covey_converters.backend import Array, Backend, Built, Source
 from covey_converters.backends import backend_for
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 from covey_converters.deterministic import write_npz
-from covey_converters.errors import BadInputError, ConvertError, UnsupportedError
+from covey_converters.errors import BadInputError, ConvertError, UnsupportedError, UnverifiableError
 from covey_converters.folder import LABELS_FILE, write_manifest
 from covey_converters.golden import GOLDEN_FILE, GOLDEN_SAMPLES, tolerance, write_golden
 from covey_converters.measure import measure
@@ -88,9 +89,11 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
     best: Candidate | None = None
     for number, recipe in enumerate(recipes):
         say(f"building: {recipe}")
-        candidate, tried = attempt(
-            backend, source, spec, recipe, calibration, reference, Path(spec.work) / f"{spec.target}-{number}"
-        )
+        folder = Path(spec.work) / f"{spec.target}-{number}"
+        try:
+            candidate, tried = attempt(backend, source, spec, recipe, calibration, reference, folder)
+        except UnverifiableError as finding:
+            return _with(report, outcome=Outcome.CHECKED, recipe=recipe, reason=str(finding), tries=tuple(tries))
         tries.append(tried)
         if candidate is not None and (best is None or len(candidate.objections) < len(best.objections)):
             best = candidate
@@ -137,7 +140,10 @@ def attempt(
     reference: Reference,
     folder: Path,
 ) -> tuple[Candidate | None, Try]:
-    """One recipe: made, run on the evaluation samples, and judged. `UnsupportedError` ends the build, `RecipeError` this try."""
+    """One recipe: made, run on the evaluation samples, and judged.
+
+    `UnsupportedError` and `UnverifiableError` end the build, `RecipeError` this try.
+    """
     began = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -146,7 +152,7 @@ def attempt(
         session = backend.open(built, threads=1)
         outputs = parity.stack([session.run(sample) for sample in reference.samples])
     except ConvertError as error:
-        if isinstance(error, UnsupportedError):
+        if isinstance(error, UnsupportedError | UnverifiableError):
             raise
         return None, _tried(recipe, Outcome.FAILED, str(error), began)
     except Exception as error:  # noqa: BLE001  # a runtime raises its own kinds for a build that it cannot load or run

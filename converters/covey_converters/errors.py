@@ -22,6 +22,10 @@ class RecipeError(ConvertError):
     """This recipe does not work for this model; another may."""
 
 
+class UnverifiableError(ConvertError):
+    """What was built cannot be run on this machine, so it was not compared with its source; building it was a check of the graph."""
+
+
 class ToolchainError(ConvertError):
     """A toolchain is missing, or could not be installed."""
 

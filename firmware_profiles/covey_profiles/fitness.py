@@ -12,26 +12,34 @@ from covey_profiles.schema import Profile
 from covey_profiles.targets import compute_capability, memory_budget_mb, ranked_targets
 
 BUILT = "built"
+CHECKED = "checked"
 
 
 def unfit(profile: Profile, facts: Facts, candidate: Candidate) -> str | None:
     """Why the device cannot take this build; None if it can.
 
-    What can never change comes first, so that nobody waits for a build that would not help: the hardware, the runtime, then
-    whether it is built, then its sizes.
+    What can never change comes first, so that nobody waits for a build that would not help: that it was but a check, the
+    hardware, the runtime, then whether it is built, then its sizes.
     """
     try:
         runtime, _ = check_target(candidate.target)
     except DecodeError as error:
         return str(error)
     return (
-        _wrong_gpu(profile, facts, candidate)
+        _only_checked(candidate)
+        or _wrong_gpu(profile, facts, candidate)
         or _not_ranked(profile, facts, candidate)
         or _no_runtime(facts, candidate, runtime)
         or _not_built(candidate)
         or _too_large(profile, facts, candidate)
         or _too_inaccurate(candidate)
     )
+
+
+def _only_checked(candidate: Candidate) -> str | None:
+    if candidate.state != CHECKED:
+        return None
+    return "only checked: the graph is fit for this target, but what was built was not run, so it is not released"
 
 
 def _wrong_gpu(profile: Profile, facts: Facts, candidate: Candidate) -> str | None:

@@ -23,6 +23,7 @@ from covey_server.fleet.ca import FleetCA
 from covey_server.fleet.service import FleetService
 from covey_server.middleware import Guard
 from covey_server.registry.blobs import BlobStore
+from covey_server.registry.checks import CHECK_TARGET
 from covey_server.registry.housekeeping import Housekeeping
 from covey_server.registry.keys import SigningKeys
 from covey_server.registry.workers import Workers
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
 WORKER_TOKEN_FILE = "worker-token"  # noqa: S105 - a file's name
-_RTX_TARGET = "tensorrt-rtx-fp32"
 
 
 def build_services(settings: Settings, clock: Clock = system_clock) -> Services:
@@ -93,8 +93,9 @@ def running(services: Services) -> Iterator[None]:
 
 
 def local_targets(settings: Settings) -> tuple[str, ...]:
-    """What the local worker builds: the setting, and by default TensorRT-RTX too where it is installed."""
+    """What the local worker builds: what the setting names; by default all CPU targets, and the check of a graph for TensorRT
+    where TensorRT-RTX is installed (looked for, not imported: the server runs no toolchain)."""
+    if settings.worker_targets:
+        return settings.worker_targets
     has_rtx = importlib.util.find_spec("tensorrt_rtx") is not None
-    if settings.worker_targets == LOCAL_TARGETS and has_rtx:
-        return (*LOCAL_TARGETS, _RTX_TARGET)
-    return settings.worker_targets
+    return (*LOCAL_TARGETS, CHECK_TARGET) if has_rtx else LOCAL_TARGETS

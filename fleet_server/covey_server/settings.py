@@ -27,7 +27,7 @@ from covey_contract.manifest import check_target
 from covey_server.errors import EXIT_SETTINGS, StartError
 
 PREFIX = "COVEY_SERVER_"
-# What a worker on the server's own machine is asked to build. CPU targets; TensorRT engines are built on their own hardware.
+# What a worker on the server's own machine can build: CPU targets. TensorRT engines are built on their own hardware.
 LOCAL_TARGETS = (
     "onnxruntime-fp32",
     "onnxruntime-int8",
@@ -90,7 +90,11 @@ class Settings:
 
     # Builds.
     local_worker: bool = _set(True, "Whether the server runs a build worker on its own machine.")
-    worker_targets: tuple[str, ...] = _set(LOCAL_TARGETS, "Targets that the local worker builds; may end in *.")
+    worker_targets: tuple[str, ...] = _set(
+        (),
+        "Targets that the local worker builds; may end in *. Empty: onnxruntime, openvino and tflite in every precision, and "
+        "where TensorRT-RTX is installed tensorrt-rtx-fp32, the check of a graph for TensorRT.",
+    )
     worker_nice: int = _set(10, "Niceness of the local worker (0 to 19).")
     build_attempts: int = _set(3, "How often a build is begun before a worker that vanishes makes it fail.")
 

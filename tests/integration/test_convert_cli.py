@@ -82,6 +82,19 @@ def test_a_target_that_fails_does_not_stop_the_others(source: Path, tmp_path: Pa
     assert json.loads((tmp_path / "openvino-int8" / "report.json").read_bytes())["outcome"] == "unsupported"
 
 
+@pytest.mark.rtx
+def test_a_target_that_is_checked_is_neither_built_nor_failed(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    done = convert("build", source, "-o", tmp_path, "--target", "onnxruntime-fp32", "--target", "tensorrt-rtx-fp32")
+    assert done.returncode == 0, done.stdout
+    assert "1 built, 1 checked (fit for the target; nothing is released), of 2 asked for" in done.stdout
+    assert "tensorrt-rtx-fp32: the graph is fit for TensorRT (TensorRT-RTX" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "tensorrt-rtx-fp32").iterdir()) == ["build.log", "report.json"]
+    done = convert("build", source, "-o", tmp_path, "--target", "onnxruntime-fp16", "--target", "tensorrt-rtx-fp32")
+    assert done.returncode == 1
+    assert "0 built, 1 checked (fit for the target; nothing is released), 1 not built, of 2 asked for" in done.stdout
+
+
 def test_the_table_for_people(source: Path, tmp_path: Path) -> None:
     done = convert("build", source, "-o", tmp_path, "--target", "onnxruntime-fp32")
     assert done.returncode == 0, done.stderr

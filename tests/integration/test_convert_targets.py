@@ -307,18 +307,20 @@ def _spoil_scales(place: Path) -> None:
 
 @pytest.mark.rtx
 @pytest.mark.parametrize(
-    ("target", "reason"),
+    ("target", "outcome", "reason"),
     [
-        ("tensorrt-fp16-sm87", "no builder of that kind here: tensorrt-fp16-sm87"),
-        ("tensorrt-rtx-fp32", "cannot be run here without an NVIDIA GPU"),
+        ("tensorrt-fp16-sm87", Outcome.UNSUPPORTED, "no builder of that kind here: tensorrt-fp16-sm87"),
+        ("tensorrt-rtx-fp32", Outcome.CHECKED, "none was compared with the source and none is released"),
     ],
 )
 def test_tensorrt_checks_the_graph_and_says_why_nothing_is_released(
-    inputs: Inputs, tmp_path: Path, target: str, reason: str
+    inputs: Inputs, tmp_path: Path, target: str, outcome: Outcome, reason: str
 ) -> None:
-    pytest.importorskip("tensorrt_rtx")
+    rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     report = build_isolated(inputs.spec(target, tmp_path / target), Limits())
-    assert report.outcome is Outcome.UNSUPPORTED
+    assert report.outcome is outcome
+    if outcome is Outcome.CHECKED:
+        assert report.toolchain["tensorrt-rtx"] == rtx.__version__
     assert reason in report.reason
     assert "the graph is fit for TensorRT (TensorRT-RTX" in report.reason
     assert not (tmp_path / target / "manifest.json").exists()

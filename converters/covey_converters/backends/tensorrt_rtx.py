@@ -1,17 +1,18 @@
 """TensorRT-RTX builds engines without a GPU, which makes it the check that a graph is fit for TensorRT.
 
-What it builds cannot be run here without a GPU, so it cannot be compared with its source, and nothing that was not compared ships:
-on a machine without a GPU the outcome is "unsupported", and its reason says what the check found.
+Running an engine takes a GPU. What was not run was not compared with its source, and nothing that was not compared ships: the
+outcome is "checked", and its reason says for which GPUs the graph is fit. No engine leaves the build process.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from covey_contract.manifest import Runtime
 from covey_converters.backend import Built, Session, Source
-from covey_converters.errors import RecipeError, UnsupportedError
+from covey_converters.errors import RecipeError, UnsupportedError, UnverifiableError
 from covey_converters.samples import Samples
 
 # The GPUs that TensorRT-RTX builds for with none at hand: Turing, Ampere (A100), Ampere, Ada, Blackwell.
@@ -19,7 +20,7 @@ CHECKED_SMS = ("75", "80", "86", "89", "120")
 
 
 class TensorRtRtxBackend:
-    """`tensorrt-rtx-fp32`: built, and refused as long as it cannot be run where it was built."""
+    """`tensorrt-rtx-fp32`: built, and only checked as long as it cannot be run where it was built."""
 
     runtime = Runtime.TENSORRT_RTX
     module = "tensorrt_rtx"
@@ -34,9 +35,9 @@ class TensorRtRtxBackend:
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         del recipe, calibration, folder
         wanted = (target.rpartition("-sm")[2],) if "-sm" in target else CHECKED_SMS
-        raise UnsupportedError(
-            f"{check(source, wanted)}; an engine cannot be run here without an NVIDIA GPU, so it was not compared with the "
-            "source and is not released"
+        raise UnverifiableError(
+            f"{check(source, wanted)}; no engine was run, which takes an NVIDIA GPU, so none was compared with the source and "
+            "none is released"
         )
 
     def open(self, built: Built, *, threads: int, reference: bool = False) -> Session:
@@ -47,7 +48,8 @@ class TensorRtRtxBackend:
 def check(source: Source, sms: tuple[str, ...] = CHECKED_SMS) -> str:
     """Build the graph's engine for each kind of GPU and say, in words, for which it is fit.
 
-    Raises `UnsupportedError` with TensorRT's first complaint if it is fit for none, or if TensorRT-RTX is not installed.
+    Raises `UnsupportedError` with TensorRT's first complaint if it is fit for none, or if TensorRT-RTX is not installed, and
+    `RecipeError` if TensorRT-RTX itself does not work here.
     """
     fit: list[str] = []
     complaints: dict[str, str] = {}
@@ -71,12 +73,12 @@ def version() -> str:
 
 def build_engine(graph: Path, sm: str) -> tuple[bytes | None, str]:
     """The engine for one kind of GPU, or None and why not. Raises `UnsupportedError` if the parser refuses the graph."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        raise UnsupportedError("TensorRT-RTX is not installed here (pip install 'covey-converters[tensorrt-rtx]')")
     try:
         import tensorrt_rtx as tensorrt
-    except ImportError as error:
-        raise UnsupportedError(
-            "TensorRT-RTX is not installed here (pip install 'covey-converters[tensorrt-rtx]')"
-        ) from error
+    except (ImportError, OSError) as error:
+        raise RecipeError(f"TensorRT-RTX is installed here but does not load: {str(error)[:300]}") from error
     capability = getattr(tensorrt.ComputeCapability, f"SM{sm}", None)
     if capability is None:
         raise UnsupportedError(f"TensorRT-RTX {version()} builds for SM {', '.join(CHECKED_SMS)}; not for {sm}")
@@ -113,5 +115,7 @@ def parse(tensorrt: Any, network: Any, logger: Any, graph: Path) -> None:
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse(graph.read_bytes()):
         first = parser.get_error(0)
+        # The oldest TensorRT that we build with tells of a node by its number alone.
         node = first.node_name() if hasattr(first, "node_name") else first.node()
-        raise UnsupportedError(f"TensorRT's parser refuses node {node!r}: {str(first.desc())[:300]}")
+        operator = f" ({first.node_operator()})" if hasattr(first, "node_operator") else ""
+        raise UnsupportedError(f"TensorRT's parser refuses node {node!r}{operator}: {str(first.desc())[:300]}")

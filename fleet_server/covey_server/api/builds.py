@@ -14,7 +14,7 @@ from covey_server.audit import Actor
 from covey_server.db.tables import Version
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, Unauthorized
 from covey_server.problems import responses
-from covey_server.registry import builds
+from covey_server.registry import builds, checks
 from covey_server.services import Use
 
 router = APIRouter(prefix="/api/v1", tags=["builds"], responses=responses(Unauthorized, Forbidden))
@@ -34,15 +34,17 @@ def list_builds(
         raise Invalid(f"{state[:40]!r} is none of {', '.join(builds.STATES)}", field="state")
     with use.database.reading() as session:
         found = builds.find(session, model=model, version=version, state=state, after=after, limit=limit + 1)
+        check = checks.of_versions(session, (of.id for _, of in found))
     more = str(found[limit - 1][0].id) if len(found) > limit else None
-    return Page(items=[build_view(build, of) for build, of in found[:limit]], next=more)
+    return Page(items=[build_view(build, of, check.get(of.id)) for build, of in found[:limit]], next=more)
 
 
 @router.get("/builds/{build_id}", summary="Show a build with report and manifest", responses=responses(NotFound))
 def show_build(use: Use, build_id: Number, _: Annotated[Actor, Depends(require("viewer"))]) -> BuildDetail:
     with use.database.reading() as session:
         build = builds.get_build(session, build_id)
-        return build_detail(build, session.get_one(Version, build.version_id))
+        check = checks.of_versions(session, [build.version_id]).get(build.version_id)
+        return build_detail(build, session.get_one(Version, build.version_id), check)
 
 
 @router.post(
@@ -56,6 +58,6 @@ def retry_build(use: Use, build_id: Number, actor: Annotated[Actor, Depends(requ
         audit.record(
             session, actor, "build.retry", f"{version.model} {version.name} {build.target}", {"build": build_id}, now_ms
         )
-        view = build_view(build, version)
+        view = build_view(build, version, checks.of_versions(session, [version.id]).get(version.id))
     use.bus.publish("build", str(build_id))
     return view

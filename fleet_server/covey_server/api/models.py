@@ -28,7 +28,7 @@ from covey_server.campaigns import choice
 from covey_server.db.tables import Version
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unauthorized
 from covey_server.problems import responses
-from covey_server.registry import builds, versions
+from covey_server.registry import builds, checks, versions
 from covey_server.registry.versions import Upload
 from covey_server.services import Services, Use
 
@@ -120,17 +120,18 @@ async def push_version(
 def add_builds(
     use: Use, model: str, version: str, body: Targets, actor: Annotated[Actor, Depends(require("operator"))]
 ) -> Page[BuildView]:
-    """Targets that the version is built for already are left as they are; all builds of the named targets are returned."""
+    """Targets that the version is built for already are left as they are; all builds of the named targets are returned, for
+    a TensorRT engine with the check of the graph."""
     named = versions.check_targets(body.targets)
     now_ms = use.clock()
     with use.database.session() as session:
         found = versions.get_version(session, model, version)
-        targets = named or versions.check_targets(choice.targets_needed(session))
+        targets = _with_check(use, named or versions.check_targets(choice.targets_needed(session)), now_ms)
         new = _queue(use, session, found, targets, now_ms)
         audit.record(session, actor, "build.queue", f"{model} {version}", {"targets": list(targets)}, now_ms)
         every = versions.builds_by_version(session, [found])[found.id]
     _announce(use, new)
-    return Page(items=[build_view(one, found) for one in every if one.target in targets])
+    return Page(items=[build_view(one, found, checks.among(every)) for one in every if one.target in targets])
 
 
 def push_files(use: Services, upload: Upload, sizes: dict[str, int], actor: Actor) -> tuple[VersionView, bool]:
@@ -141,6 +142,7 @@ def push_files(use: Services, upload: Upload, sizes: dict[str, int], actor: Acto
             versions.note_blob(session, sha256, size, now_ms)
         version, new = versions.push_version(session, upload, actor.name, now_ms)
         targets = upload.targets or (versions.check_targets(choice.targets_needed(session)) if new else ())
+        targets = _with_check(use, targets, now_ms)
         queued = _queue(use, session, version, targets, now_ms)
         if new or queued:
             detail = {"source": upload.source, "budget": upload.budget, "targets": list(targets)}
@@ -183,6 +185,10 @@ def _push(use: Services, model: str, form: FormData, actor: Actor) -> tuple[Vers
 def _text(form: FormData, name: str) -> str:
     value = form.get(name, "")
     return value if isinstance(value, str) else ""
+
+
+def _with_check(use: Services, targets: tuple[str, ...], now_ms: int) -> tuple[str, ...]:
+    return checks.with_check(targets, lambda target: use.workers.can_build(target, now_ms))
 
 
 def _queue(use: Services, session: Session, version: Version, targets: tuple[str, ...], now_ms: int) -> list[int]:

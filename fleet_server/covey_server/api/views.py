@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from covey_server.db.tables import Build, Version
+from covey_server.registry import checks
 from covey_server.registry.versions import ModelSummary
 
 
@@ -19,9 +20,11 @@ class BuildView(BaseModel):
     model: str
     version: str
     target: str = Field(examples=["openvino-int8"])
-    state: str = Field(description="queued, building, built, refused, unsupported or failed")
-    waiting_for: str = Field(description="a sentence while nobody can build this, else empty")
-    reason: str = Field(description="why it was refused or failed, with the figure")
+    state: str = Field(description="queued, building, built, checked, refused, unsupported or failed")
+    waiting_for: str = Field(
+        description="a sentence while nobody can build this, with what a check of the graph has found; else empty"
+    )
+    reason: str = Field(description="why it was refused or failed, with the figure; or what a check found")
     digest: str | None = Field(description="SHA-256 of the manifest: the build's name on devices")
     size: int
     accuracy: dict[str, Any] | None = Field(description="metric of source and build on the same samples")
@@ -78,13 +81,14 @@ class ModelDetail(BaseModel):
     versions: list[VersionView] = Field(description="newest first")
 
 
-def build_view(build: Build, version: Version) -> BuildView:
-    return BuildView(**_build_fields(build, version))
+def build_view(build: Build, version: Version, check: Build | None) -> BuildView:
+    """`check` is the version's check of its graph for TensorRT, if it has one."""
+    return BuildView(**_build_fields(build, version, check))
 
 
-def build_detail(build: Build, version: Version) -> BuildDetail:
+def build_detail(build: Build, version: Version, check: Build | None) -> BuildDetail:
     return BuildDetail(
-        **_build_fields(build, version),
+        **_build_fields(build, version, check),
         report=build.report,
         manifest=base64.b64encode(build.manifest).decode() if build.manifest is not None else None,
         envelope=base64.b64encode(build.envelope).decode() if build.envelope is not None else None,
@@ -107,7 +111,7 @@ def version_view(version: Version, builds: Sequence[Build], sizes: Mapping[str, 
         labels=file(version.labels_blob),
         budget=version.budget,
         metadata=version.info,
-        builds=[build_view(build, version) for build in builds],
+        builds=[build_view(build, version, checks.among(builds)) for build in builds],
     )
 
 
@@ -132,7 +136,7 @@ def digests_of(versions: Sequence[Version]) -> list[str]:
     ]
 
 
-def _build_fields(build: Build, version: Version) -> dict[str, Any]:
+def _build_fields(build: Build, version: Version, check: Build | None) -> dict[str, Any]:
     report = build.report or {}
     return {
         "id": build.id,
@@ -140,7 +144,7 @@ def _build_fields(build: Build, version: Version) -> dict[str, Any]:
         "version": version.name,
         "target": build.target,
         "state": build.state,
-        "waiting_for": build.waiting_for if build.state == "queued" else "",
+        "waiting_for": checks.waiting_for(build, check),
         "reason": str(report.get("reason", "")),
         "digest": build.digest,
         "size": build.size,

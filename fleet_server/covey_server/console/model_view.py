@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from covey_contract.building import Accuracy, Latency
 from covey_server.db.tables import Build, Device, Model, Reported, Version
 from covey_server.errors import NotFound
-from covey_server.registry import versions
+from covey_server.registry import checks, versions
 from covey_server.registry.versions import ModelSummary
 
 MATRIX_VERSIONS = 12
@@ -22,7 +22,7 @@ PAGE = 50
 @dataclass(frozen=True)
 class BuildCell:
     """One target of one version. `shown` is the state in the console's words: a queued build that nobody can build waits for
-    a builder. `reason` says why it was refused or failed."""
+    a builder. `reason` says why it was refused or failed, or what a check has found."""
 
     id: int
     target: str
@@ -51,6 +51,11 @@ class VersionRow:
     @property
     def ready(self) -> int:
         return sum(1 for cell in self.cells.values() if cell.state == "built")
+
+    @property
+    def wanted(self) -> int:
+        """How many may become ready; what was only checked never does."""
+        return sum(1 for cell in self.cells.values() if cell.state != "checked")
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,10 @@ def model(session: Session, name: str, chosen: str | None) -> ModelPage:
     rows = [
         VersionRow(
             one,
-            {build.target: cell(build, devices.get(build.digest or "", 0)) for build in builds[one.id]},
+            {
+                build.target: cell(build, checks.among(builds[one.id]), devices.get(build.digest or "", 0))
+                for build in builds[one.id]
+            },
             sizes.get(one.source_blob, 0),
         )
         for one in shown
@@ -114,12 +122,14 @@ def build(session: Session, build_id: int) -> tuple[Build, Version, BuildCell]:
     version = session.get(Version, found.version_id) if found is not None else None
     if found is None or version is None:
         raise NotFound(f"there is no build {build_id}")
-    return found, version, cell(found, _devices(session, [found]).get(found.digest or "", 0))
+    check = checks.of_versions(session, [version.id]).get(version.id)
+    return found, version, cell(found, check, _devices(session, [found]).get(found.digest or "", 0))
 
 
-def cell(row: Build, devices: int) -> BuildCell:
+def cell(row: Build, check: Build | None, devices: int) -> BuildCell:
+    """`check` is the version's check of its graph for TensorRT, if it has one."""
     report = row.report or {}
-    waiting = row.waiting_for if row.state == "queued" else ""
+    waiting = checks.waiting_for(row, check)
     return BuildCell(
         id=row.id,
         target=row.target,

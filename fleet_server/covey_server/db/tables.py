@@ -111,8 +111,8 @@ class Version(Base):
 class Build(Base):
     """One target of one version: the job while it is worked on, then what came of it.
 
-    `state`: "queued" (also: no worker of that kind has come yet, see `waiting_for`), "building" (leased), then "built", "refused",
-    "unsupported" or "failed". `digest`, `manifest` and `envelope` are there once it is built.
+    `state`: "queued" (also: no worker of that kind has come yet, see `waiting_for`), "building" (leased), then "built", "checked",
+    "refused", "unsupported" or "failed". `digest`, `manifest` and `envelope` are there once it is built, and only then.
     """
 
     __tablename__ = "builds"

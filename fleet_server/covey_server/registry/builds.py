@@ -176,7 +176,7 @@ def release_expired(session: Session, attempts: int, now_ms: int) -> list[int]:
 
 
 def retry(session: Session, build_id: int, can_build: Callable[[str], bool]) -> Build:
-    """Queue a build again that failed, was refused or is unsupported. Raises `Conflict` for any other."""
+    """Queue a build again that failed, was refused, is unsupported or was only checked. Raises `Conflict` for any other."""
     build = get_build(session, build_id, lock=True)
     if build.state not in FINISHED or build.state == "built":
         raise Conflict(f"build {build_id} is {build.state}; only one that did not succeed can be tried again")

@@ -139,7 +139,9 @@ class Story:
             speed = f"{row['p50_ms']:.3f} ms" if row["p50_ms"] is not None else "-"
             rows.append([row["target"], row["state"], str(row["size"]), accuracy, speed, row["reason"]])
         self._tell.table(
-            f"Builds of {MODEL} {version}", ["target", "state", "bytes", "accuracy", "p50 here", "why not"], rows
+            f"Builds of {MODEL} {version}",
+            ["target", "state", "bytes", "accuracy", "p50 here", "why not, or what was found"],
+            rows,
         )
 
     def first_install(self) -> None:

@@ -286,6 +286,8 @@ def test_push_without_waiting(covey: Covey, server: FakeServer, source: str) -> 
         ([build("tflite-int8", "built"), build("openvino-int8", "refused")], ["tflite-int8"], 0),
         ([build("tflite-int8", "built"), build("openvino-int8", "failed")], ["openvino-int8"], 1),
         ([build("openvino-int8", "unsupported")], [], 1),
+        ([build("tflite-int8", "built"), build("tensorrt-rtx-fp32", "checked")], [], 0),
+        ([build("tensorrt-rtx-fp32", "checked")], ["tensorrt-rtx-fp32"], 0),
     ],
 )
 def test_push_waits_until_every_build_is_settled(

@@ -99,6 +99,10 @@ def test_the_best_ranked_build_that_fits_is_chosen_and_every_other_told_why() ->
         ),
         (Candidate(1, "onnxruntime-int8", "unsupported"), "unsupported"),
         (
+            Candidate(1, "tensorrt-rtx-fp32", "checked", detail="fit for SM 80, 89"),
+            "only checked: the graph is fit for this target, but what was built was not run, so it is not released",
+        ),
+        (
             built("onnxruntime-fp32", memory_mb=2900.0),
             "over memory: needs 2900 MB, this device's budget is 2796 MB",
         ),
