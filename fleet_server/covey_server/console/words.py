@@ -63,6 +63,7 @@ _LOOKS: dict[str, Look] = {
     "queued": Look(_CALM, "clock", "queued"),
     "building": Look(_BUSY, "gear", "building"),
     "built": Look(_OK, "check", "built"),
+    "checked": Look(_OK, "eye", "checked"),
     "unsupported": Look(_CALM, "ring", "not possible"),
     "waiting_for_builder": Look(_WARN, "clock", "waiting for a builder"),
 }
