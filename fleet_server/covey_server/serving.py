@@ -191,7 +191,7 @@ def _write_server_file(services: Services, url: str) -> None:
     told: dict[str, object] = {"url": url, "pid": os.getpid()}
     if services.fleet is not None:
         broker = services.fleet.broker_address
-        told["broker"] = {"host": broker.host, "port": broker.port}
+        told["broker"] = {"what": services.fleet.broker.what, "host": broker.host, "port": broker.port}
         if url.startswith("https:"):
             told["ca"] = str(services.fleet.ca.ca_path.resolve())
     write_durably(services.settings.data / SERVER_FILE, json.dumps(told).encode() + b"\n")

@@ -45,6 +45,12 @@ class LocalServer:
         return {"COVEY_SERVER": self.url, "COVEY_TOKEN": (self.data / "admin-token").read_text().strip()}
 
     @property
+    def broker(self) -> str:
+        """Which broker the server uses, as it says itself."""
+        told = json.loads((self.data / "server.json").read_text())
+        return str(told["broker"]["what"])
+
+    @property
     def broker_pid(self) -> int | None:
         """The embedded broker's process."""
         for pid in descendants(self.child.pid):

@@ -23,6 +23,8 @@ _START_S = 10.0
 class TrialBroker:
     """amqtt, imported only when it is started."""
 
+    what = "amqtt on loopback, without TLS, for trying out only"
+
     def __init__(self, folder: Path, configured_port: int | None) -> None:
         self._folder = folder
         self._configured_port = configured_port

@@ -52,6 +52,10 @@ class Broker(Protocol):
     """What the fleet asks of any broker."""
 
     @property
+    def what(self) -> str:
+        """What it is, in a few words for people."""
+
+    @property
     def address(self) -> BrokerAddress:
         """Where devices connect to."""
 
@@ -72,6 +76,8 @@ class Broker(Protocol):
 
 class ExternalBroker:
     """A broker that somebody else runs; its operators see to certificates, access list and revocation list."""
+
+    what = "a broker of your own"
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -164,6 +170,8 @@ def kept_port(folder: Path, bind: str, configured: int | None) -> int:
 
 class MosquittoBroker:
     """mosquitto with mTLS as a child: started again when it dies, ended with the server."""
+
+    what = "mosquitto with mutual TLS and an access list per device"
 
     def __init__(self, program: str, layout: Layout, bind: str, public_host: str, configured_port: int | None) -> None:
         self._program = program

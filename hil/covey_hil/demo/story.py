@@ -94,8 +94,7 @@ class Story:
         self._open.callback(lambda: self.server.child.stop())
         self.server.start()
         self.client: Client = self.server.client()
-        health = self.client.health()
-        self._tell.say(f"server at {self.server.url}: SQLite, files on disk, {health.get('broker', 'broker')}")
+        self._tell.say(f"server at {self.server.url}: SQLite, files on disk, {self.server.broker}")
 
     def enrol_devices(self) -> None:
         self._tell.chapter("Six devices enrol, each with a one-time token")
