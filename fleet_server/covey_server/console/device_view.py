@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +13,22 @@ from sqlalchemy.orm import Session
 from covey_contract.lifecycle import State
 from covey_server.console import latency
 from covey_server.console.latency import Health
-from covey_server.db.tables import Build, Device, TelemetryRow
+from covey_server.db.tables import Build, Device
 from covey_server.fleet import directory, groups
 from covey_server.fleet.directory import DeviceFilter
 from covey_server.fleet.views import DeviceDetail, DeviceView, ModelOnDevice, ReportView
 
 PAGE = 50
-REPORTS = 40
+REPORTS = 150
+DEPLOYMENTS = 12
 CHART_MS = 3_600_000
 CHART_WINDOWS = 1500
 MAX_LINES = 4
+# The engine names the build that won each time; here it stands above.
+_RANKED = re.compile(r"^ranked lower: \S+ before \S+$")
+RECENT_MS = 5 * 60_000
+# A clock that is wrong by less is nobody's business.
+WRONG_CLOCK_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,39 @@ class OnDevice:
 
 
 @dataclass(frozen=True)
+class Step:
+    """`took_ms` is None for the state that it is in."""
+
+    state: str
+    took_ms: int | None
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """All that the device reported of one order. Times of begin and end are ours, spans are the device's."""
+
+    id: str
+    model: str
+    version: str
+    target: str
+    state: str
+    reason: str
+    detail: str
+    at_ms: int
+    took_ms: int
+    steps: list[Step]
+
+
+@dataclass(frozen=True)
 class DevicePageDetail:
+    """`clock_ms` is how far the device's clock is behind ours, 0 where that is too little to tell."""
+
     device: DeviceDetail
     models: list[OnDevice]
-    reports: list[ReportView]
+    deployments: list[Deployment]
     chart: dict[str, Any]
     swaps: int
+    clock_ms: int
 
 
 def devices(session: Session, wanted: DeviceFilter, after: str) -> DevicePage:
@@ -80,27 +115,70 @@ def device(session: Session, name: str, now_ms: int) -> DevicePageDetail:
     """Raises `NotFound`."""
     detail = directory.device_detail(session, name)
     reports = directory.reports_of(session, name, None, REPORTS)
-    newest = session.scalar(
-        select(TelemetryRow.end_ms).where(TelemetryRow.device == name).order_by(TelemetryRow.end_ms.desc()).limit(1)
-    )
+    measured = latency.windows_of(session, name, CHART_WINDOWS)
+    clock_ms = latency.behind_ms(measured)
     # By the device's clock, which need not be ours: what it measured last is the end of the chart.
-    found = (
-        latency.windows(session, device=name, since_ms=newest - CHART_MS, limit=CHART_WINDOWS)
-        if newest is not None
-        else []
+    found = sorted(
+        (one for one in measured if abs(measured[-1].end_ms - one.end_ms) <= CHART_MS), key=lambda one: one.end_ms
     )
-    models = [_on_device(held, reports, found, now_ms) for held in detail.models]
+    models = [_on_device(held, reports, measured, now_ms) for held in detail.models]
     chart, swaps = _chart(session, detail, found)
-    return DevicePageDetail(detail, models, reports, chart, swaps)
+    wrong = clock_ms if abs(clock_ms) >= WRONG_CLOCK_MS and detail.online else 0
+    return DevicePageDetail(detail, models, _deployments(session, reports), chart, swaps, wrong)
+
+
+def _targets(session: Session, digests: Iterable[str]) -> dict[str, str]:
+    rows = session.execute(select(Build.digest, Build.target).where(Build.digest.in_(sorted(set(digests)))))
+    return {str(digest): target for digest, target in rows}
+
+
+def _deployments(session: Session, reports: list[ReportView]) -> list[Deployment]:
+    """The newest first; of `reports`, newest first, those of one order together."""
+    orders: dict[tuple[str, str], list[ReportView]] = {}
+    for report in reports:
+        orders.setdefault((report.assignment, report.model), []).append(report)
+    shown = [list(reversed(held)) for held in orders.values()][:DEPLOYMENTS]
+    targets = _targets(session, [held[-1].build for held in shown])
+    return [_deployment(held, targets) for held in shown]
+
+
+def _deployment(held: list[ReportView], targets: dict[str, str]) -> Deployment:
+    """From the reports of one order, oldest first."""
+    last = held[-1]
+    begins: list[ReportView] = []
+    for report in held:
+        if not begins or begins[-1].state != report.state:
+            begins.append(report)
+    ends = [*(one.at_ms for one in begins[1:]), None]
+    steps = [
+        Step(one.state, None if end is None else max(end - one.at_ms, 0)) for one, end in zip(begins, ends, strict=True)
+    ]
+    told = next((one for one in reversed(held) if one.reason != "none" or one.detail), last)
+    return Deployment(
+        id=f"{last.model}-{last.seq}",
+        model=last.model,
+        version=last.version,
+        target=targets.get(last.build, ""),
+        state=last.state,
+        reason=told.reason,
+        detail=told.detail,
+        at_ms=last.received_ms,
+        took_ms=max(begins[-1].at_ms - held[0].at_ms, 0),
+        steps=steps,
+    )
 
 
 def _on_device(held: ModelOnDevice, reports: list[ReportView], found: list[latency.Window], now_ms: int) -> OnDevice:
     digest = held.active.digest if held.active is not None else None
     since = next(
-        (one.at_ms for one in reports if one.build == digest and one.state == State.ACTIVE and one.model == held.model),
+        (
+            one.received_ms
+            for one in reports
+            if one.build == digest and one.state == State.ACTIVE and one.model == held.model
+        ),
         None,
     )
-    recent = [one for one in found if one.build == digest and one.end_ms > now_ms - 5 * 60_000]
+    recent = [one for one in found if one.build == digest and one.received_ms > now_ms - RECENT_MS]
     why = held.desired.why if held.desired is not None else {}
     summary, reasons = explain(why, held.desired.target if held.desired is not None else None)
     return OnDevice(held, since, latency.health(recent), summary, reasons)
@@ -110,10 +188,7 @@ def _chart(session: Session, detail: DeviceDetail, found: list[latency.Window]) 
     """One line pair for each build that served in the time, the newest ones; a mark wherever the build changes."""
     order = list(dict.fromkeys(one.build for one in reversed(found)))[:MAX_LINES]
     versions = {one.build: one.version for one in found}
-    targets = {
-        str(digest): target
-        for digest, target in session.execute(select(Build.digest, Build.target).where(Build.digest.in_(order)))
-    }
+    targets = _targets(session, order)
     drawn = [(f"{versions[build]} {targets.get(build, '')}".strip(), frozenset({build})) for build in reversed(order)]
     chart = latency.chart(found, drawn, f"Latency on {detail.id}")
     last: str | None = None
@@ -134,5 +209,8 @@ def explain(why: dict[str, Any], target: str | None) -> tuple[str, list[Reason]]
     chosen = why.get("chosen") or {}
     summary = str(chosen.get("reason") or why.get("reason") or "ordered by hand")
     reasons = [Reason(target, True, summary)] if target is not None else []
-    reasons += [Reason(str(one["target"]), False, str(one["reason"])) for one in why.get("lost", ())]
+    reasons += [
+        Reason(str(one["target"]), False, _RANKED.sub("could run here, ranked lower", str(one["reason"])))
+        for one in why.get("lost", ())
+    ]
     return summary, reasons

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from covey_contract.lifecycle import BAD
 from covey_server.campaigns import views as campaign_views
-from covey_server.campaigns.views import CampaignView
-from covey_server.console import latency
-from covey_server.console.latency import Health
+from covey_server.campaigns.views import CampaignSummary, CampaignView
+from covey_server.console import latency, words
+from covey_server.console.latency import Health, Tally
 from covey_server.core.engine import ACTIVE
 from covey_server.db.tables import (
     AssignmentRow,
@@ -28,7 +28,11 @@ from covey_server.db.tables import (
 
 RECENT_MS = 5 * 60_000
 MAX_SHOWN_CAMPAIGNS = 6
-EVENTS = 14
+ENDED_CAMPAIGNS = 3
+EVENTS = 10
+BAD_ERROR_RATE = 0.01
+# Every campaign has them, and its own page shows them.
+_ROUTINE = ("assigned", "stage_started", "restoring", "rolling_back")
 MAX_ROWS = 400
 
 
@@ -72,16 +76,55 @@ class Happening:
 
 @dataclass(frozen=True)
 class FleetView:
+    """`campaigns` are those under way, `ended` the newest others. Quantiles reach back `span_ms`, counts `RECENT_MS`."""
+
     devices: Devices
     models: list[ServedModel]
     health: Health
+    span_ms: int
     campaigns: list[CampaignView]
+    ended: list[CampaignSummary]
     happenings: list[Happening]
+
+    @property
+    def sampled(self) -> bool:
+        return self.span_ms < RECENT_MS
+
+    @property
+    def troubles(self) -> list[tuple[str, str, str]]:
+        """What is not well: a tone, a sentence, and the page to look at. The worst first."""
+        found = []
+        devices, health = self.devices, self.health
+        if health.error_rate is not None and health.error_rate > BAD_ERROR_RATE:
+            found.append(("bad", f"{words.percent(health.error_rate)} of all requests fail", "#serving"))
+        if devices.troubled:
+            found.append(("bad", f"the last deployment failed on {_devices_in_words(devices.troubled)}", "/devices"))
+        found += [
+            (
+                "bad" if one.state == "halted" else "warn",
+                f"{one.name} is {words.look(one.state).text}",
+                f"/campaigns/{one.name}",
+            )
+            for one in self.campaigns
+            if one.state != "running"
+        ]
+        if devices.online < devices.total:
+            away = devices.total - devices.online
+            found.append(("warn", f"{_devices_in_words(away)} offline", "/devices?online=no"))
+        return found
+
+
+def _devices_in_words(count: int) -> str:
+    return f"{words.number(count)} device{'' if count == 1 else 's'}"
 
 
 def fleet(session: Session, now_ms: int) -> FleetView:
-    models, health = _models(session, now_ms)
-    return FleetView(_devices(session), models, health, _campaigns(session, now_ms), _happenings(session))
+    models, health, span_ms = _models(session, now_ms)
+    campaigns = _campaigns(session, now_ms)
+    running = {one.name for one in campaigns}
+    newest, _ = campaign_views.list_campaigns(session, ENDED_CAMPAIGNS + MAX_SHOWN_CAMPAIGNS)
+    ended = [one for one in newest if one.name not in running and one.started_ms is not None][:ENDED_CAMPAIGNS]
+    return FleetView(_devices(session), models, health, span_ms, campaigns, ended, _happenings(session))
 
 
 def _devices(session: Session) -> Devices:
@@ -110,7 +153,7 @@ def _devices(session: Session) -> Devices:
     return Devices(row[0], row[1] or 0, row[2] or 0, off_target or 0, troubled or 0)
 
 
-def _models(session: Session, now_ms: int) -> tuple[list[ServedModel], Health]:
+def _models(session: Session, now_ms: int) -> tuple[list[ServedModel], Health, int]:
     rows = session.execute(
         select(
             Version.model,
@@ -137,17 +180,21 @@ def _models(session: Session, now_ms: int) -> tuple[list[ServedModel], Health]:
         one.simulated += simulated or 0
         one.targets[target] += count
         digests[digest] = (model, version)
-    found = latency.windows(session, builds=list(digests), since_ms=now_ms - RECENT_MS)
+    spell = latency.lately(session, list(digests), now_ms, RECENT_MS)
     grouped: defaultdict[tuple[str, str], list[latency.Window]] = defaultdict(list)
-    for window in found:
+    counted: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
+    for window in spell.windows:
         grouped[digests[window.build]].append(window)
-    for (model, version), held in grouped.items():
-        served[model][version].health = latency.health(held)
+    for build, tally in spell.tallies.items():
+        counted[digests[build]] += tally
+    for (model, version), tally in counted.items():
+        served[model][version].health = latency.health(grouped[model, version], tally)
     models = [
         ServedModel(model, list(versions.values()), sum(one.devices for one in versions.values()))
         for model, versions in served.items()
     ]
-    return models, latency.health(found)
+    health = latency.health(spell.windows, sum(counted.values(), Tally()))
+    return models, health, now_ms - spell.since_ms
 
 
 def _campaigns(session: Session, now_ms: int) -> list[CampaignView]:
@@ -180,6 +227,7 @@ def _happenings(session: Session) -> list[Happening]:
     events = session.execute(
         select(CampaignEvent, Campaign.name)
         .join(Campaign, Campaign.id == CampaignEvent.campaign_id)
+        .where(CampaignEvent.kind.not_in(_ROUTINE))
         .order_by(CampaignEvent.id.desc())
         .limit(EVENTS)
     ).all()

@@ -1,7 +1,8 @@
 """How fast and how well: windows of telemetry merged into figures and into charts.
 
-Every query goes by an index and has a limit; a fleet too large for it is judged by its newest windows, and `since_ms` says how
-far back those reach. Latency is end to end, as callers see it.
+Every query goes by an index. Counts are exact however large the fleet is, the database adds them up; quantiles need the windows
+themselves, so that those of a fleet with too many of them reach less far back, for all builds alike, and `Spell` says how far.
+Latency is end to end, as callers see it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from covey_contract.histogram import Histogram, merge
@@ -21,6 +22,7 @@ from covey_server.db.tables import TelemetryRow
 
 MEASURE = "end_to_end"
 MAX_WINDOWS = 2000
+_CLOCK_WINDOWS = 50
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,38 @@ class Window:
     version: str
     start_ms: int
     end_ms: int
+    received_ms: int
     ok: int
     failed: int
     fallbacks: int
     latency: Histogram
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Exact counts of some windows."""
+
+    windows: int = 0
+    ok: int = 0
+    failed: int = 0
+    fallbacks: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.windows + other.windows,
+            self.ok + other.ok,
+            self.failed + other.failed,
+            self.fallbacks + other.fallbacks,
+        )
+
+
+@dataclass(frozen=True)
+class Spell:
+    """The last so many ms by builds: the exact counts of each, and windows enough for quantiles, which reach back to `since_ms`."""
+
+    tallies: dict[str, Tally]
+    windows: list[Window]
+    since_ms: int
 
 
 @dataclass(frozen=True)
@@ -48,8 +78,6 @@ class Health:
     p50_ms: float | None = None
     p95_ms: float | None = None
     p99_ms: float | None = None
-    since_ms: int | None = None
-    devices: int = 0
 
     @property
     def error_rate(self) -> float | None:
@@ -72,55 +100,98 @@ class Chart:
 def windows(
     session: Session,
     *,
-    builds: Sequence[str] = (),
-    device: str | None = None,
+    builds: Sequence[str],
+    devices: Sequence[str] = (),
     since_ms: int,
+    until_ms: int | None = None,
     limit: int = MAX_WINDOWS,
 ) -> list[Window]:
-    """The newest windows of one device or of some builds (digests) that ended after `since_ms`, oldest first."""
-    query = select(TelemetryRow).where(TelemetryRow.end_ms > since_ms).order_by(TelemetryRow.end_ms.desc()).limit(limit)
-    if device is not None:
-        query = query.where(TelemetryRow.device == device)
-    if builds:
-        query = query.where(TelemetryRow.build.in_(builds))
-    elif device is None:
+    """The newest windows of some builds (digests), of all devices or some, that ended in the time; oldest first."""
+    if not builds:
         return []
+    query = (
+        select(TelemetryRow)
+        .where(TelemetryRow.build.in_(builds), TelemetryRow.end_ms > since_ms)
+        .order_by(TelemetryRow.end_ms.desc())
+        .limit(limit)
+    )
+    if until_ms is not None:
+        query = query.where(TelemetryRow.end_ms <= until_ms)
+    if devices:
+        query = query.where(TelemetryRow.device.in_(devices))
     return [_window(row) for row in reversed(session.scalars(query).all())]
 
 
-def health(found: Iterable[Window]) -> Health:
-    """The figures over all of these windows together."""
+def windows_of(session: Session, device: str, limit: int) -> list[Window]:
+    """The newest windows of a device in the order in which it measured them, whatever its clock did meanwhile."""
+    query = (
+        select(TelemetryRow)
+        .where(TelemetryRow.device == device)
+        .order_by(TelemetryRow.seq.desc(), TelemetryRow.part.desc())
+        .limit(limit)
+    )
+    return [_window(row) for row in reversed(session.scalars(query).all())]
+
+
+def behind_ms(found: Sequence[Window]) -> int:
+    """How far a device's clock is behind ours, by what came of it last; a record that waited on the device may make it seem
+    more, never less, so that the quickest of the newest counts."""
+    return min((one.received_ms - one.end_ms for one in found[-_CLOCK_WINDOWS:]), default=0)
+
+
+def lately(session: Session, builds: Sequence[str], now_ms: int, span_ms: int, limit: int = MAX_WINDOWS) -> Spell:
+    """The builds' figures of the last `span_ms`, by the devices' clocks."""
+    since_ms = now_ms - span_ms
+    rows = session.execute(
+        select(
+            TelemetryRow.build,
+            func.count(),
+            func.sum(TelemetryRow.ok),
+            func.sum(TelemetryRow.failed),
+            func.sum(TelemetryRow.fallbacks),
+        )
+        .where(TelemetryRow.build.in_(builds), TelemetryRow.end_ms > since_ms)
+        .group_by(TelemetryRow.build)
+    )
+    tallies = {build: Tally(count, ok, failed, fallbacks) for build, count, ok, failed, fallbacks in rows}
+    total = sum(one.windows for one in tallies.values())
+    if total > limit:
+        since_ms = now_ms - span_ms * limit // total
+    return Spell(tallies, windows(session, builds=builds, since_ms=since_ms, limit=limit), since_ms)
+
+
+def health(found: Iterable[Window], counted: Tally | None = None) -> Health:
+    """The figures over all of these windows together; the counts from `counted`, if these are not all that there were."""
     held = list(found)
     whole = merge([one.latency for one in held])
     has = whole.count > 0
+    if counted is None:
+        counted = sum((Tally(1, one.ok, one.failed, one.fallbacks) for one in held), Tally())
     return Health(
-        requests=sum(one.ok + one.failed for one in held),
-        failed=sum(one.failed for one in held),
-        fallbacks=sum(one.fallbacks for one in held),
+        requests=counted.ok + counted.failed,
+        failed=counted.failed,
+        fallbacks=counted.fallbacks,
         p50_ms=whole.quantile(0.5) * 1000 if has else None,
         p95_ms=whole.quantile(0.95) * 1000 if has else None,
         p99_ms=whole.quantile(0.99) * 1000 if has else None,
-        since_ms=min((one.start_ms for one in held), default=None),
-        devices=len({one.device for one in held}),
     )
 
 
-def health_by_version(found: Iterable[Window]) -> dict[str, Health]:
-    grouped: defaultdict[str, list[Window]] = defaultdict(list)
-    for one in found:
-        grouped[one.version].append(one)
-    return {version: health(held) for version, held in grouped.items()}
-
-
 def chart(
-    found: Sequence[Window], groups: Sequence[tuple[str, frozenset[str]]], label: str, points: int = 120
+    found: Sequence[Window],
+    groups: Sequence[tuple[str, frozenset[str]]],
+    label: str,
+    quantile: float = 0.99,
+    points: int = 120,
 ) -> Chart:
-    """For each group (a name and its builds' digests) the p50 and p99 over time, in at most `points` steps."""
+    """For each group (a name and its builds' digests) the median and the quantile over time, in at most `points` steps, none
+    shorter than a window usually is."""
     drawn = Chart(label)
     if not found:
         return drawn
-    first, last = found[0].end_ms, found[-1].end_ms
-    step = max(math.ceil((last - first + 1) / points / 1000) * 1000, 1000)
+    first, last = min(one.end_ms for one in found), max(one.end_ms for one in found)
+    usual = sorted(one.end_ms - one.start_ms for one in found)[len(found) // 2]
+    step = max(math.ceil(max((last - first + 1) / points, usual) / 1000) * 1000, 1000)
     starts = list(range(first - first % step, last + 1, step))
     drawn.times = [round((start + step / 2) / 1000, 1) for start in starts]
     for name, builds in groups:
@@ -131,11 +202,12 @@ def chart(
         if not buckets:
             continue
         merged = {start: merge(held) for start, held in buckets.items()}
-        for quantile, kind in ((0.5, "p50"), (0.99, "p99")):
-            values = [
-                round(merged[start].quantile(quantile) * 1000, 4) if start in merged else None for start in starts
-            ]
-            drawn.lines.append({"name": f"{name} {kind}", "group": name, "kind": kind, "values": values})
+        for q, kind in ((0.5, "median"), (quantile, "quantile")):
+            values = [round(merged[start].quantile(q) * 1000, 4) if start in merged else None for start in starts]
+            text = f"p{q * 100:g}"
+            drawn.lines.append(
+                {"name": f"{name} {text}", "group": name, "kind": kind, "quantile": text, "values": values}
+            )
     return drawn
 
 
@@ -150,6 +222,7 @@ def _window(row: TelemetryRow) -> Window:
         version=row.version,
         start_ms=row.start_ms,
         end_ms=row.end_ms,
+        received_ms=row.received_ms,
         ok=row.ok,
         failed=row.failed,
         fallbacks=row.fallbacks,

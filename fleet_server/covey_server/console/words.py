@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ _LOOKS: dict[str, Look] = {
     "built": Look(_OK, "check", "built"),
     "checked": Look(_OK, "eye", "checked"),
     "unsupported": Look(_CALM, "ring", "not possible"),
-    "waiting_for_builder": Look(_WARN, "clock", "waiting for a builder"),
+    "waiting_for_builder": Look(_WARN, "clock", "no builder yet"),
 }
 
 
@@ -161,6 +163,70 @@ def iso(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
+_LONG_NUMBER = re.compile(r"\d+\.\d{3,}")
+_TIMES = re.compile(r"\bx(?=\d)")
+
+
+def plain(text: str) -> str:
+    """A sentence of the engine for people.
+
+    >>> plain("p99 end_to_end 3.4234 -> 20.9515 ms (x6.02)")
+    'p99 end to end 3.42 → 21 ms (×6.02)'
+    """
+    text = text.replace("end_to_end", "end to end").replace("->", "→")
+    return _TIMES.sub("×", _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.3g}", text))
+
+
+def limits(threshold: dict[str, Any]) -> list[str]:
+    """What a gate allows, and how much it wants to have seen, as phrases.
+
+    >>> limits({"max_rate": 0.1, "max_count": 0, "min_requests": 50})
+    ['at most 10 %', 'at most 0 devices', 'judged from 50 requests on']
+    """
+    phrases = {
+        "max_rate": lambda value: f"at most {value * 100:g} %",
+        "max_count": lambda value: f"at most {number(value)} device{'' if value == 1 else 's'}",
+        "max_ratio": lambda value: f"at most × {value:g}",
+        "min_increase_ms": lambda value: f"or less than {value:g} ms more",
+        "max_ms": lambda value: f"at most {milliseconds(value)}",
+        "min_requests": lambda value: f"judged from {number(value)} requests on",
+    }
+    return [
+        phrases[name](value) if name in phrases else f"{words(name)} {value}"
+        for name, value in threshold.items()
+        if value is not None
+    ]
+
+
 def words(name: str) -> str:
     """`inference_errors` as `inference errors`."""
     return name.replace("_", " ")
+
+
+_SHORT_DIGEST = 12
+_HEX = re.compile(r"[0-9a-f]{40,}")
+
+
+def entry(detail: dict[str, Any]) -> list[tuple[str, str]]:
+    """What an entry of the audit log tells, as names and values; without what is empty, digests shortened.
+
+    >>> entry({"outcome": "built", "digest": "ab" * 32, "reason": "", "targets": ["a", "b"], "again": False})
+    [('outcome', 'built'), ('digest', 'abababababab…'), ('targets', 'a, b')]
+    """
+    return [(words(name.removesuffix("_ms")), _value(name, value)) for name, value in detail.items() if _tells(value)]
+
+
+def _tells(value: object) -> bool:
+    return value is not None and value is not False and value not in ("", [], {})
+
+
+def _value(name: str, value: object) -> str:
+    if value is True:
+        return "yes"
+    if name.endswith("_ms") and isinstance(value, int):
+        return absolute(value)
+    if isinstance(value, list):
+        return ", ".join(_value("", one) for one in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_value('', one)}" for key, one in value.items())
+    return _HEX.sub(lambda found: f"{found[0][:_SHORT_DIGEST]}…", str(value))

@@ -123,27 +123,54 @@ function axisTime(plot, ticks) {
   return ticks.map((tick) => format.format(tick * 1000));
 }
 
-function marks(data) {
+// The words of the marks stand above the plot, in as many rows as it takes for none to cover another.
+const ROW = 14;
+const MAX_ROWS = 3;
+
+function markRows(data, width) {
+  return Math.min(data.marks.length, width < 600 ? MAX_ROWS : 2);
+}
+
+function marks(data, rows) {
   return (plot) => {
     const { ctx, bbox } = plot;
+    const ends = Array(rows).fill(-Infinity);
     ctx.save();
     ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
-    for (const [index, mark] of data.marks.entries()) {
+    ctx.textAlign = "left";
+    ctx.textBaseline = "alphabetic";
+    ctx.strokeStyle = ctx.fillStyle = style("--soft");
+    ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
+    ctx.lineWidth = devicePixelRatio;
+    for (const mark of [...data.marks].sort((one, other) => one.t - other.t)) {
       const x = Math.round(plot.valToPos(mark.t, "x", true));
       if (x < bbox.left || x > bbox.left + bbox.width) continue;
-      ctx.strokeStyle = ctx.fillStyle = style("--soft");
-      ctx.setLineDash([4 * devicePixelRatio, 3 * devicePixelRatio]);
+      const width = ctx.measureText(mark.text).width;
+      const left = Math.min(Math.max(x - 2 * devicePixelRatio, bbox.left), bbox.left + bbox.width - width);
+      const row = ends.findIndex((end) => left > end);
+      const top = bbox.top - (row < 0 ? 0 : row * ROW * devicePixelRatio);
       ctx.beginPath();
-      ctx.moveTo(x, bbox.top);
+      ctx.moveTo(x, top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
-      const width = ctx.measureText(mark.text).width;
-      const right = x + width + 8 * devicePixelRatio > bbox.left + bbox.width;
-      ctx.fillText(mark.text, right ? x - width - 4 * devicePixelRatio : x + 4 * devicePixelRatio, bbox.top + (11 + 13 * (index % 3)) * devicePixelRatio);
+      if (row < 0) continue;
+      ctx.fillText(mark.text, left, top - 4 * devicePixelRatio);
+      ends[row] = left + width + 8 * devicePixelRatio;
     }
     ctx.restore();
   };
 }
+
+// Where nothing was measured for a while the line ends; a window that is a little late does not break it.
+function gaps(data) {
+  const step = data.t.length > 1 ? data.t[1] - data.t[0] : 1;
+  return (plot, _series, _from, _to, found) => {
+    const limit = plot.valToPos(data.t[0] + 6 * step, "x", true) - plot.valToPos(data.t[0], "x", true);
+    return found.filter(([from, to]) => to - from > limit);
+  };
+}
+
+const isPowerOfTen = (value) => value > 0 && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9;
 
 function draw(figure) {
   const body = figure.querySelector(".chart-body");
@@ -160,17 +187,20 @@ function draw(figure) {
   const axis = { stroke: style("--soft"), grid: { stroke: style("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
   const series = data.lines.map((line) => {
     const colour = style(`--s${groups.indexOf(line.group) % 4}`);
-    return { label: line.name, stroke: line.kind === "p99" ? colour : `${colour}80`, width: line.kind === "p99" ? 2 : 1.25, points: { show: data.t.length < 3 }, spanGaps: true };
+    return { label: line.name, stroke: line.kind === "quantile" ? colour : `${colour}90`, width: line.kind === "quantile" ? 2 : 1.25, points: { show: data.t.length < 3 }, gaps: gaps(data) };
   });
+  const rows = markRows(data, body.clientWidth);
+  const grid = log ? { ...axis.grid, filter: (_, splits) => splits.map((value) => (isPowerOfTen(value) ? value : null)) } : axis.grid;
   const options = {
+    padding: [rows ? rows * ROW + 6 : 8, 12, 0, 0],
     width: body.clientWidth,
     height: body.clientHeight,
     legend: { show: false },
     cursor: { drag: { x: false, y: false } },
     scales: { x: { time: true }, y: log ? { distr: 3 } : { range: (_, low, high) => [0, high * 1.15 || 1] } },
-    axes: [{ ...axis, size: 30, space: 80, values: axisTime }, { ...axis, size: 62, values: (_, ticks) => axisMs(ticks.map((tick) => tick ?? 0)).map((text, i) => (ticks[i] === null ? "" : text)) }],
+    axes: [{ ...axis, size: 30, space: 80, values: axisTime }, { ...axis, grid, size: 62, values: (_, ticks) => axisMs(ticks.map((tick) => tick ?? 0)).map((text, i) => (ticks[i] === null ? "" : text)) }],
     series: [{}, ...series],
-    hooks: { draw: [marks(data)] },
+    hooks: { draw: [marks(data, rows)] },
   };
   const plot = new window.uPlot(options, [data.t, ...data.lines.map((line) => line.values)], body);
   drawn.set(figure, { plot, state });
