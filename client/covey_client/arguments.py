@@ -62,7 +62,7 @@ Commands = argparse._SubParsersAction  # noqa: SLF001  # argparse gives it no pu
 class Adder:
     """Adds commands, each with the options that all have."""
 
-    def __init__(self, subparsers: Commands[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+    def __init__(self, subparsers: Commands[Parser], common: Parser) -> None:
         self._subparsers = subparsers
         self._common = common
 

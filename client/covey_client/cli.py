@@ -147,9 +147,9 @@ _CODES: dict[type[Exception], str] = {
 _WITHOUT_SERVER = (_login, _version)
 
 
-def _common() -> argparse.ArgumentParser:
+def _common() -> Parser:
     """The options that every command takes, before or after its name."""
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     shared = common.add_argument_group("for every command")
     shared.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     shared.add_argument("--server", metavar="URL", help="the server (or COVEY_SERVER)")
