@@ -59,7 +59,13 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
                     log.warning(words, settings.reachable_host)
                 log.info("listening on %s (data in %s)", url, settings.data)
 
-            server = _Server(_uvicorn_config(app, settings, services), announce)
+            def farewell() -> None:
+                # A page that is open holds a stream that has no end of its own; uvicorn would wait for it.
+                hub = getattr(app.state, "console_hub", None)
+                if hub is not None:
+                    hub.close()
+
+            server = _Server(_uvicorn_config(app, settings, services), announce, farewell)
             signals.left_to_server = True
             server.run(sockets=[listener])
             log.info("ending")
@@ -82,15 +88,20 @@ class _Signals:
 
 
 class _Server(uvicorn.Server):
-    """Says when it answers."""
+    """Says when it answers, and when it is about to wait for its open connections."""
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None], farewell: Callable[[], None]) -> None:
         super().__init__(config)
         self._announce = announce
+        self._farewell = farewell
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._farewell()
+        await super().shutdown(sockets)
 
 
 @contextlib.contextmanager

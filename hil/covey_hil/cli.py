@@ -7,6 +7,7 @@ import asyncio
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from covey_client.api import ClientError
@@ -50,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     docs = commands.add_parser("docs", help="regenerate what the docs quote from the code")
     docs.add_argument("folder", type=Path)
     docs.set_defaults(run=_docs)
+
+    shots = commands.add_parser("screenshots", help="take pictures of the console, of the demo's story by default")
+    shots.add_argument("--url", help="a server that runs; without it the demo's story is told on one of its own first")
+    shots.add_argument("--token", help="an API token of that server")
+    shots.add_argument("--out", type=Path, required=True, help="the folder for the pictures")
+    shots.set_defaults(run=_screenshots)
 
     options = parser.parse_args(arguments)
     try:
@@ -101,6 +108,24 @@ def _docs(options: argparse.Namespace) -> int:
 
     for path in write_docs(options.folder):
         print(path)
+    return 0
+
+
+def _screenshots(options: argparse.Namespace) -> int:
+    from covey_hil.demo.run import after_story
+    from covey_hil.screenshots import take_screenshots
+
+    if bool(options.url) != bool(options.token):
+        raise ProcessError("--url and --token belong together")
+    with ExitStack() as held:
+        if options.url:
+            url, token = options.url.rstrip("/"), options.token
+        else:
+            home = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="covey-screenshots-")))
+            server = held.enter_context(after_story(home, free_port()))
+            url, token = server.url, server.environment["COVEY_TOKEN"]
+        for path in take_screenshots(url, token, options.out):
+            print(path)
     return 0
 
 

@@ -17,11 +17,11 @@ from covey_server.db.tables import Build, Campaign, CampaignDevice, CampaignEven
 
 DEVICES = 30
 EVENTS = 40
-# What the chart shows before the campaign and after its end, and of how many devices.
-AROUND_MS = 90_000
+# What the chart shows before the campaign and after its end: as much as it took, within these; and of how many devices.
+LEAST_AROUND_MS = 20_000
+MOST_AROUND_MS = 300_000
 CHART_DEVICES = 50
 CHART_WINDOWS = 4000
-_UNREACHED = ("planned", "skipped")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _chart(session: Session, row: Campaign, view: CampaignView, now_ms: int) -> 
     quantile that the gate judges."""
     parts = session.execute(
         select(CampaignDevice.device, CampaignDevice.build_id, CampaignDevice.previous_build_id)
-        .where(CampaignDevice.campaign_id == row.id, CampaignDevice.state.not_in(_UNREACHED))
+        .where(CampaignDevice.campaign_id == row.id, CampaignDevice.assigned_ms.is_not(None))
         .order_by(CampaignDevice.stage, CampaignDevice.device)
         .limit(CHART_DEVICES)
     ).all()
@@ -78,12 +78,14 @@ def _chart(session: Session, row: Campaign, view: CampaignView, now_ms: int) -> 
         )
         if digest is not None
     }
+    took = (row.finished_ms or now_ms) - (row.started_ms or now_ms)
+    around = min(max(took, LEAST_AROUND_MS), MOST_AROUND_MS)
     found = latency.windows(
         session,
         builds=sorted(digests.values()),
         devices=[part[0] for part in parts],
-        since_ms=(row.started_ms or now_ms) - AROUND_MS,
-        until_ms=None if row.finished_ms is None else row.finished_ms + AROUND_MS,
+        since_ms=(row.started_ms or now_ms) - around,
+        until_ms=None if row.finished_ms is None else row.finished_ms + around,
         limit=CHART_WINDOWS,
     )
     earlier = _earlier(session, before)

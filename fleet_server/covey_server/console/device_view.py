@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from covey_contract.lifecycle import State
+from covey_server.campaigns import choice
 from covey_server.console import latency
 from covey_server.console.latency import Health
-from covey_server.db.tables import Build, Device
+from covey_server.db.tables import AssignmentRow, Build, Campaign, Device
 from covey_server.fleet import directory, groups
 from covey_server.fleet.directory import DeviceFilter
 from covey_server.fleet.views import DeviceDetail, DeviceView, ModelOnDevice, ReportView
@@ -84,6 +85,8 @@ class Deployment:
     state: str
     reason: str
     detail: str
+    kind: str
+    campaign: str
     at_ms: int
     took_ms: int
     steps: list[Step]
@@ -121,7 +124,7 @@ def device(session: Session, name: str, now_ms: int) -> DevicePageDetail:
     found = sorted(
         (one for one in measured if abs(measured[-1].end_ms - one.end_ms) <= CHART_MS), key=lambda one: one.end_ms
     )
-    models = [_on_device(held, reports, measured, now_ms) for held in detail.models]
+    models = [_on_device(session, detail.id, held, reports, measured, now_ms) for held in detail.models]
     chart, swaps = _chart(session, detail, found)
     wrong = clock_ms if abs(clock_ms) >= WRONG_CLOCK_MS and detail.online else 0
     return DevicePageDetail(detail, models, _deployments(session, reports), chart, swaps, wrong)
@@ -139,10 +142,23 @@ def _deployments(session: Session, reports: list[ReportView]) -> list[Deployment
         orders.setdefault((report.assignment, report.model), []).append(report)
     shown = [list(reversed(held)) for held in orders.values()][:DEPLOYMENTS]
     targets = _targets(session, [held[-1].build for held in shown])
-    return [_deployment(held, targets) for held in shown]
+    rows = session.execute(
+        select(AssignmentRow.id, AssignmentRow.kind, func.coalesce(Campaign.name, ""))
+        .outerjoin(Campaign, Campaign.id == AssignmentRow.campaign_id)
+        .where(AssignmentRow.id.in_([held[-1].assignment for held in shown]))
+    )
+    orders_by = {order: (kind, campaign) for order, kind, campaign in rows}
+    latest: set[str] = set()
+    made = []
+    for held in shown:
+        one = _deployment(held, targets, *orders_by.get(held[-1].assignment, ("", "")))
+        made.append(replace(one, state="replaced") if one.state == State.ACTIVE and one.model in latest else one)
+        if one.state == State.ACTIVE:
+            latest.add(one.model)
+    return made
 
 
-def _deployment(held: list[ReportView], targets: dict[str, str]) -> Deployment:
+def _deployment(held: list[ReportView], targets: dict[str, str], kind: str, campaign: str) -> Deployment:
     """From the reports of one order, oldest first."""
     last = held[-1]
     begins: list[ReportView] = []
@@ -162,13 +178,22 @@ def _deployment(held: list[ReportView], targets: dict[str, str]) -> Deployment:
         state=last.state,
         reason=told.reason,
         detail=told.detail,
+        kind=kind,
+        campaign=campaign,
         at_ms=last.received_ms,
         took_ms=max(begins[-1].at_ms - held[0].at_ms, 0),
         steps=steps,
     )
 
 
-def _on_device(held: ModelOnDevice, reports: list[ReportView], found: list[latency.Window], now_ms: int) -> OnDevice:
+def _on_device(
+    session: Session,
+    device: str,
+    held: ModelOnDevice,
+    reports: list[ReportView],
+    found: list[latency.Window],
+    now_ms: int,
+) -> OnDevice:
     digest = held.active.digest if held.active is not None else None
     since = next(
         (
@@ -180,6 +205,9 @@ def _on_device(held: ModelOnDevice, reports: list[ReportView], found: list[laten
     )
     recent = [one for one in found if one.build == digest and one.received_ms > now_ms - RECENT_MS]
     why = held.desired.why if held.desired is not None else {}
+    if held.desired is not None and "chosen" not in why:
+        # An order back or by hand names no choice; the choice among this version's builds is what the reader asks for.
+        why = choice.why(session, device, held.model, held.desired.version)
     summary, reasons = explain(why, held.desired.target if held.desired is not None else None)
     return OnDevice(held, since, latency.health(recent), summary, reasons)
 

@@ -22,7 +22,7 @@ from covey_server.db.tables import TelemetryRow
 
 MEASURE = "end_to_end"
 MAX_WINDOWS = 2000
-_CLOCK_WINDOWS = 50
+_CLOCK_WINDOWS = 5
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ _LOOKS: dict[str, Look] = {
     "refused": Look(_BAD, "cross", "refused"),
     "removed": Look(_CALM, "ring", "removed"),
     "superseded": Look(_CALM, "ring", "superseded"),
+    "replaced": Look(_CALM, "ring", "replaced"),
     # builds
     "queued": Look(_CALM, "clock", "queued"),
     "building": Look(_BUSY, "gear", "building"),

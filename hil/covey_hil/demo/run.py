@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from covey_client.api import ClientError
 from covey_hil.demo.narrator import Narrator, print_json
 from covey_hil.demo.story import Story
+from covey_hil.fleet import LocalServer
 from covey_hil.processes import ProcessError
 
 
@@ -33,6 +36,17 @@ def run_demo(home: Path, port: int, *, stay: bool, as_json: bool, kill: str | No
             narrator.say(f"The console stays up at [bold]{story.login_address()}[/bold] — Ctrl-C ends everything")
             threading.Event().wait()
         return 0 if good(record, killed=kill) else 1
+    finally:
+        story.close()
+
+
+@contextlib.contextmanager
+def after_story(home: Path, port: int) -> Iterator[LocalServer]:
+    """The server as the story leaves it, with its devices; all of it ends with the context."""
+    story = Story(home, port, Narrator())
+    try:
+        story.run()
+        yield story.server
     finally:
         story.close()
 

@@ -338,6 +338,8 @@ class Seed:
             if part.state == "skipped":
                 continue
             previous = self.build_of(session, "1.0" if version == "1.1" else "1.1", part.device)
+            if state == "done" or (part.stage or 0) <= (row.stage if state == "running" else 0):
+                part.assigned_ms = self.now - 580_000
             if state == "done" or (state == "running" and part.stage == 0):
                 part.state, part.active_ms, part.previous_build_id = "active", self.now - 300_000, previous.id
             elif state == "running" and part.stage == 1:
@@ -347,7 +349,8 @@ class Seed:
             elif slow and part.stage == 0:
                 part.state, part.restored_ms, part.previous_build_id = "rolled_back", self.now - 74_000, previous.id
         if slow:
-            build = self.build_of(session, version, "press-1")
+            first = next(part for part in parts if part.device == "press-1")
+            build = session.get_one(t.Build, first.build_id)
             for step in range(8):
                 self.window(session, "press-1", version, build, self.now - 200_000 + step * 12_000, 24.0)
             self.report(

@@ -165,7 +165,7 @@ function marks(data, rows) {
 function gaps(data) {
   const step = data.t.length > 1 ? data.t[1] - data.t[0] : 1;
   return (plot, _series, _from, _to, found) => {
-    const limit = plot.valToPos(data.t[0] + 6 * step, "x", true) - plot.valToPos(data.t[0], "x", true);
+    const limit = plot.valToPos(data.t[0] + 3.5 * step, "x", true) - plot.valToPos(data.t[0], "x", true);
     return found.filter(([from, to]) => to - from > limit);
   };
 }
