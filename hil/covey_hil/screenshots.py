@@ -19,7 +19,7 @@ MAX_BYTES = 250_000
 PAGES = {
     "fleet": "/",
     "campaign": "/campaigns/digits-1.2",
-    "device": "/devices/press-1",
+    "device": "/devices/sorter-1",
     "model": "/models/digits",
 }
 _SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")

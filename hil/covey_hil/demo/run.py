@@ -21,8 +21,7 @@ def run_demo(home: Path, port: int, *, stay: bool, as_json: bool, kill: str | No
     """0 if the story ended as it must: all devices on the right version, nothing failed, nothing wrong, the bad version taken back."""
     narrator = Narrator()
     story = Story(home, port, narrator, kill=kill)
-    # A polite end (a service manager's SIGTERM) closes everything that was started, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    _end_politely()
     try:
         try:
             record = story.run()
@@ -44,11 +43,19 @@ def run_demo(home: Path, port: int, *, stay: bool, as_json: bool, kill: str | No
 def after_story(home: Path, port: int) -> Iterator[LocalServer]:
     """The server as the story leaves it, with its devices; all of it ends with the context."""
     story = Story(home, port, Narrator())
+    _end_politely()
     try:
         story.run()
         yield story.server
     finally:
         story.close()
+
+
+def _end_politely() -> None:
+    """A service manager's SIGTERM closes everything that was started, as Ctrl-C does; also where a shell has started us in the
+    background, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def good(record: dict[str, Any], *, killed: str | None) -> bool:
