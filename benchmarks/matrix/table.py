@@ -1,0 +1,128 @@
+"""The matrix as one JSON object and as a page of the docs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from benchmarks.matrix.cells import Cell
+from benchmarks.matrix.subject import Subject
+from covey_converters.measure import machine
+
+_PACKAGES = (
+    "onnxruntime", "onnx", "onnxslim", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer", "tensorrt-rtx", "numpy",
+)  # fmt: skip
+_RUNTIMES = ("onnxruntime", "openvino", "tflite")
+
+
+def record(subjects: Sequence[Subject], cells: Sequence[Cell], *, date: str, quick: bool) -> dict[str, Any]:
+    """The whole run. Cells of the check for TensorRT are counted apart: nothing is built there."""
+    cpu = [cell for cell in cells if not is_check(cell)]
+    classifier = next((subject.name for subject in subjects if subject.task == "vision classifier"), "")
+    detector = next((subject.name for subject in subjects if subject.task == "detector"), "")
+    return {
+        "date": date,
+        "machine": machine(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "quick": quick,
+        "models": len({cell.model for cell in cells}),
+        "cells": len(cpu),
+        "built": sum(cell.built for cell in cpu),
+        "refused": sum(not cell.built for cell in cpu),
+        "checked": sum(cell.outcome == "checked" for cell in cells),
+        "wrong": sum(bool(cell.wrong) for cell in cells),
+        "int8_speedup": by_runtime(cpu, classifier, lambda cell: cell.speedup),
+        "int8_accuracy_drop": by_runtime(cpu, classifier, _drop),
+        "detector_recall": {cell.target: cell.build_score for cell in cpu if cell.model == detector and cell.built},
+        "table": [msgspec.to_builtins(cell) for cell in cells],
+    }
+
+
+def is_check(cell: Cell) -> bool:
+    return cell.target.startswith("tensorrt")
+
+
+def by_runtime(cells: Sequence[Cell], model: str, figure: Any) -> dict[str, float | None]:
+    found = {cell.target: figure(cell) for cell in cells if cell.model == model and cell.built}
+    return {runtime: _rounded(found.get(f"{runtime}-int8")) for runtime in _RUNTIMES}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _drop(cell: Cell) -> float | None:
+    return None if cell.source_score is None or cell.build_score is None else cell.source_score - cell.build_score
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def page(subjects: Sequence[Subject], cells: Sequence[Cell], result: dict[str, Any]) -> str:
+    """The page of the docs, in Markdown."""
+    lines = [
+        "# Real models on every target",
+        "",
+        "Made by `./dev matrix`; do not edit. The models come out of packages that anybody can install, pinned by hash in",
+        "`benchmarks/matrix/packages.txt`; none is committed. Each is converted by `covey-convert` with drawn samples, and each build",
+        "is loaded by the agent's own runner and judged by the task's own metric on samples that no build has seen.",
+        "",
+        f"{result['date']} · {result['machine']} · Python {result['python']} · "
+        + ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+        "",
+        f"**{result['built']} of {result['cells']} cells built**, {result['wrong']} of them wrong by the independent check; "
+        f"{result['checked']} of {len({cell.model for cell in cells})} graphs fit for TensorRT.",
+        "",
+    ]
+    for subject in subjects:
+        mine = [cell for cell in cells if cell.model == subject.name]
+        if mine:
+            lines += _section(subject, mine)
+    lines += [
+        "p50: one thread, this machine; *faster* compares with the source in ONNX Runtime FP32, measured beside each build. The",
+        "metric's source is 1 where the source's own answers are the truth. A cell that is not built says why.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _section(subject: Subject, cells: Sequence[Cell]) -> list[str]:
+    size = next((cell.source_size for cell in cells if cell.source_size), 0)
+    metric = next((cell.metric for cell in cells if cell.metric), "metric")
+    lines = [
+        f"## {subject.name}: {subject.task}",
+        "",
+        f"`{subject.source.rpartition('/')[2]}` of `{subject.package}`, {size / 1e6:.2f} MB"
+        + "".join(f"; `{name}` {'×'.join(map(str, shape))}" for name, shape in subject.shapes.items()),
+        "",
+        f"| target | outcome | MB | {metric}: source | build | p50 ms | source ms | faster | recipe, or why not |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    return [*lines, *map(_line, cells), ""]
+
+
+def _line(cell: Cell) -> str:
+    words = f"{cell.outcome}, **wrong**" if cell.wrong else cell.outcome
+    why = cell.wrong or (cell.recipe if cell.built else cell.reason)
+    columns = [
+        f"`{cell.target}`",
+        words,
+        f"{cell.size / 1e6:.2f}" if cell.size else "",
+        _figure(cell.source_score, 3),
+        _figure(cell.build_score, 3),
+        _figure(cell.p50_ms, 2),
+        _figure(cell.source_p50_ms, 2),
+        "" if cell.speedup is None else f"{cell.speedup:.2f}×",
+        " ".join(why.split())[:220].replace("|", "/"),
+    ]
+    return f"| {' | '.join(columns)} |"
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
