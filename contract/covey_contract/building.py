@@ -39,16 +39,19 @@ class OutputParity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     mean_error: float
     cosine: float
     top1_agreement: float | None = None
+    column_error: float | None = None  # of the worst column, relative to the column's own range
+    column: tuple[int, int] | None = None  # that column: axis of the output's shape, number on it
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The task's metric for source and build on the same held-out samples. `drop` = source - build."""
+    """The task's metric for source and build on the same held-out samples, higher being better. `drop` = source - build."""
 
     metric: str
     source: float
     build: float
     samples: int
     budget: float
+    figures: dict[str, tuple[float, float]] = {}  # further figures by name: of the source, of the build
 
     @property
     def drop(self) -> float:
@@ -74,6 +77,7 @@ class Try(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     outcome: Outcome
     detail: str = ""
     seconds: float = 0.0
+    figures: dict[str, float] = {}  # what was found out about it: bytes, drop of the metric, cosine, worst column
 
 
 class BuildReport(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -120,6 +124,7 @@ class BuildJob(Message, frozen=True, kw_only=True, omit_defaults=True):
     evaluation: SourceFile | None = None  # .npz: as above, plus "labels" where there are
     labels: SourceFile | None = None  # .txt: one name per class
     budget: float = 0.01  # highest absolute drop of the metric
+    metric: str = ""  # which one: a kind or a Python entry point; empty: what the evaluation says, or its labels
     metadata: dict[str, str] = {}
 
 

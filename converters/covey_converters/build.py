@@ -25,15 +25,16 @@ import numpy as np
 from covey_contract.building import Accuracy, BuildReport, Outcome, OutputParity, Try
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import Runtime, TensorSpec, Tolerance
-from covey_converters import parity
+from covey_converters import metrics, parity
 from covey_converters.backend import Array, Backend, Built, Source
 from covey_converters.backends import backend_for
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 from covey_converters.deterministic import write_npz
-from covey_converters.errors import BadInputError, ConvertError, UnsupportedError, UnverifiableError
+from covey_converters.errors import BadInputError, ConvertError, RecipeError, UnsupportedError, UnverifiableError
 from covey_converters.folder import LABELS_FILE, write_manifest
 from covey_converters.golden import GOLDEN_FILE, GOLDEN_SAMPLES, tolerance, write_golden
 from covey_converters.measure import measure
+from covey_converters.metrics import Declared
 from covey_converters.prepare import prepare
 from covey_converters.samples import Samples, load_samples, random_samples
 from covey_converters.spec import BuildSpec
@@ -49,6 +50,7 @@ class Reference:
 
     samples: Samples
     outputs: dict[str, Array]
+    metric: Declared | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Candidate:
     parity: dict[str, OutputParity]
     accuracy: Accuracy | None
     objections: list[str]
+    size: int
 
 
 def build(spec: BuildSpec, say: Say, backend: Backend | None = None) -> BuildReport:
@@ -78,9 +81,9 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
     say("reading the source")
     source, notes = prepare(Path(spec.source), Path(spec.work), spec.shapes)
     calibration = load_samples(Path(spec.calibration), source.review.inputs) if spec.calibration else None
-    recipes = backend.recipes(precision, calibrated=calibration is not None)
+    recipes = _recipes(spec, backend, precision, calibrated=calibration is not None)
     say("running the source")
-    reference = reference_of(source, Path(spec.evaluation) if spec.evaluation else None)
+    reference = reference_of(source, Path(spec.evaluation) if spec.evaluation else None, spec.metric)
     notes += _notes(spec, precision, reference)
     report = _with(report, notes=notes, toolchain=versions(backend.packages))
 
@@ -131,6 +134,13 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
     )
 
 
+def _recipes(spec: BuildSpec, backend: Backend, precision: str, *, calibrated: bool) -> tuple[str, ...]:
+    found = backend.recipes(precision, calibrated=calibrated)
+    if spec.recipe and spec.recipe not in found:
+        raise BadInputError(f"{spec.recipe!r} is no recipe of {spec.target}; there are {', '.join(map(repr, found))}")
+    return (spec.recipe,) if spec.recipe else found
+
+
 def attempt(
     backend: Backend,
     source: Source,
@@ -158,19 +168,39 @@ def attempt(
     except Exception as error:  # noqa: BLE001  # a runtime raises its own kinds for a build that it cannot load or run
         return None, _tried(recipe, Outcome.FAILED, f"the build does not run: {_one_line(error)}", began)
     compared = parity.compare(reference.outputs, outputs)
-    accuracy = parity.top1_accuracy(reference.outputs, outputs, reference.samples.labels, spec.budget)
+    try:
+        judged = metrics.judge(reference.metric, reference.outputs, outputs, reference.samples, spec.budget)
+    except RecipeError as error:
+        return None, _tried(recipe, Outcome.FAILED, str(error), began)
     _, precision = backend_for(spec.target)
-    objections = parity.objections(precision, compared, accuracy)
+    accuracy = None if judged is None else judged.accuracy
+    objections = parity.objections(precision, compared, accuracy, frozenset() if judged is None else judged.outputs)
+    objections += [] if judged is None else judged.objections
     outcome = Outcome.REFUSED if objections else Outcome.BUILT
-    return Candidate(built, recipe, compared, accuracy, objections), _tried(
-        recipe, outcome, "; ".join(objections), began
+    candidate = Candidate(
+        built, recipe, compared, accuracy, objections, sum(_size(folder / name) for name in built.files)
     )
+    tried = _tried(recipe, outcome, "; ".join(objections), began)
+    return candidate, msgspec.structs.replace(tried, figures=_figures(candidate))
 
 
-def reference_of(source: Source, evaluation: Path | None) -> Reference:
-    """Run the source as it came. Raises `BadInputError` if it does not run, or its answers are no numbers."""
+def _figures(candidate: Candidate) -> dict[str, float]:
+    """What a try is remembered by."""
+    outputs = candidate.parity.values()
+    found = {"bytes": float(candidate.size), "cosine": min((one.cosine for one in outputs), default=1.0)}
+    agreements = [one.top1_agreement for one in outputs if one.top1_agreement is not None]
+    columns = [one.column_error for one in outputs if one.column_error is not None]
+    found |= {"agreement": min(agreements)} if agreements else {}
+    found |= {"column_error": max(columns)} if columns else {}
+    found |= {"drop": candidate.accuracy.drop} if candidate.accuracy else {}
+    return {name: round(value, 6) for name, value in found.items()}
+
+
+def reference_of(source: Source, evaluation: Path | None, metric: str = "") -> Reference:
+    """Run the source as it came. Raises `BadInputError` if it does not run, its answers are no numbers, or the metric is none."""
     inputs = source.review.inputs
     samples = load_samples(evaluation, inputs) if evaluation else random_samples(inputs, RANDOM_SAMPLES)
+    declared = metrics.chosen(metric, samples)
     kept = source.work / f"answers-{_digest(evaluation) if evaluation else 'random'}.npz"
     try:
         outputs = _kept(kept, samples) or parity.stack(_answers(source, samples))
@@ -182,7 +212,7 @@ def reference_of(source: Source, evaluation: Path | None) -> Reference:
             raise BadInputError(f"{source.original.name}: its output {name!r} has NaN or infinite values on {which}")
     write_npz(kept.with_suffix(".partial"), outputs)
     kept.with_suffix(".partial").replace(kept)
-    return Reference(samples, outputs)
+    return Reference(samples, outputs, declared)
 
 
 def _answers(source: Source, samples: Samples) -> list[dict[str, Array]]:
@@ -241,12 +271,23 @@ def _not_accepted(report: BuildReport, best: Candidate | None) -> BuildReport:
 
 def _notes(spec: BuildSpec, precision: str, reference: Reference) -> tuple[str, ...]:
     limits = parity.THRESHOLDS[precision]
-    judged = f"judged by cosine >= {limits.cosine} and top-1 agreement >= {limits.agreement:.1%} with the source"
+    agreement = f"top-1 agreement >= {limits.agreement:.1%} with the source"
+    compared = (
+        f"judged by cosine >= {limits.cosine}, {agreement} and every column within {limits.column:.0%} of its range"
+    )
+    # On its own answers: a metric that does not fit the model says so before anything is built.
+    judged = metrics.judge(reference.metric, reference.outputs, reference.outputs, reference.samples, spec.budget)
     notes: list[str] = []
     if reference.samples.synthetic:
-        notes.append(f"no evaluation data: compared on {RANDOM_SAMPLES} random inputs, {judged}; accuracy is not known")
-    elif parity.top1_accuracy(reference.outputs, reference.outputs, reference.samples.labels, spec.budget) is None:
-        notes.append(f"no labels for an output with class scores: {judged}; accuracy is not known")
+        notes.append(
+            f"no evaluation data: compared on {RANDOM_SAMPLES} random inputs, {compared}; accuracy is not known"
+        )
+    elif judged is None:
+        notes.append(
+            f"no metric of the task, and no labels for an output with class scores: {compared}; accuracy is not known"
+        )
+    elif rest := sorted(reference.outputs.keys() - judged.outputs):
+        notes.append(f"{judged.accuracy.metric} says nothing of {', '.join(rest)}: {compared}")
     if precision == "int8" and spec.calibration is None:
         notes.append("no calibration data: weights are INT8, activations are quantised at run time or stay float")
     return tuple(notes)

@@ -1,19 +1,20 @@
 """Does a build answer as its source does? Pure functions over the outputs of both on the same samples.
 
-Cosine alone passes broken models, so with labels the task's own metric decides, within the model's budget. Without labels the
-build is held to the thresholds below, which are a weaker promise, and the report says so.
+Cosine alone passes broken models, so the task's own metric decides (`covey_converters.metrics`), within the model's budget. What no
+metric looks at is held to the thresholds below, column by column, which is a weaker promise, and the report says so.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from covey_contract.building import Accuracy, OutputParity
+from covey_converters.columns import worst_column
 
 Outputs = Mapping[str, NDArray[np.generic]]  # by name: (n, *shape of the output)
 
@@ -24,17 +25,19 @@ INCOMPARABLE = sys.float_info.max
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The lowest cosine similarity per output, with and without labels, and the lowest top-1 agreement without them."""
+    """The lowest cosine similarity of an output without a metric of its own and with one; without one also the lowest top-1
+    agreement, and the highest error of a column relative to its range."""
 
     cosine: float
-    cosine_labelled: float
+    cosine_judged: float
     agreement: float
+    column: float
 
 
 THRESHOLDS = {
-    "fp32": Thresholds(cosine=0.9999, cosine_labelled=0.999, agreement=0.999),
-    "fp16": Thresholds(cosine=0.999, cosine_labelled=0.99, agreement=0.99),
-    "int8": Thresholds(cosine=0.98, cosine_labelled=0.9, agreement=0.95),
+    "fp32": Thresholds(cosine=0.9999, cosine_judged=0.999, agreement=0.999, column=0.01),
+    "fp16": Thresholds(cosine=0.999, cosine_judged=0.99, agreement=0.99, column=0.03),
+    "int8": Thresholds(cosine=0.98, cosine_judged=0.9, agreement=0.95, column=0.15),
 }
 
 
@@ -52,12 +55,15 @@ def _compare(source: NDArray[np.generic], build: NDArray[np.generic]) -> OutputP
     error = np.abs(a - b)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(np.sum(a * b)) / norms if norms else float(np.array_equal(a, b))
-    agreement = float(np.mean(_top1(a) == _top1(b))) if is_scores(source) else None
+    agreement = float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1))) if is_scores(source) or _is_rows(a) else None
+    worst = worst_column(source, build)
     return OutputParity(
         max_error=float(error.max(initial=0.0)),
         mean_error=float(error.mean()) if error.size else 0.0,
         cosine=min(cosine, 1.0),
         top1_agreement=agreement,
+        column_error=None if worst is None else worst.error,
+        column=None if worst is None else (worst.axis, worst.column),
     )
 
 
@@ -66,46 +72,38 @@ def is_scores(output: NDArray[np.generic]) -> bool:
     return output.ndim >= 2 and output.shape[-1] >= 2 and output[0].size == output.shape[-1]
 
 
-def _top1(scores: NDArray[np.generic]) -> NDArray[np.intp]:
+def _is_rows(output: NDArray[np.float64]) -> bool:
+    """Whether it is rows of probabilities: one per character, token or time step."""
+    if output.shape[-1:] in {(), (0,), (1,)} or not output.size or output.min() < 0 or output.max() > 1 + 1e-3:
+        return False
+    return bool(np.abs(output.sum(axis=-1) - 1).max() < 1e-2)
+
+
+def top1(scores: NDArray[np.generic]) -> NDArray[np.intp]:
+    """(n,): the number of each sample's highest score."""
     rows: NDArray[np.intp] = scores.reshape(len(scores), -1).argmax(axis=1)
     return rows
 
 
-def top1_accuracy(source: Outputs, build: Outputs, labels: NDArray[np.int64] | None, budget: float) -> Accuracy | None:
-    """Share of samples whose highest score is at the label, by the first output that has a score for every label."""
-    if labels is None:
-        return None
-    for name, scores in source.items():
-        if is_scores(scores) and scores.shape[-1] > int(labels.max(initial=0)):
-            return Accuracy(
-                metric=f"top-1 of {name}",
-                source=float(np.mean(_top1(scores) == labels)),
-                build=float(np.mean(_top1(build[name]) == labels)) if _usable(scores, build[name]) else 0.0,
-                samples=len(labels),
-                budget=budget,
-            )
-    return None
-
-
-def _usable(source: NDArray[np.generic], build: NDArray[np.generic]) -> bool:
+def usable(source: NDArray[np.generic], build: NDArray[np.generic]) -> bool:
+    """Whether a build's output can be judged at all: of the source's shape, and finite."""
     return source.shape == build.shape and bool(np.isfinite(build.astype(np.float64)).all())
 
 
-def objections(precision: str, parity: Mapping[str, OutputParity], accuracy: Accuracy | None) -> list[str]:
-    """Why the build must not ship, each with its figure; empty if it may."""
+def objections(
+    precision: str, parity: Mapping[str, OutputParity], accuracy: Accuracy | None, judged: Collection[str] = ()
+) -> list[str]:
+    """Why the build must not ship, each with its figure; empty if it may. `judged`: the outputs that `accuracy` is of."""
     limits = THRESHOLDS[precision]
     found: list[str] = []
     for name, output in parity.items():
-        floor = limits.cosine if accuracy is None else limits.cosine_labelled
         if output.max_error == INCOMPARABLE:
             found.append(f"output {name!r} has another shape than the source's, or NaN or infinite values")
-        elif output.cosine < floor:
-            found.append(f"output {name!r} has cosine {output.cosine:.4f} to the source; at least {floor} is needed")
-        elif accuracy is None and output.top1_agreement is not None and output.top1_agreement < limits.agreement:
-            found.append(
-                f"output {name!r} agrees with the source's top-1 on {output.top1_agreement:.1%} of the samples; "
-                f"at least {limits.agreement:.1%} is needed"
-            )
+        elif name in judged:
+            if output.cosine < limits.cosine_judged:
+                found.append(_too_far(name, output.cosine, limits.cosine_judged))
+        else:
+            found += _unjudged(name, output, limits)
     # Differences of whole samples: a drop of exactly the budget is within it, whatever floating point makes of it.
     if accuracy is not None and accuracy.drop > accuracy.budget + 1e-9:
         found.append(
@@ -113,6 +111,28 @@ def objections(precision: str, parity: Mapping[str, OutputParity], accuracy: Acc
             f"{accuracy.samples} samples); the budget is {accuracy.budget:g}"
         )
     return found
+
+
+def _unjudged(name: str, output: OutputParity, limits: Thresholds) -> list[str]:
+    found: list[str] = []
+    if output.cosine < limits.cosine:
+        found.append(_too_far(name, output.cosine, limits.cosine))
+    if output.top1_agreement is not None and output.top1_agreement < limits.agreement:
+        found.append(
+            f"output {name!r} agrees with the source's top-1 on {output.top1_agreement:.1%} of the samples; "
+            f"at least {limits.agreement:.1%} is needed"
+        )
+    if output.column is not None and output.column_error is not None and output.column_error > limits.column:
+        axis, column = output.column
+        found.append(
+            f"output {name!r} differs in column {column} of axis {axis} by {output.column_error:.1%} of the column's range; "
+            f"at most {limits.column:.0%} is allowed"
+        )
+    return found
+
+
+def _too_far(name: str, cosine: float, floor: float) -> str:
+    return f"output {name!r} has cosine {cosine:.4f} to the source; at least {floor} is needed"
 
 
 def stack(rows: Sequence[Mapping[str, NDArray[np.generic]]]) -> dict[str, NDArray[np.generic]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ Tensors = Mapping[str, Array]
 MAX_UNPACKED_BYTES = 4 << 30
 MAX_SAMPLES = 20_000
 LABELS = "labels"
+METRIC = "metric"
 # Watching every activation is what calibration costs: some seconds for this many elements.
 _CALIBRATION_ELEMENTS = 150_000_000
 _MIN_CALIBRATION = 32
@@ -44,6 +45,8 @@ class Samples:
     arrays: dict[str, Array]
     labels: NDArray[np.int64] | None = None
     synthetic: bool = False  # drawn at random, because nobody gave real data
+    metric: str = ""  # the metric that the file declares
+    others: dict[str, Array] = field(default_factory=dict)  # arrays of the file that are no input's, for metrics
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -55,7 +58,7 @@ class Samples:
     def take(self, indices: Sequence[int]) -> Samples:
         chosen = list(indices)
         arrays = {name: array[chosen] for name, array in self.arrays.items()}
-        return Samples(arrays, None if self.labels is None else self.labels[chosen], self.synthetic)
+        return replace(self, arrays=arrays, labels=None if self.labels is None else self.labels[chosen])
 
     def affordable(self, activations: int, most: int) -> Samples:
         """What to calibrate with: `most` samples, fewer for a model with many activations, whose ranges each sample shows many of."""
@@ -81,7 +84,11 @@ def load_samples(path: Path, inputs: Sequence[TensorSpec]) -> Samples:
     count = next(iter(counts.values()))
     if not 0 < count <= MAX_SAMPLES:
         raise BadInputError(f"{path.name}: {count} samples; 1 to {MAX_SAMPLES} are allowed")
-    return Samples(samples, _labels(path, arrays.get(LABELS), count))
+    others = {name: array for name, array in arrays.items() if name not in {*samples, LABELS, METRIC}}
+    labels = None if LABELS in samples else _labels(path, arrays.get(LABELS), count)
+    return Samples(
+        samples, labels, metric="" if METRIC in samples else _metric(path, arrays.get(METRIC)), others=others
+    )
 
 
 def random_samples(inputs: Sequence[TensorSpec], count: int, seed: int = 0) -> Samples:
@@ -137,6 +144,14 @@ def _labels(path: Path, labels: Array | None, count: int) -> NDArray[np.int64] |
             f"{path.name}: 'labels' must be {count} class numbers, one per sample; it is {labels.dtype} {list(labels.shape)}"
         )
     return numbers
+
+
+def _metric(path: Path, declared: Array | None) -> str:
+    if declared is None:
+        return ""
+    if declared.dtype.kind != "U" or declared.ndim:
+        raise BadInputError(f"{path.name}: 'metric' must be one string; it is {declared.dtype} {list(declared.shape)}")
+    return str(declared)
 
 
 def _listed(arrays: Mapping[str, object]) -> str:

@@ -24,6 +24,8 @@ class BuildSpec(Message, frozen=True, kw_only=True, omit_defaults=True):
     evaluation: str | None = None
     labels: str | None = None
     budget: float = 0.01
+    metric: str = ""  # see `covey_converters.metrics`; empty: what the evaluation declares, or its labels
+    recipe: str = ""  # this one alone; empty: one after the other until one passes
     metadata: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}  # by input name, for models whose shapes are open
     measure_seconds: float = 0.5  # of inference, for each of source and build

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from covey_contract.building import Accuracy, BuildReport, Outcome
 from covey_contract.wire import decode, encode
-from covey_converters import parity
+from covey_converters import metrics, parity
+from covey_converters.metrics import Declared
+from covey_converters.samples import Samples
 
 LABELS = np.arange(100) % 10
 
@@ -25,8 +27,12 @@ def scores(right: int = 100) -> NDArray[np.float32]:
 
 def judged(precision: str, build: NDArray[np.float32], *, labels: bool, budget: float = 0.01) -> list[str]:
     source, other = {"y": scores()}, {"y": build}
-    accuracy = parity.top1_accuracy(source, other, LABELS if labels else None, budget)
-    return parity.objections(precision, parity.compare(source, other), accuracy)
+    compared = parity.compare(source, other)
+    if not labels:
+        return parity.objections(precision, compared, None)
+    found = metrics.judge(Declared("classification"), source, other, Samples(arrays=dict(source), labels=LABELS), budget)
+    assert found is not None
+    return parity.objections(precision, compared, found.accuracy, found.outputs)
 
 
 def test_the_same_answers_pass() -> None:
@@ -85,8 +91,14 @@ def test_right_classes_by_other_numbers_are_not_the_same_model() -> None:
     assert any("cosine" in line for line in judged("fp32", bent.astype(np.float32), labels=True))
 
 
-def test_labels_beyond_the_scores_are_not_accuracy() -> None:
-    assert parity.top1_accuracy({"y": scores()}, {"y": scores()}, LABELS + 5, 0.01) is None
+def test_rows_of_probabilities_agree_row_by_row() -> None:
+    """A line of characters is as wrong as its wrong characters, not as its one highest score."""
+    source = np.zeros((3, 1, 10, 5))
+    source[..., 0] = 1.0
+    build = source.copy()
+    build[0, 0, 3] = [0, 1, 0, 0, 0]
+    found = parity.compare({"y": source}, {"y": build})["y"]
+    assert found.top1_agreement == pytest.approx(29 / 30)
 
 
 def test_a_source_of_zeros() -> None:

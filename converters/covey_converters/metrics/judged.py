@@ -1,0 +1,17 @@
+"""What a metric says of a build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from covey_contract.building import Accuracy
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`outputs` are those that the metric looked at; the others are still compared column by column. `objections`: what the metric
+    refuses besides a drop over the budget."""
+
+    accuracy: Accuracy
+    outputs: frozenset[str]
+    objections: tuple[str, ...] = ()
