@@ -77,7 +77,7 @@ class Row:
         for target in targets:
             report = self._build(source, target)
             cell = self._judged(source, target, report, held_out)
-            say(f"{subject.name} {target}: {cell.outcome}{' WRONG' if cell.wrong else ''}")
+            say(f"{subject.name} {target}: {cell.outcome} {cell.wrong or cell.reason}".rstrip())
             found.append(cell)
         return found
 

@@ -6,6 +6,7 @@ from benchmarks.matrix.models import (
     detector,
     file_type,
     notes,
+    sentence,
     sound_embedding,
     text_angle,
     text_finder,
@@ -23,4 +24,5 @@ SUBJECTS: tuple[Subject, ...] = (
     text_reader.SUBJECT,
     detector.SUBJECT,
     text_finder.SUBJECT,
+    sentence.SUBJECT,
 )
