@@ -22,6 +22,7 @@ from covey_contract.wire import decode
 
 log = logging.getLogger(__name__)
 
+CACHE_SUFFIX = ".cache"  # of a folder beside a build: what a runner has compiled from it
 _CHUNK = 1 << 20
 
 
@@ -148,13 +149,15 @@ class Store:
         return sum(entry.stat().st_size for entry in os.scandir(self._blobs) if entry.is_file(follow_symlinks=False))
 
     def collect(self, keep: Collection[str]) -> list[str]:
-        """Remove every build but those of `keep`, and every blob that none of these needs. Returns the builds removed.
+        """Remove every build but those of `keep`, with its cache, and every blob that none of these needs.
 
+        Returns the builds removed. A runner may keep what it has compiled in `builds/DIGEST.cache`; it lives as long as its build.
         If a build that is to be kept cannot be read, no blob is removed: it may be one of its own.
         """
-        removed = [path.name for path in self._builds.iterdir() if path.name not in keep]
-        for name in removed:
-            _remove(self._builds / name)
+        unneeded = [path for path in self._builds.iterdir() if path.name.removesuffix(CACHE_SUFFIX) not in keep]
+        for path in unneeded:
+            _remove(path)
+        removed = [path.name for path in unneeded if not path.name.endswith(CACHE_SUFFIX)]
         needed: set[str] = set()
         for digest in keep:
             if not self.build(digest).exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import pytest
@@ -16,11 +16,10 @@ from covey_contract.messages import COMMAND_TYPE, Command, CommandKind, Probatio
 from covey_contract.reasons import Reason
 from covey_contract.signing import seal
 from covey_contract.topics import Down
+from covey_hil.testing.agent_site import Site
+from covey_hil.testing.made_builds import MadeBuild
 
-if TYPE_CHECKING:
-    from conftest import MadeBuild, Site
-
-Make = Callable[..., "MadeBuild"]
+Make = Callable[..., MadeBuild]
 Wait = Callable[..., Any]
 
 WHOLE_LIFE = [
@@ -108,7 +107,12 @@ def test_a_runner_that_dies_in_probation_is_taken_back(site: Site, make: Make, w
     site.broker.stop()
     psutil.Process(runner.pid).kill()
     wait_for(lambda: device.serving == good.digest, "the way back")
-    wait_for(lambda: device.book.models["scale"].deployment.state is State.ROLLED_BACK, "the book to know")
+
+    def booked() -> bool:
+        deployment = device.book.models["scale"].deployment
+        return deployment is not None and deployment.state is State.ROLLED_BACK
+
+    wait_for(booked, "the book to know")
     assert device.infer(1.0) == 2.0
     site.broker.start()
     report = server.reached(order, State.ROLLED_BACK)
@@ -156,7 +160,7 @@ def test_commands(site: Site, wait_for: Wait) -> None:
         for _ in range(times):
             server.publish(Down.COMMAND, encode_envelope(seal(command, COMMAND_TYPE, [server.director])))
 
-    fields = {"device": "press-7", "issued_ms": now, "expires_ms": now + 60_000}
+    fields: dict[str, Any] = {"device": "press-7", "issued_ms": now, "expires_ms": now + 60_000}
     send(Command(id="old", kind=CommandKind.PING, **{**fields, "expires_ms": now - 1}))
     send(Command(id="other", kind=CommandKind.PING, **{**fields, "device": "press-8"}))
     stranger = seal(Command(id="x", kind=CommandKind.PING, **fields), COMMAND_TYPE, [server.release])

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,9 +23,7 @@ from covey_contract.enrolment import Broker, EnrolRequest, EnrolResponse
 from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.signing import Trust
 from covey_contract.wire import decode, encode
-
-if TYPE_CHECKING:
-    from conftest import Authority
+from covey_hil.testing.authority import Authority
 
 SECRET = "s" * 32
 

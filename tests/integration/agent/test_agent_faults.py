@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import psutil
@@ -21,11 +21,10 @@ from covey_contract.reasons import Reason
 from covey_contract.signing import seal
 from covey_contract.topics import Down
 from covey_contract.wire import encode
+from covey_hil.testing.agent_site import Device, Site
+from covey_hil.testing.made_builds import MadeBuild
 
-if TYPE_CHECKING:
-    from conftest import Device, MadeBuild, Site
-
-Make = Callable[..., "MadeBuild"]
+Make = Callable[..., MadeBuild]
 Wait = Callable[..., Any]
 
 
@@ -276,7 +275,7 @@ def test_one_clear_line_for_each_bad_start(site: Site, tmp_path: Path, wait_for:
     def line(code: int, *words: str) -> str:
         done = device.command(*words)
         assert done.returncode == code, done.stderr
-        last = done.stderr.strip().splitlines()[-1]
+        last: str = done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
         return last
 

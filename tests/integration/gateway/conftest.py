@@ -119,7 +119,7 @@ def write_build(
     folder.mkdir(parents=True)
     (folder / entry).write_bytes(content)
     if vectors is not None:
-        np.savez(folder / "golden.npz", allow_pickle=False, **vectors)  # type: ignore[arg-type]
+        np.savez(folder / "golden.npz", allow_pickle=False, **vectors)
     names = [entry] + (["golden.npz"] if vectors is not None else [])
     files = tuple(
         FileEntry(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -191,7 +191,8 @@ class Rig:
             sock.connect(str(self.run_dir / "gateway.sock"))
             sock.sendall(msgspec.json.encode(request) + b"\n")
             with sock.makefile("rb") as lines:
-                return msgspec.json.decode(lines.readline(), type=Answer)
+                answer: Answer = msgspec.json.decode(lines.readline(), type=Answer)
+                return answer
 
     def load(self, build: Build, **options: Any) -> Loaded:
         answer = self.order(Load(model=MODEL, build=build.digest, folder=str(build.folder), **options))

@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -47,11 +47,9 @@ from covey_contract.messages import ASSIGNMENT_TYPE, Action, Assignment, BlockRe
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust, public_key, seal, seal_bytes
 from covey_contract.wire import encode
+from covey_hil.testing.random_builds import RandomBuild
 
-if TYPE_CHECKING:
-    from conftest import RandomBuild
-
-Make = Callable[..., "RandomBuild"]
+Make = Callable[..., RandomBuild]
 DIRECTOR, RELEASE = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 TRUST = Trust(release=(public_key(RELEASE),), director=(public_key(DIRECTOR),))
 MACHINE = Machine(

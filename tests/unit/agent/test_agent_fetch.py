@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,11 +18,9 @@ from covey_agent.partial import Partial
 from covey_agent.store import CorruptError, Store
 from covey_contract.blocks import Block
 from covey_contract.reasons import Reason
+from covey_hil.testing.random_builds import RandomBuild
 
-if TYPE_CHECKING:
-    from conftest import RandomBuild
-
-Make = Callable[..., "RandomBuild"]
+Make = Callable[..., RandomBuild]
 
 
 def pump(

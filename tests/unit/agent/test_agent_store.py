@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,11 +14,9 @@ from covey_agent import durable
 from covey_agent.book import Book, read_state
 from covey_agent.core.state import AgentState, ModelRecord
 from covey_agent.store import CorruptError, Store
+from covey_hil.testing.random_builds import RandomBuild
 
-if TYPE_CHECKING:
-    from conftest import RandomBuild
-
-Make = Callable[..., "RandomBuild"]
+Make = Callable[..., RandomBuild]
 
 
 def put(store: Store, build: RandomBuild, folder: Path) -> Path:
@@ -181,3 +178,17 @@ def test_the_digest_of_a_file(tmp_path: Path) -> None:
 
     (tmp_path / "a").write_bytes(b"abc" * 10**6)
     assert digest_of(tmp_path / "a") == hashlib.sha256(b"abc" * 10**6).hexdigest()
+
+
+def test_a_runners_cache_lives_as_long_as_its_build(tmp_path: Path, store: Store, random_build: Make) -> None:
+    kept, dropped = random_build((100,), seed=1), random_build((200,), seed=2)
+    caches = {}
+    for build in (kept, dropped):
+        folder = put(store, build, tmp_path)
+        caches[build.digest] = folder.with_name(folder.name + ".cache")
+        caches[build.digest].mkdir()
+        (caches[build.digest] / "compiled.blob").write_bytes(b"c")
+    assert store.collect([kept.digest]) == [dropped.digest]
+    assert (caches[kept.digest] / "compiled.blob").read_bytes() == b"c"
+    assert not caches[dropped.digest].exists()
+    assert store.verify(kept.digest) == kept.manifest
