@@ -253,9 +253,14 @@ class Client:
         """Which build of a model this device gets, and why every other one lost."""
         return self._get(f"/devices/{_name(device)}/why", {"model": model, "version": version})
 
-    def assign(self, device: str, model: str, version: str, target: str | None = None) -> Json:
-        """Order one device to run a version; no `target`: the build that fits it best."""
-        body = _given(model=model, version=version, target=target)
+    def assign(
+        self, device: str, model: str, version: str, target: str | None = None, *, probation_s: float | None = None
+    ) -> Json:
+        """Order one device to run a version; no `target`: the build that fits it best.
+
+        `probation_s`: how long after the swap the device may go back by itself, 0 to 3600 s; by default the server's 30.
+        """
+        body = _given(model=model, version=version, target=target, probation_s=probation_s)
         return self._post(f"/devices/{_name(device)}/assignments", body)
 
     def command(self, device: str, kind: Literal["ping", "facts", "logs"], lines: int | None = None) -> Json:

@@ -25,6 +25,7 @@ from covey_hil.processes import wait_for
 
 MODEL = "digits"
 DEVICE = "bench-1"
+PROBATION_S = 2.0  # long enough for a runner that crashes at its first requests
 
 
 class CheckError(Exception):
@@ -38,6 +39,7 @@ class Context:
     bench: Bench
     server: LocalServer
     folder: Path
+    targets: tuple[str, ...] = ()  # to be built; without any, all that the device's profile may want
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -71,7 +73,7 @@ def deploy(context: Context) -> None:
     """A pushed version is built, chosen, delivered and served."""
     _push(context, "1.0")
     began = time.monotonic()
-    context.client.assign(DEVICE, MODEL, "1.0")
+    context.client.assign(DEVICE, MODEL, "1.0", probation_s=PROBATION_S)
     wait_for("1.0 to be active", lambda: context.serves("1.0"), 60)
     context.figures["deploy_s"] = round(time.monotonic() - began, 2)
 
@@ -108,7 +110,7 @@ def latency(context: Context) -> None:
 def power_loss(context: Context) -> None:
     """Power lost while a new version arrives: after it the device serves a verified version, and gets to the new one."""
     _push(context, "1.1")
-    context.client.assign(DEVICE, MODEL, "1.1")
+    context.client.assign(DEVICE, MODEL, "1.1", probation_s=PROBATION_S)
     wait_for(
         "the deployment to begin",
         lambda: context.slot().get("state") in {"fetching", "verifying", "staged", "warming", "probation"},
@@ -127,7 +129,7 @@ def power_loss(context: Context) -> None:
 def roll_back(context: Context) -> None:
     """Sent back to the version before, the device serves it again without fetching it."""
     began = time.monotonic()
-    context.client.assign(DEVICE, MODEL, "1.0")
+    context.client.assign(DEVICE, MODEL, "1.0", probation_s=PROBATION_S)
     wait_for("1.0 to be active", lambda: context.serves("1.0"), 60)
     context.figures["roll_back_s"] = round(time.monotonic() - began, 2)
 
@@ -139,7 +141,14 @@ def _push(context: Context, version: str) -> None:
     """Push a version of digits and wait for its builds."""
     calibration, evaluation, labels = write_samples(context.folder)
     context.client.push_version(
-        MODEL, version, model_path(version), calibration=calibration, evaluation=evaluation, labels=labels, budget=0.01
+        MODEL,
+        version,
+        model_path(version),
+        calibration=calibration,
+        evaluation=evaluation,
+        labels=labels,
+        targets=context.targets,
+        budget=0.01,
     )
     wait_for(f"the builds of {version}", lambda: settled(context.client, version), 180, every_s=0.5)
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(240)
 
 TARGET = "onnxruntime-fp32"
 DEVICE = "d1"
+PROBATION_S = 2.0
 
 
 @dataclass
@@ -61,7 +62,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
                 targets=[TARGET],
             )
         wait_for("the builds", lambda: settled(client, "1.0") and settled(client, "1.1"), 120, every_s=0.5)
-        client.assign(DEVICE, MODEL, "1.0", TARGET)
+        client.assign(DEVICE, MODEL, "1.0", TARGET, probation_s=PROBATION_S)
         wait_for("1.0 to be active", lambda: Fleet(server, agent).serves("1.0"), 60)
         yield Fleet(server, agent)
     finally:
@@ -113,7 +114,7 @@ def test_the_fleet_ends_in_the_right_state(fleet: Fleet, kill: Callable[[Fleet],
     version = "1.1" if fleet.serves("1.0") else "1.0"
     client = fleet.server.client()
     counter = client.device(DEVICE)["counter"]
-    client.assign(DEVICE, MODEL, version, TARGET)
+    client.assign(DEVICE, MODEL, version, TARGET, probation_s=PROBATION_S)
     wait_for(
         "the deployment to begin",
         lambda: fleet.slot().get("state") not in {None, "active"} or fleet.serves(version),

@@ -46,6 +46,9 @@ def add(commands: Adder) -> None:
     assign.add_argument("model")
     assign.add_argument("version")
     assign.add_argument("--target", help="this build; default: the one that fits best")
+    assign.add_argument(
+        "--probation", type=duration, help="how long after the swap it may go back by itself (10s; default: 30s)"
+    )
 
     logs = devices.command("logs", _logs, "show the end of a device's log")
     logs.add_argument("device")
@@ -182,7 +185,9 @@ def _revoke(run: Run) -> int:
 
 def _assign(run: Run) -> int:
     options = run.options
-    made = run.client.assign(options.device, options.model, options.version, options.target)
+    made = run.client.assign(
+        options.device, options.model, options.version, options.target, probation_s=options.probation
+    )
     words = f"{options.device} is to run {options.model} {options.version} as {made['target']}"
     reason = (made.get("why") or {}).get("reason")
     run.out.result(made, lambda: run.out.say(f"{words} ({reason})" if reason else words))

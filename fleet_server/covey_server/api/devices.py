@@ -66,6 +66,12 @@ class ManualAssignment(_Body):
     model: str = Field(max_length=64)
     version: str = Field(max_length=64)
     target: str | None = Field(default=None, max_length=64, description="default: the build that fits it best")
+    probation_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=3600,
+        description="how long the device can go back by itself after the swap, in seconds; default: 30",
+    )
 
 
 class AssignmentView(BaseModel):
@@ -204,6 +210,7 @@ def assign(use: Use, fleet: Fleet, device: str, body: ManualAssignment, actor: O
             build_id=build_id,
             kind="manual",
             why={**reasons, "by": actor.name},
+            probation={} if body.probation_s is None else {"seconds": body.probation_s},
             ttl_ms=use.settings.assignment_s * 1000,
         )
         assignment = issue(session, [order], now_ms)[0]

@@ -86,10 +86,11 @@ def test_the_life_of_a_device(api: Api) -> None:
     api.world.until(lambda: api.call("GET", f"/devices/{name}")["online"])
 
     build = api.world.build()
-    order = {"model": "digits", "version": "1.0", "target": "onnxruntime-fp32"}
+    order = {"model": "digits", "version": "1.0", "target": "onnxruntime-fp32", "probation_s": 2}
     made = api.call("POST", f"/devices/{name}/assignments", 201, json=order)
     assignment, manifest = device.accept()
     assert assignment.id == made["assignment"]
+    assert assignment.probation.seconds == 2
     device.fetch(assignment.build, manifest)
     device.report(assignment, State.ACTIVE)
     device.measure(build[2])
@@ -179,6 +180,13 @@ SELECTOR = "/groups/x"
         ("POST", "/devices/press-7/commands", {"kind": "reboot"}, 422, "invalid"),
         ("POST", "/devices/press-7/commands", {"kind": "ping"}, 409, "device_offline"),
         ("POST", "/devices/press-7/assignments", {"model": "digits"}, 422, "invalid"),
+        (
+            "POST",
+            "/devices/press-7/assignments",
+            {"model": "digits", "version": "1.0", "probation_s": 3601},
+            422,
+            "invalid",
+        ),
         ("POST", "/devices/press-7/assignments", {"model": "digits", "version": "9"}, 404, "not_found"),
         (
             "POST",

@@ -286,6 +286,11 @@ def test_what_the_other_methods_ask(server: FakeServer) -> None:
         ask("PATCH /api/v1/devices/a", {"labels": {"x": None}}, lambda: client.set_labels("a", {"x": None}))
         ask("POST /api/v1/devices/a/revoke", None, lambda: client.revoke_device("a"))
         ask("POST /api/v1/devices/a/assignments", {"model": "m", "version": "1"}, lambda: client.assign("a", "m", "1"))
+        ask(
+            "POST /api/v1/devices/a/assignments",
+            {"model": "m", "version": "1", "probation_s": 0},
+            lambda: client.assign("a", "m", "1", probation_s=0),
+        )
         ask("POST /api/v1/devices/a/commands", {"kind": "ping"}, lambda: client.command("a", "ping"))
         ask("GET /api/v1/devices/a/telemetry", None, lambda: client.device_telemetry("a", 5))
         ask("GET /api/v1/devices/a/why", None, lambda: client.why("a", "m"))
