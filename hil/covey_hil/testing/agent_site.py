@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -331,8 +332,12 @@ class Device:
     def kill_gateway(self) -> None:
         status = self.gateway
         assert status is not None
-        for process in (psutil.Process(status.pid), *psutil.Process(status.pid).children(recursive=True)):
-            process.kill()
+        gateway = psutil.Process(status.pid)
+        runners = gateway.children(recursive=True)
+        gateway.kill()
+        for runner in runners:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end with its gateway
+                runner.kill()
 
     def log(self) -> str:
         return self.output.read_text()
@@ -342,7 +347,8 @@ class Device:
         if self.process is not None and self.process.poll() is None:
             self.kill()
         if self.gateway is not None:
-            self.kill_gateway()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may just be ending by itself
+                self.kill_gateway()
 
     def infer(self, value: float) -> float:
         """The model's answer for one number, by the command line."""
