@@ -1,7 +1,7 @@
 """Build jobs and what came of them: between the server, which queues them, and the workers, which lease them over the API.
 
 A worker leaves a build as a folder: the files of the manifest, `manifest.json` (the exact bytes to be signed), `blocks.bin` (the
-block table) and `report.json` (a `BuildReport`).
+block table), `report.json` (a `BuildReport`) and `provenance.json` (an in-toto Statement, which no device downloads).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from covey_contract.wire import Message
 MANIFEST_FILE = "manifest.json"
 TABLE_FILE = "blocks.bin"
 REPORT_FILE = "report.json"
+PROVENANCE_FILE = "provenance.json"
+PROVENANCE_MAX_BYTES = 256 * 1024
 
 
 class Outcome(enum.StrEnum):

@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -36,6 +37,7 @@ from covey_converters.golden import GOLDEN_FILE, GOLDEN_SAMPLES, tolerance, writ
 from covey_converters.measure import measure
 from covey_converters.metrics import Declared
 from covey_converters.prepare import prepare
+from covey_converters.provenance import write_provenance
 from covey_converters.samples import Samples, load_samples, random_samples
 from covey_converters.spec import BuildSpec
 
@@ -120,7 +122,8 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
     work = Path(spec.work)
     latency = measure(backend.runtime, built, out / GOLDEN_FILE, spec.measure_seconds, work)
     source_latency = measure(Runtime.ONNXRUNTIME, _as_built(source), out / GOLDEN_FILE, spec.measure_seconds, work)
-    write_manifest(out, spec, built, tolerances, latency.peak_rss_mb)
+    state = partial(write_provenance, out, spec, accepted.recipe, report.toolchain)
+    write_manifest(out, spec, built, tolerances, latency.peak_rss_mb, state)
     return _with(
         report,
         outcome=Outcome.BUILT,

@@ -76,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluation", type=Path, metavar="NPZ", help="held-out samples, with `labels` where there are"
     )
     source.add_argument(
+        "--metric",
+        default="",
+        metavar="METRIC",
+        help="what a build is judged by: classification, detection:LAYOUT, embedding, or a function module:function "
+        "(default: what the evaluation declares, or its labels)",
+    )
+    source.add_argument(
         "--shape", action="append", default=[], metavar="INPUT=1x3x224x224", help="the shape of an input that is open"
     )
     limits = argparse.ArgumentParser(add_help=False)
@@ -146,6 +153,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what to build; `*` at the end stands for anything (default: all possible here)",
     )
     worker.add_argument("--name", help="(default: the host's name)")
+    worker.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="a function of this machine that jobs may be judged by; repeatable",
+    )
     worker.add_argument("--once", action="store_true", help="one job at most, then end")
     worker.add_argument("--work", type=Path, help="folder for downloads and scratch files (default: a temporary one)")
     worker.set_defaults(command=_worker)
@@ -264,6 +278,7 @@ def _spec(options: argparse.Namespace, work: Path) -> BuildSpec:
         evaluation=_given(options.evaluation),
         labels=_given(labels),
         budget=getattr(options, "budget", 0.01),
+        metric=options.metric,
         metadata=dict(_pair(text, "--metadata") for text in getattr(options, "metadata", [])),
         shapes={name: _shape(name, text) for name, text in (_pair(text, "--shape") for text in options.shape)},
     )
@@ -431,6 +446,7 @@ def _worker(options: argparse.Namespace) -> int:
             limits=Limits(seconds=options.seconds, memory_mb=options.memory),
             stop=stop,
             say=say,
+            metrics=tuple(options.metric),
         )
         say(f"worker {worker.name}: {', '.join(targets)}")
         worker.run(once=options.once)

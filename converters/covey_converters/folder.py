@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from covey_contract.building import MANIFEST_FILE, REPORT_FILE, TABLE_FILE, BuildReport
+from covey_contract.building import MANIFEST_FILE, PROVENANCE_FILE, REPORT_FILE, TABLE_FILE, BuildReport
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import BLOCK_BYTES, FileEntry, Manifest, Tolerance, build_digest, check_target
 from covey_contract.wire import Message, decode, encode
@@ -38,12 +39,19 @@ def file_entry(folder: Path, name: str) -> FileEntry:
 
 
 def write_manifest(
-    folder: Path, spec: BuildSpec, built: Built, tolerances: dict[str, Tolerance], memory_mb: float | None
+    folder: Path,
+    spec: BuildSpec,
+    built: Built,
+    tolerances: dict[str, Tolerance],
+    memory_mb: float | None,
+    provenance: Callable[[tuple[FileEntry, ...]], str] | None = None,
 ) -> Manifest:
-    """Write block table and manifest beside the files that lie in `folder` already."""
+    """Write block table and manifest beside the files that lie in `folder` already. `provenance` writes the statement about them, and
+    gives its SHA-256."""
     runtime, precision = check_target(spec.target)
     names = [*built.files, GOLDEN_FILE, *([LABELS_FILE] if (folder / LABELS_FILE).exists() else [])]
     (folder / TABLE_FILE).write_bytes(block_table([folder / name for name in names]))
+    files = tuple(file_entry(folder, name) for name in names)
     manifest = Manifest(
         model=spec.model,
         version=spec.version,
@@ -51,7 +59,7 @@ def write_manifest(
         runtime=runtime,
         precision=precision,
         entry=built.entry,
-        files=tuple(file_entry(folder, name) for name in names),
+        files=files,
         table=file_entry(folder, TABLE_FILE),
         inputs=built.inputs,
         outputs=built.outputs,
@@ -65,6 +73,7 @@ def write_manifest(
         labels=LABELS_FILE if LABELS_FILE in names else None,
         metadata=spec.metadata,
         memory_mb=memory_mb,
+        provenance_sha256=provenance(files) if provenance else None,
     )
     (folder / MANIFEST_FILE).write_bytes(encode(manifest))
     return manifest
@@ -119,6 +128,12 @@ def problems(folder: Path) -> list[str]:
             found.append(f"{entry.path} has {path.stat().st_size} bytes; the manifest says {entry.size}")
         elif file_entry(folder, entry.path).sha256 != entry.sha256:
             found.append(f"{entry.path} does not have the digest that the manifest says")
+    if manifest.provenance_sha256 is not None:
+        statement = folder / PROVENANCE_FILE
+        if not statement.is_file():
+            found.append(f"{PROVENANCE_FILE} is missing")
+        elif file_entry(folder, PROVENANCE_FILE).sha256 != manifest.provenance_sha256:
+            found.append(f"{PROVENANCE_FILE} does not have the digest that the manifest says")
     if not found:
         paths = [folder / entry.path for entry in manifest.files]
         if block_table(paths, manifest.block_size) != (folder / manifest.table.path).read_bytes():

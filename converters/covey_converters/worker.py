@@ -13,9 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from covey_contract.building import MANIFEST_FILE, BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile
-from covey_converters.errors import ConvertError, ServerError
-from covey_converters.folder import read_manifest
+from covey_contract.building import (
+    MANIFEST_FILE,
+    PROVENANCE_FILE,
+    BuildJob,
+    BuildReport,
+    LeaseRequest,
+    Outcome,
+    SourceFile,
+)
+from covey_converters import metrics
+from covey_converters.errors import ConvertError, ServerError, UnsupportedError
+from covey_converters.folder import file_entry, read_manifest
 from covey_converters.isolation import build_isolated
 from covey_converters.jobs import Jobs, StoppedError
 from covey_converters.spec import BuildSpec, Limits
@@ -39,6 +48,7 @@ class Worker:
     limits: Limits
     stop: threading.Event
     say: Say
+    metrics: tuple[str, ...] = ()  # functions module:function of this machine that a job may be judged by
 
     def run(self, *, once: bool = False) -> int:
         """Work until stopped, or with `once` until one job is done or there is none. The number of jobs done."""
@@ -92,6 +102,7 @@ class Worker:
                 evaluation=self._optional(job.evaluation),
                 labels=self._optional(job.labels),
                 budget=job.budget,
+                metric=self._metric(job.metric),
                 metadata=job.metadata,
             )
             return build_isolated(
@@ -102,9 +113,18 @@ class Worker:
             )
         except ServerError:
             raise
+        except UnsupportedError as error:
+            return BuildReport(target=job.target, outcome=Outcome.UNSUPPORTED, reason=str(error))
         except (ConvertError, OSError) as error:
             # This machine's trouble, a full disk for one; the server decides whether the job is tried again.
             return BuildReport(target=job.target, outcome=Outcome.FAILED, reason=f"the worker: {error}")
+
+    def _metric(self, text: str) -> str:
+        """Who may push a version must not choose which code of this machine is run: its functions are named when it starts."""
+        declared = metrics.parse(text) if text else None
+        if declared is not None and declared.kind == metrics.CUSTOM and text.strip() not in self.metrics:
+            raise UnsupportedError(f"metric {text} is not one of this builder's (covey-convert worker --metric {text})")
+        return text
 
     def _optional(self, file: SourceFile | None) -> str | None:
         return None if file is None else str(self._local(file))
@@ -120,6 +140,9 @@ class Worker:
         manifest = read_manifest(folder)
         for entry in manifest.wire_files():
             self.jobs.upload(job, entry, folder / entry.path)
+        if manifest.provenance_sha256 is not None:
+            # Not one of the build's files: it stays with the server, which serves it beside the build.
+            self.jobs.upload(job, file_entry(folder, PROVENANCE_FILE), folder / PROVENANCE_FILE)
         return (folder / MANIFEST_FILE).read_bytes()
 
     @contextmanager
