@@ -19,6 +19,8 @@ MANIFEST_FILE = "manifest.json"
 TABLE_FILE = "blocks.bin"
 REPORT_FILE = "report.json"
 PROVENANCE_FILE = "provenance.json"
+# The key of a version's metadata that names the metric its builds are judged by.
+METRIC_KEY = "metric"
 PROVENANCE_MAX_BYTES = 256 * 1024
 
 

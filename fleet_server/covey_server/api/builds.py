@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
+from fastapi.responses import FileResponse
 
+from covey_contract.manifest import Manifest
+from covey_contract.wire import decode
 from covey_server import audit
 from covey_server.api.paging import AfterId, Limit, Number, Page
 from covey_server.api.security import require
@@ -45,6 +48,25 @@ def show_build(use: Use, build_id: Number, _: Annotated[Actor, Depends(require("
         build = builds.get_build(session, build_id)
         check = checks.of_versions(session, [build.version_id]).get(build.version_id)
         return build_detail(build, session.get_one(Version, build.version_id), check)
+
+
+@router.get(
+    "/builds/{build_id}/provenance",
+    summary="Where a build comes from",
+    description="An in-toto Statement with a SLSA provenance predicate, as the builder wrote it; the signed manifest pins its SHA-256.",
+    response_class=FileResponse,
+    responses=responses(NotFound),
+)
+def show_provenance(use: Use, build_id: Number, _: Annotated[Actor, Depends(require("viewer"))]) -> FileResponse:
+    with use.database.reading() as session:
+        build = builds.get_build(session, build_id)
+        if build.manifest is None:
+            raise NotFound(f"build {build_id} is {build.state}: there is nothing to tell the provenance of")
+        sha256 = decode(Manifest, build.manifest).provenance_sha256
+    if sha256 is None:
+        raise NotFound(f"build {build_id} came without a statement of provenance")
+    use.blobs.size(sha256)
+    return FileResponse(use.blobs.path(sha256), media_type="application/vnd.in-toto+json")
 
 
 @router.post(

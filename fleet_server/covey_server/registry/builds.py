@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
-from covey_contract.building import BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile
+from covey_contract.building import METRIC_KEY, BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile
 from covey_contract.envelope import Envelope, encode_envelope
 from covey_contract.manifest import Manifest, build_digest
 from covey_server.db.tables import Blob, Build, Version
@@ -230,6 +230,7 @@ def _job(session: Session, build: Build) -> BuildJob:
         evaluation=_optional(session, version.evaluation_blob, "evaluation.npz"),
         labels=_optional(session, version.labels_blob, "labels.txt"),
         budget=version.budget,
+        metric=str(version.info.get(METRIC_KEY, "")),
         metadata=dict(version.info),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from covey_contract.building import BuildReport, Outcome
+from covey_contract.building import PROVENANCE_MAX_BYTES, BuildReport, Outcome
 from covey_contract.errors import ContractError
 from covey_contract.manifest import FileEntry, Manifest, check_target
 from covey_contract.wire import decode
@@ -45,15 +45,26 @@ def check_manifest(data: bytes, model: str, version: str, target: str) -> Manife
 
 
 def check_files(blobs: BlobStore, manifest: Manifest) -> None:
-    """All files are in the store, whole, and the block table is theirs. Reads every byte once."""
+    """All files are in the store, whole, with the statement of provenance, and the block table is theirs. Reads every byte once."""
     for entry in manifest.wire_files():
         _check_size(blobs, entry)
+    if manifest.provenance_sha256 is not None:
+        _check_provenance(blobs, manifest.provenance_sha256)
     with blobs.open(manifest.table.sha256) as table:
         for entry in manifest.files:
             with blobs.open(entry.sha256) as file:
                 while block := file.read(manifest.block_size):
                     if hashlib.sha256(block).digest() != table.read(32):
                         raise Invalid(f"the block table does not fit {entry.path}", field="manifest")
+
+
+def _check_provenance(blobs: BlobStore, sha256: str) -> None:
+    try:
+        size = blobs.size(sha256)
+    except NotFound as error:
+        raise Invalid(f"the statement of provenance was not delivered ({sha256})", field="manifest") from error
+    if size > PROVENANCE_MAX_BYTES:
+        raise Invalid(f"the statement of provenance has {size} bytes; at most {PROVENANCE_MAX_BYTES}", field="manifest")
 
 
 def _check_size(blobs: BlobStore, entry: FileEntry) -> None:

@@ -1,0 +1,99 @@
+"""A build's statement of provenance: delivered beside the files, pinned by the signed manifest, served as it came."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from covey_contract.building import BuildJob
+from covey_contract.manifest import FileEntry, Manifest, Runtime
+from covey_contract.wire import decode, encode
+
+if TYPE_CHECKING:
+    from tests.unit.server_platform.conftest import Site
+
+MODEL = b"a graph"
+TABLE = hashlib.sha256(MODEL).digest()
+STATEMENT = b'{"_type": "https://in-toto.io/Statement/v1"}\n'
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _manifest(provenance: str | None) -> bytes:
+    return encode(
+        Manifest(
+            model="digits",
+            version="1.0",
+            target="onnxruntime-fp32",
+            runtime=Runtime.ONNXRUNTIME,
+            precision="fp32",
+            entry="model.onnx",
+            files=(FileEntry(path="model.onnx", size=len(MODEL), sha256=_sha256(MODEL)),),
+            table=FileEntry(path="blocks.bin", size=len(TABLE), sha256=_sha256(TABLE)),
+            inputs=(),
+            outputs=(),
+            provenance_sha256=provenance,
+        )
+    )
+
+
+def _finish(site: Site, provenance: str | None, *delivered: bytes) -> tuple[BuildJob, Any]:
+    site.push()
+    job = decode(BuildJob, site.lease().content)
+    for data in (MODEL, TABLE, *delivered):
+        url = f"/api/v1/jobs/{job.id}/files/{_sha256(data)}?lease={job.lease}"
+        assert site.client.put(url, content=data, headers=site.as_("worker")).status_code == 200
+    body = {
+        "lease": job.lease,
+        "report": {"target": job.target, "outcome": "built"},
+        "manifest": base64.b64encode(_manifest(provenance)).decode(),
+    }
+    return job, site.client.post(f"/api/v1/jobs/{job.id}/finish", json=body, headers=site.as_("worker"))
+
+
+def _provenance(site: Site, build: int) -> Any:
+    return site.client.get(f"/api/v1/builds/{build}/provenance", headers=site.as_("viewer"))
+
+
+def test_a_statement_is_served_as_it_came(site: Site) -> None:
+    job, answer = _finish(site, _sha256(STATEMENT), STATEMENT)
+    assert answer.status_code == 200
+    served = _provenance(site, job.id)
+    assert served.content == STATEMENT
+    assert served.headers["content-type"] == "application/vnd.in-toto+json"
+
+
+def test_a_statement_that_was_not_delivered(site: Site) -> None:
+    _, answer = _finish(site, _sha256(STATEMENT))
+    assert answer.status_code == 422
+    assert "the statement of provenance was not delivered" in answer.json()["detail"]
+
+
+def test_a_statement_that_is_too_large(site: Site) -> None:
+    large = b" " * 300_000
+    _, answer = _finish(site, _sha256(large), large)
+    assert answer.status_code == 422
+    assert "300000 bytes; at most" in answer.json()["detail"]
+
+
+def test_a_build_without_a_statement(site: Site) -> None:
+    job, answer = _finish(site, None)
+    assert answer.status_code == 200
+    assert _provenance(site, job.id).status_code == 404
+    assert "without a statement" in _provenance(site, job.id).json()["detail"]
+
+
+def test_what_is_not_built_has_no_provenance(site: Site) -> None:
+    site.push()
+    job = decode(BuildJob, site.lease().content)
+    assert _provenance(site, job.id).status_code == 404
+    assert _provenance(site, 999).status_code == 404
+
+
+def test_the_metric_of_a_version_goes_with_its_jobs(site: Site) -> None:
+    site.push(metadata=json.dumps({"metric": "detection:axis=1"}))
+    assert decode(BuildJob, site.lease().content).metric == "detection:axis=1"
