@@ -117,6 +117,11 @@ class LocalAgent:
                 return process.pid
         return None
 
+    @property
+    def in_mid_download(self) -> bool:
+        """Whether some of a build's files have begun to arrive, but the build is not staged yet."""
+        return len([path for path in (self.state / "fetch").glob("*/*") if path.suffix != ".bits"]) >= 2
+
     def kill_control(self) -> None:
         """SIGKILL the control process alone; gateway and runners go on."""
         self.child.kill()
