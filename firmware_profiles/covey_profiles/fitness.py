@@ -8,6 +8,7 @@ from covey_contract.errors import DecodeError
 from covey_contract.facts import Facts
 from covey_contract.manifest import Runtime, check_target
 from covey_profiles.candidate import Candidate
+from covey_profiles.figures import apart
 from covey_profiles.schema import Profile
 from covey_profiles.targets import compute_capability, memory_budget_mb, ranked_targets
 
@@ -51,11 +52,10 @@ def _wrong_gpu(profile: Profile, facts: Facts, candidate: Candidate) -> str | No
         return None
     there = compute_capability(profile, facts)
     if there is None:
-        return f"wrong GPU: built for compute capability {needed}, this device tells of no NVIDIA GPU"
-    if needed != there:
-        return f"wrong GPU: built for compute capability {needed} (SM), this device has {there}"
-    if candidate.compute_capability not in (None, there):
-        return f"wrong GPU: built for compute capability {candidate.compute_capability} (SM), this device has {there}"
+        return f"wrong SM: built for {needed}, this device tells of no NVIDIA GPU"
+    for built_for in (needed, candidate.compute_capability):
+        if built_for not in (None, there):
+            return f"wrong SM: built for {built_for}, this device has {there}"
     return None
 
 
@@ -72,9 +72,9 @@ def _no_runtime(facts: Facts, candidate: Candidate, runtime: Runtime) -> str | N
         return f"runtime missing: {runtime} is not installed (there is: {', '.join(sorted(installed)) or 'none'})"
     exact, least = candidate.runtime_exact, candidate.runtime_min
     if exact is not None and version_key(version) != version_key(exact):
-        return f"runtime of another version: needs {runtime} {exact} exactly, this device has {version}"
+        return f"runtime of another version: {runtime} {version}, needs exactly {exact}"
     if least is not None and version_key(version) < version_key(least):
-        return f"runtime too old: needs {runtime} {least} or newer, this device has {version}"
+        return f"runtime too old: {runtime} {version} < {least}"
     return None
 
 
@@ -91,9 +91,10 @@ def _not_built(candidate: Candidate) -> str | None:
 def _too_large(profile: Profile, facts: Facts, candidate: Candidate) -> str | None:
     budget = memory_budget_mb(profile, facts)
     if candidate.memory_mb is not None and candidate.memory_mb > budget:
-        return f"over memory: needs {candidate.memory_mb:.0f} MB, this device's budget is {budget:.0f} MB"
-    if candidate.size > profile.storage.build_mb * 1_000_000:
-        return f"over storage: {candidate.size / 1e6:.1f} MB of files, the profile's budget is {profile.storage.build_mb} MB"
+        return f"over memory: {_over(candidate.memory_mb, budget)}, this device's budget"
+    files_mb, limit = candidate.size / 1e6, profile.storage.build_mb
+    if files_mb > limit:
+        return f"over storage: {_over(files_mb, limit)}, the profile's budget for the files of a build"
     return None
 
 
@@ -101,7 +102,11 @@ def _too_inaccurate(candidate: Candidate) -> str | None:
     accuracy = candidate.accuracy
     if accuracy is None or accuracy.drop <= accuracy.budget:
         return None
-    return f"over accuracy budget: {accuracy.metric} drops by {accuracy.drop:.4f}, budget {accuracy.budget:.4f}"
+    return "over accuracy budget: {} drops by {} > {}".format(accuracy.metric, *apart(accuracy.drop, accuracy.budget))
+
+
+def _over(mb: float, budget: float) -> str:
+    return "{} MB > {} MB".format(*apart(mb, budget))
 
 
 def version_key(version: str) -> tuple[int, ...]:

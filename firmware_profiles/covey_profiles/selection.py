@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from covey_contract.facts import Facts
 from covey_profiles.candidate import Candidate
+from covey_profiles.figures import apart, written
 from covey_profiles.fitness import unfit
 from covey_profiles.schema import Profile
 from covey_profiles.targets import ranked_targets
@@ -36,9 +37,14 @@ class _Figure:
 
     scale: Hashable
     value: float
-    text: str
+    shown: float  # as people read it
+    digits: int  # significant ones, if that is enough to tell two apart
+    unit: str = ""
     by: str = ""  # where or how it was measured, in words
     at_home: bool = False  # measured on the kind of device that asks
+
+    def text(self) -> str:
+        return written(self.shown, self.digits) + self.unit
 
 
 def select(profile: Profile, facts: Facts, candidates: Sequence[Candidate], objective: Objective = "rank") -> Choice:
@@ -89,17 +95,18 @@ def _by_figure(
         if figure is None:
             lost[candidate.target] = f"no {objective} was measured"
         elif figure.scale != scale:
-            lost[candidate.target] = f"not comparable: {figure.text} {figure.by}, {best.target} {won.by}"
+            lost[candidate.target] = f"not comparable: {figure.text()} {figure.by}, {best.target} {won.by}"
         elif figure.value == won.value:
             lost[candidate.target] = (
-                f"equal {objective} ({won.text}), ranked lower: {best.target} before {candidate.target}"
+                f"equal {objective} ({won.text()}), ranked lower: {best.target} before {candidate.target}"
             )
         else:
             sign = "<" if objective == "accuracy" else ">"
-            words = f"{_WORSE[objective]}: {figure.text} {sign} {won.text} {won.by}"
+            mine, best_one = apart(figure.shown, won.shown, won.digits)
+            words = f"{_WORSE[objective]}: {mine}{won.unit} {sign} {best_one}{won.unit} {won.by}"
             lost[candidate.target] = words.strip()
     elsewhere = "" if won.at_home or objective != "latency" else ", which is not a device of this kind"
-    return Choice(best, f"{_BEST[objective]}: {won.text} {won.by}".strip() + elsewhere, lost)
+    return Choice(best, f"{_BEST[objective]}: {won.text()} {won.by}".strip() + elsewhere, lost)
 
 
 def _common_scale(fit: Sequence[Candidate], figures: dict[str, _Figure]) -> Hashable:
@@ -119,7 +126,9 @@ def _latency(profile: Profile, candidate: Candidate) -> _Figure | None:
     return _Figure(
         scale=(measured.machine, measured.profile),
         value=measured.p50_ms,
-        text=f"{measured.p50_ms:.3g} ms",
+        shown=measured.p50_ms,
+        digits=3,
+        unit=" ms",
         by=f"measured on {measured.machine}",
         at_home=measured.profile == profile.id,
     )
@@ -132,13 +141,14 @@ def _accuracy(_: Profile, candidate: Candidate) -> _Figure | None:
     return _Figure(
         scale=(measured.metric, measured.samples),
         value=-measured.build,
-        text=f"{measured.build:.4f}",
+        shown=measured.build,
+        digits=4,
         by=f"{measured.metric} over {measured.samples} samples",
     )
 
 
 def _size(_: Profile, candidate: Candidate) -> _Figure | None:
-    return _Figure(scale="bytes", value=candidate.size, text=f"{candidate.size} bytes")
+    return _Figure(scale="bytes", value=candidate.size, shown=candidate.size, digits=3, unit=" bytes")
 
 
 _FIGURES: dict[Objective, Callable[[Profile, Candidate], _Figure | None]] = {

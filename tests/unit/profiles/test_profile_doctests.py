@@ -7,10 +7,10 @@ from types import ModuleType
 
 import pytest
 
-from covey_profiles import fitness, loading
+from covey_profiles import figures, fitness, loading
 
 
-@pytest.mark.parametrize("module", [fitness, loading], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [figures, fitness, loading], ids=lambda module: module.__name__)
 def test_docstring_examples(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0

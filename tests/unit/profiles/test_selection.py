@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 from covey_contract.building import Accuracy, BuildReport, Latency, Outcome
 from covey_contract.facts import Accelerator, Facts, RuntimeFact
 from covey_contract.manifest import FileEntry, Manifest, Runtime
-from covey_profiles import OBJECTIVES, Candidate, Choice, Objective, load_profiles, select
+from covey_profiles import OBJECTIVES, Candidate, Choice, Objective, Profile, load_profiles, select
+from covey_profiles.figures import apart
+from covey_profiles.schema import Memory
 
 PI = load_profiles()["raspberry-pi-5"]
 ORIN = load_profiles()["jetson-orin-nano"]
-N100 = load_profiles()["intel-n100"]
 PI_FACTS = Facts(
     architecture="aarch64",
     board="Raspberry Pi 5 Model B Rev 1.0",
@@ -63,17 +65,17 @@ def test_the_best_ranked_build_that_fits_is_chosen_and_every_other_told_why() ->
     assert choice.lost == {
         "onnxruntime-fp32": "ranked lower: tflite-int8 before onnxruntime-fp32",
         "openvino-int8": "not for this kind of device: raspberry-pi-5 does not rank openvino-int8",
-        "tensorrt-fp16-sm87": "wrong GPU: built for compute capability 8.7, this device tells of no NVIDIA GPU",
+        "tensorrt-fp16-sm87": "wrong SM: built for 8.7, this device tells of no NVIDIA GPU",
     }
 
 
 @pytest.mark.parametrize(
     ("candidate", "reason"),
     [
-        (built("tensorrt-fp16-sm89"), "wrong GPU: built for compute capability 8.9 (SM), this device has 8.7"),
+        (built("tensorrt-fp16-sm89"), "wrong SM: built for 8.9, this device has 8.7"),
         (
             built("tensorrt-fp16-sm87", compute_capability="8.6"),
-            "wrong GPU: built for compute capability 8.6 (SM), this device has 8.7",
+            "wrong SM: built for 8.6, this device has 8.7",
         ),
         (
             built("onnxruntime-fp32", architecture="x86_64"),
@@ -81,11 +83,11 @@ def test_the_best_ranked_build_that_fits_is_chosen_and_every_other_told_why() ->
         ),
         (
             built("tensorrt-fp16-sm87", runtime_exact="10.7.0"),
-            "runtime of another version: needs tensorrt 10.7.0 exactly, this device has 10.3.0",
+            "runtime of another version: tensorrt 10.3.0, needs exactly 10.7.0",
         ),
         (
             built("onnxruntime-fp32", runtime_min="1.24"),
-            "runtime too old: needs onnxruntime 1.24 or newer, this device has 1.23.2",
+            "runtime too old: onnxruntime 1.23.2 < 1.24",
         ),
         (
             Candidate(1, "tensorrt-int8-sm87", "queued", waiting_for="waiting for a builder of that kind"),
@@ -104,15 +106,15 @@ def test_the_best_ranked_build_that_fits_is_chosen_and_every_other_told_why() ->
         ),
         (
             built("onnxruntime-fp32", memory_mb=2900.0),
-            "over memory: needs 2900 MB, this device's budget is 2796 MB",
+            "over memory: 2,900 MB > 2,796 MB, this device's budget",
         ),
         (
             built("onnxruntime-fp32", size=2_100_000_000),
-            "over storage: 2100.0 MB of files, the profile's budget is 2000 MB",
+            "over storage: 2,100 MB > 2,000 MB, the profile's budget for the files of a build",
         ),
         (
             built("onnxruntime-int8", accuracy=quality(0.9, budget=0.01)),
-            "over accuracy budget: top1 drops by 0.0900, budget 0.0100",
+            "over accuracy budget: top1 drops by 0.09 > 0.01",
         ),
         (built("bogus"), "'bogus' is not a target: RUNTIME-PRECISION, e.g. openvino-int8 or tensorrt-fp16-sm87"),
     ],
@@ -189,15 +191,15 @@ def test_the_most_accurate_and_the_smallest() -> None:
     accurate = select(PI, PI_FACTS, candidates, "accuracy")
     assert accurate.chosen is not None
     assert accurate.chosen.target == "onnxruntime-int8"
-    assert accurate.reason == "most accurate: 0.9800 top1 over 450 samples"
+    assert accurate.reason == "most accurate: 0.98 top1 over 450 samples"
     assert accurate.lost == {
-        "tflite-int8": "less accurate: 0.9710 < 0.9800 top1 over 450 samples",
-        "onnxruntime-fp32": "equal accuracy (0.9800), ranked lower: onnxruntime-int8 before onnxruntime-fp32",
+        "tflite-int8": "less accurate: 0.971 < 0.98 top1 over 450 samples",
+        "onnxruntime-fp32": "equal accuracy (0.98), ranked lower: onnxruntime-int8 before onnxruntime-fp32",
     }
     small = select(PI, PI_FACTS, candidates, "size")
     assert small.chosen is not None
-    assert small.reason == "smallest: 20000 bytes"
-    assert small.lost["onnxruntime-fp32"] == "larger: 90000 bytes > 20000 bytes"
+    assert small.reason == "smallest: 20,000 bytes"
+    assert small.lost["onnxruntime-fp32"] == "larger: 90,000 bytes > 20,000 bytes"
 
 
 def test_a_candidate_from_report_and_manifest() -> None:
@@ -228,68 +230,92 @@ def test_a_candidate_from_report_and_manifest() -> None:
 
 # --- against an oracle --------------------------------------------------------------------------------------------------
 
-TARGETS = [*N100.targets, "tflite-int8", "tensorrt-fp16-sm87"]
+KINDS = {
+    name: load_profiles()[name]
+    for name in ("intel-n100", "raspberry-pi-zero-2-w", "jetson-xavier-nx", "jetson-thor", "rtx-pc", "generic-x86-64")
+}
+TARGETS = [
+    *("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp16", "openvino-int8", "tflite-int8"),
+    *("tensorrt-fp16-sm72", "tensorrt-int8-sm110", "tensorrt-fp16-sm89", "tensorrt-rtx-fp16-sm89"),
+]
+RUNTIMES = ["onnxruntime", "openvino", "tflite", "tensorrt", "tensorrt-rtx"]
 VERSIONS = ["1.9", "1.23.2", "1.31.1"]
 
-facts = st.builds(
-    lambda runtimes, memory: Facts(
-        architecture="x86_64",
-        cpu_model="Intel(R) N100",
-        memory_mb=memory,
+
+@st.composite
+def devices(draw: st.DrawFn) -> tuple[Profile, Facts]:
+    """Facts that need not match the profile: what is chosen hangs on what the device says, not on how it got its profile."""
+    profile = KINDS[draw(st.sampled_from(sorted(KINDS)))]
+    capability = draw(st.sampled_from([None, "7.2", "8.9", "11.0"]))
+    gpu = Accelerator(kind="gpu", vendor="nvidia", compute_capability=capability)
+    runtimes = draw(st.dictionaries(st.sampled_from(RUNTIMES), st.sampled_from(VERSIONS)))
+    return profile, Facts(
+        architecture=draw(st.sampled_from(["x86_64", "aarch64"])),
+        memory_mb=draw(st.sampled_from([0, 436, 1000, 16000])),
+        accelerators=draw(st.sampled_from([(), (gpu,)])),
         runtimes=tuple(RuntimeFact(name=name, version=version) for name, version in runtimes.items()),
-    ),
-    st.dictionaries(st.sampled_from(["onnxruntime", "openvino", "tflite"]), st.sampled_from(VERSIONS)),
-    st.sampled_from([0, 1000, 16000]),
-)
+    )
 
 
 @st.composite
 def candidates(draw: st.DrawFn) -> list[Candidate]:
     targets = draw(st.permutations(TARGETS))[: draw(st.integers(0, len(TARGETS)))]
+    states = ["built", "built", "built", "built", "queued", "building", "checked", "refused", "failed"]
+    homes = st.sampled_from([None, *sorted(KINDS)])
     return [
         Candidate(
             id=index,
             target=target,
-            state=draw(st.sampled_from(["built", "built", "built", "queued", "building", "refused", "failed"])),
-            size=draw(st.sampled_from([0, 10, 20, 5_000_000_000])),
+            state=draw(st.sampled_from(states)),
+            size=draw(st.sampled_from([0, 10, 20, 150_000_000, 5_000_000_000])),
             accuracy=draw(st.none() | st.builds(quality, st.sampled_from([0.4, 0.9, 0.95]), samples=st.just(450))),
             latency=draw(
-                st.none()
-                | st.builds(
-                    speed,
-                    st.sampled_from([1.0, 2.0, 3.0]),
-                    st.sampled_from(["a", "b"]),
-                    st.sampled_from([None, "intel-n100"]),
-                )
+                st.none() | st.builds(speed, st.sampled_from([1.0, 2.0, 3.0]), st.sampled_from(["a", "b"]), homes)
             ),
-            runtime_min=draw(st.sampled_from([None, "1.10", "1.31"])),
-            architecture=draw(st.sampled_from([None, None, "x86_64", "aarch64"])),
+            runtime_min=draw(st.sampled_from([None, None, "1.10", "1.31"])),
+            runtime_exact=draw(st.sampled_from([None, None, None, "1.23.2"])),
+            architecture=draw(st.sampled_from([None, None, None, "x86_64", "aarch64"])),
+            compute_capability=draw(st.sampled_from([None, None, None, "8.9"])),
             memory_mb=draw(st.sampled_from([None, 100.0, 500.0, 7000.0])),
         )
         for index, target in enumerate(targets)
     ]
 
 
-def oracle_fits(one: Candidate, device: Facts) -> bool:
+def oracle_ranking(profile: Profile, device: Facts) -> list[str]:
+    sm = (oracle_sm(profile, device) or "").replace(".", "")
+    named = [f"{target}-sm{sm}" if target.startswith("tensorrt") else target for target in profile.targets]
+    return [target for target in named if not target.endswith("-sm")]
+
+
+def oracle_sm(profile: Profile, device: Facts) -> str | None:
+    told = [gpu.compute_capability for gpu in device.accelerators if gpu.compute_capability]
+    return told[0] if told else profile.compute_capability
+
+
+def oracle_fits(one: Candidate, profile: Profile, device: Facts) -> bool:
     """Written apart from the code under test, from the words of the profile alone."""
-    version = next((r.version for r in device.runtimes if r.name == one.target.split("-")[0]), None)
+    installed = {runtime.name: runtime.version for runtime in device.runtimes}
+    version = installed.get(one.target.split("-sm")[0].rpartition("-")[0])
     newest = [tuple(map(int, v.split("."))) for v in (version or "0", one.runtime_min or "0")]
-    budget = min(6000.0, 0.4 * device.memory_mb) if device.memory_mb else 6000.0
+    budget = min(profile.memory.max_mb, profile.memory.share * (device.memory_mb or 1e9))
     return (
-        one.target in N100.targets
+        one.target in oracle_ranking(profile, device)
         and one.state == "built"
         and version is not None
         and newest[0] >= newest[1]
-        and one.architecture in (None, "x86_64")
+        and one.runtime_exact in (None, version)
+        and one.architecture in (None, device.architecture)
+        and one.compute_capability in (None, oracle_sm(profile, device))
         and (one.memory_mb or 0) <= budget
-        and one.size <= 4_000_000_000
+        and one.size <= profile.storage.build_mb * 1_000_000
         and (one.accuracy is None or one.accuracy.source - one.accuracy.build <= one.accuracy.budget)
     )
 
 
-def oracle_beaten(one: Candidate, other: Candidate, objective: Objective) -> bool:
+def oracle_beaten(one: Candidate, other: Candidate, objective: Objective, ranking: list[str]) -> bool:
     """Whether `other` is better than `one` by a figure that may be compared, or equal and ranked higher."""
-    rank = N100.targets.index
+    rank = ranking.index
     if objective == "latency" and one.latency and other.latency:
         if (one.latency.machine, one.latency.profile) != (other.latency.machine, other.latency.profile):
             return False
@@ -305,10 +331,14 @@ def oracle_beaten(one: Candidate, other: Candidate, objective: Objective) -> boo
     return (theirs, rank(other.target)) < (mine, rank(one.target))
 
 
-@given(device=facts, builds=candidates(), objective=st.sampled_from(OBJECTIVES))
-def test_selection_agrees_with_the_oracle(device: Facts, builds: list[Candidate], objective: Objective) -> None:
-    choice = select(N100, device, builds, objective)
-    fitting = [one for one in builds if oracle_fits(one, device)]
+@given(device=devices(), builds=candidates(), objective=st.sampled_from(OBJECTIVES))
+def test_selection_agrees_with_the_oracle(
+    device: tuple[Profile, Facts], builds: list[Candidate], objective: Objective
+) -> None:
+    profile, facts = device
+    choice = select(profile, facts, builds, objective)
+    fitting = [one for one in builds if oracle_fits(one, profile, facts)]
+    ranking = oracle_ranking(profile, facts)
     # Something is chosen exactly if something fits; all others, and only they, are told why.
     assert (choice.chosen is not None) == bool(fitting)
     assert choice.reason
@@ -318,19 +348,55 @@ def test_selection_agrees_with_the_oracle(device: Facts, builds: list[Candidate]
     if choice.chosen is None:
         return
     assert choice.chosen in fitting
-    assert not any(oracle_beaten(choice.chosen, other, objective) for other in fitting)
+    assert not any(oracle_beaten(choice.chosen, other, objective, ranking) for other in fitting)
     if objective in ("latency", "accuracy") and any(getattr(one, objective) for one in fitting):
         # Who was measured goes before who was not, and on this kind of device before elsewhere.
         assert getattr(choice.chosen, objective) is not None
-    if objective == "latency" and any(one.latency and one.latency.profile == "intel-n100" for one in fitting):
+    if objective == "latency" and any(one.latency and one.latency.profile == profile.id for one in fitting):
         assert choice.chosen.latency is not None
-        assert choice.chosen.latency.profile == "intel-n100"
+        assert choice.chosen.latency.profile == profile.id
 
 
-@given(device=facts, builds=candidates(), objective=st.sampled_from(OBJECTIVES), seed=st.randoms(use_true_random=False))
+@given(
+    device=devices(), builds=candidates(), objective=st.sampled_from(OBJECTIVES), seed=st.randoms(use_true_random=False)
+)
 def test_selection_does_not_depend_on_the_order_of_the_builds(
-    device: Facts, builds: list[Candidate], objective: Objective, seed: object
+    device: tuple[Profile, Facts], builds: list[Candidate], objective: Objective, seed: object
 ) -> None:
     mixed = list(builds)
     seed.shuffle(mixed)  # type: ignore[attr-defined]
-    assert select(N100, device, mixed, objective) == select(N100, device, builds, objective)
+    assert select(*device, mixed, objective) == select(*device, builds, objective)
+
+
+# --- figures in reasons -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"memory_mb": 1210.0}, "over memory: 1,210 MB > 900 MB, this device's budget"),
+        ({"memory_mb": 900.04}, "over memory: 900.04 MB > 900 MB, this device's budget"),
+        ({"runtime_min": "1.20"}, "runtime too old: onnxruntime 1.18 < 1.20"),
+        ({"accuracy": quality(0.9799, budget=0.01)}, "over accuracy budget: top1 drops by 0.0101 > 0.01"),
+    ],
+)
+def test_a_limit_is_told_with_both_figures(fields: dict[str, object], reason: str) -> None:
+    facts = Facts(architecture="aarch64", memory_mb=2250, runtimes=(RuntimeFact(name="onnxruntime", version="1.18"),))
+    profile = msgspec.structs.replace(PI, memory=Memory(share=0.4, max_mb=4000))
+    assert select(profile, facts, [built("onnxruntime-fp32", **fields)]).lost == {"onnxruntime-fp32": reason}
+
+
+def test_two_latencies_that_are_close_are_told_apart() -> None:
+    close = [built("tflite-int8", latency=speed(9.1002)), built("onnxruntime-int8", latency=speed(9.1001))]
+    lost = select(PI, PI_FACTS, close, "latency").lost
+    assert lost == {"tflite-int8": "slower: 9.1002 ms > 9.1001 ms measured on builder"}
+
+
+@given(first=st.floats(1e-6, 1e9), second=st.floats(1e-6, 1e9))
+def test_two_figures_never_look_alike_unless_they_are(first: float, second: float) -> None:
+    one, other = apart(first, second)
+    close = abs(first - second) <= 1e-12 * max(first, second)
+    assert one != other or close
+    assert float(one.replace(",", "")) == pytest.approx(first, rel=0.01)
+    if one != other:
+        assert (float(one.replace(",", "")) < float(other.replace(",", ""))) == (first < second)
