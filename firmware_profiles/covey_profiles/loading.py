@@ -8,6 +8,8 @@ import tomllib
 
 import msgspec
 
+from covey_contract.facts import Facts
+from covey_profiles.matching import match
 from covey_profiles.schema import Profile
 
 
@@ -21,20 +23,27 @@ def load_profiles() -> dict[str, Profile]:
 
 
 def read_profile(name: str, text: str) -> Profile:
-    """The profile in a file called `name`, which must be its id and `.toml`. Raises `ProfileError`.
+    """The profile in a file called `name`, which must be its id and `.toml`. Its examples must match it. Raises `ProfileError`.
 
     >>> read_profile("pi.toml", 'id = "pi"')
     Traceback (most recent call last):
     covey_profiles.loading.ProfileError: pi.toml: title: missing
     """
     try:
-        profile = msgspec.convert(tomllib.loads(text), Profile)
+        content = tomllib.loads(text)
+        profile = msgspec.convert(content, Profile)
     except tomllib.TOMLDecodeError as error:
         raise ProfileError(f"{name}: {error}") from error
     except msgspec.ValidationError as error:
         raise ProfileError(f"{name}: {_plain(str(error))}") from error
     if name != f"{profile.id}.toml":
         raise ProfileError(f"{name}: id: {profile.id!r} belongs in a file {profile.id}.toml")
+    for number, (example, told) in enumerate(zip(profile.examples, content["examples"], strict=True)):
+        # Facts come from agents of any version, so their decoder lets unknown fields pass; in a file they are slips.
+        for field in set(told) - set(Facts.__struct_fields__):
+            raise ProfileError(f"{name}: examples[{number}].{field}: there is no such field")
+        if match(example, {profile.id: profile}).profile is None:
+            raise ProfileError(f"{name}: examples[{number}]: does not match this profile")
     return profile
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
 from covey_contract.errors import DecodeError
+from covey_contract.facts import Facts
 from covey_contract.manifest import check_target
 
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
@@ -21,8 +22,8 @@ Celsius = Annotated[float, msgspec.Meta(gt=0, le=150)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 Capability = Annotated[str, msgspec.Meta(pattern=r"^\d{1,2}\.\d$")]
 ProfileId = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
-What = Literal["memory", "accelerators", "runtimes", "thermal"]
-MUST_CITE: frozenset[str] = frozenset({"memory", "accelerators", "runtimes"})
+What = Literal["memory", "accelerators", "runtimes", "precision", "thermal"]
+MUST_CITE: frozenset[str] = frozenset(get_args(What))
 
 
 class SwapMode(enum.StrEnum):
@@ -105,6 +106,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         float, msgspec.Meta(gt=0)
     ]  # the median answer of a model made for this kind of device
     sources: tuple[Source, ...]
+    examples: Annotated[
+        tuple[Facts, ...], msgspec.Meta(min_length=1)
+    ]  # what such devices report, as far as rules look at it
     compute_capability: Capability | None = None
     notes: str = ""
 

@@ -10,6 +10,8 @@ from covey_contract.manifest import MANIFEST_TYPE
 from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE
 from covey_contract.reasons import Reason
 from covey_contract.topics import Down, Up
+from covey_profiles import load_profiles
+from covey_profiles.page import page
 from covey_server.routes import application
 from covey_server.settings import describe
 
@@ -26,7 +28,12 @@ def write_docs(folder: Path) -> list[Path]:
 
 def generated() -> dict[str, str]:
     """The generated files by name."""
-    return {"configuration.md": configuration(), "reference.md": reference(), "openapi.json": openapi()}
+    return {
+        "configuration.md": configuration(),
+        "reference.md": reference(),
+        "profiles.md": page(load_profiles()),
+        "openapi.json": openapi(),
+    }
 
 
 def configuration() -> str:

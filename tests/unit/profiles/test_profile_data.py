@@ -19,6 +19,7 @@ from covey_profiles import (
     read_profile,
     targets_for,
 )
+from covey_profiles.page import page
 
 ORIN = Accelerator(kind="gpu", vendor="nvidia", name="Orin (nvgpu)", compute_capability="8.7")
 CPU_ARM = (RuntimeFact(name="onnxruntime", version="1.31.1"), RuntimeFact(name="tflite", version="2.3.0"))
@@ -89,20 +90,132 @@ DEVICES: dict[str, tuple[Facts, tuple[str, ...]]] = {
         ),
         ("tensorrt-rtx-fp16-sm89", "openvino-int8", "onnxruntime-int8", "openvino-fp16", "onnxruntime-fp32"),
     ),
+    "jetson-thor": (
+        Facts(
+            architecture="aarch64",
+            board="NVIDIA Jetson AGX Thor Developer Kit",
+            memory_mb=131_880,
+            l4t="38.2.1",
+            accelerators=(Accelerator(kind="gpu", vendor="nvidia", name="NVIDIA Thor", compute_capability="11.0"),),
+            runtimes=(
+                RuntimeFact(name="tensorrt", version="10.13.3"),
+                RuntimeFact(name="onnxruntime", version="1.31.1"),
+            ),
+        ),
+        ("tensorrt-int8-sm110", "tensorrt-fp16-sm110", "onnxruntime-int8", "onnxruntime-fp32"),
+    ),
+    "intel-atom-x7000": (
+        Facts(architecture="x86_64", board="UPS-ADLN01", cpu_model="Intel Atom(R) x7425E", runtimes=CPU_X86),
+        ("openvino-int8", "onnxruntime-int8", "openvino-fp16", "onnxruntime-fp32"),
+    ),
+    "intel-xeon-d": (
+        Facts(architecture="x86_64", cpu_model="Intel(R) Xeon(R) D-2775TE CPU @ 2.00GHz", runtimes=CPU_X86),
+        ("openvino-int8", "onnxruntime-int8", "openvino-fp16", "onnxruntime-fp32"),
+    ),
+    "intel-arc": (
+        Facts(
+            architecture="x86_64",
+            cpu_model="Intel(R) Core(TM) Ultra 7 265K",
+            accelerators=(
+                Accelerator(kind="npu", vendor="intel", name="0xad1d"),
+                Accelerator(kind="gpu", vendor="intel", name="0x7d67"),
+                Accelerator(kind="gpu", vendor="intel", name="0xe20b"),
+            ),
+            runtimes=CPU_X86,
+        ),
+        ("openvino-int8", "openvino-fp16", "onnxruntime-int8", "onnxruntime-fp32"),
+    ),
+    "raspberry-pi-zero-2-w": (
+        Facts(architecture="aarch64", board="Raspberry Pi Zero 2 W Rev 1.0", memory_mb=436, runtimes=CPU_ARM),
+        ("tflite-int8", "onnxruntime-int8", "onnxruntime-fp32"),
+    ),
+    "rockchip-rk3588": (
+        Facts(architecture="aarch64", board="FriendlyElec NanoPC-T6", runtimes=CPU_ARM),
+        ("tflite-int8", "onnxruntime-int8", "onnxruntime-fp32"),
+    ),
+    "ti-am68a": (
+        Facts(architecture="aarch64", board="Texas Instruments AM68 SK", runtimes=CPU_ARM[1:]),
+        ("tflite-int8",),
+    ),
+    "ti-am62a": (
+        Facts(architecture="aarch64", board="Texas Instruments AM62A7 SK", runtimes=CPU_ARM[:1]),
+        ("onnxruntime-int8", "onnxruntime-fp32"),
+    ),
     "generic-x86-64": (
         Facts(architecture="x86_64", board="PowerEdge R650", cpu_model="Intel(R) Xeon(R) Gold 6330", runtimes=CPU_X86),
         ("onnxruntime-int8", "openvino-int8", "openvino-fp16", "onnxruntime-fp32"),
     ),
     "generic-arm64": (
-        Facts(architecture="aarch64", board="Radxa ROCK 5B", runtimes=CPU_ARM),
+        Facts(architecture="aarch64", board="Hardkernel ODROID-N2Plus", runtimes=CPU_ARM),
         ("tflite-int8", "onnxruntime-int8", "onnxruntime-fp32"),
     ),
 }
 
 
-def test_every_profile_has_a_device_in_the_table() -> None:
-    assert set(load_profiles()) == set(DEVICES)
-    assert len(DEVICES) >= 10
+# Kinds of device that resemble one with a profile of its own, and what they have: another, or none.
+RELATIVES: list[tuple[Facts, str | None]] = [
+    (Facts(architecture="armv6l", board="Raspberry Pi Zero W Rev 1.1"), None),
+    (Facts(architecture="armv7l", board="Raspberry Pi Zero 2 W Rev 1.0"), None),
+    (Facts(architecture="aarch64", board="Raspberry Pi 3 Model B Plus Rev 1.3"), "generic-arm64"),
+    (Facts(architecture="aarch64", board="Raspberry Pi 500 Rev 1.0"), "raspberry-pi-5"),
+    (Facts(architecture="aarch64", board="NVIDIA Jetson AGX Xavier Developer Kit"), "generic-arm64"),
+    (Facts(architecture="aarch64", board="Texas Instruments AM625 SK"), "generic-arm64"),
+    (Facts(architecture="aarch64", board="Texas Instruments AM69 SK"), "generic-arm64"),
+    (Facts(architecture="aarch64", board="NXP i.MX8MQ EVK"), "generic-arm64"),
+    (Facts(architecture="aarch64", board="Radxa ROCK 3A"), "generic-arm64"),
+    (Facts(architecture="x86_64", cpu_model="Intel(R) Xeon(R) CPU D-1541 @ 2.10GHz"), "generic-x86-64"),
+    (Facts(architecture="x86_64", cpu_model="Intel(R) Xeon(R) D-2146NT CPU @ 2.30GHz"), "generic-x86-64"),
+    (Facts(architecture="x86_64", cpu_model="Intel(R) Atom(TM) x7-Z8750 CPU @ 1.60GHz"), "generic-x86-64"),
+    (Facts(architecture="x86_64", cpu_model="Intel(R) Celeron(R) N5105 @ 2.00GHz"), "generic-x86-64"),
+    (Facts(architecture="x86_64", cpu_model="Intel(R) Core(TM) Ultra 7 155H"), "generic-x86-64"),
+    (
+        Facts(
+            architecture="x86_64",
+            cpu_model="Intel(R) Core(TM) Ultra 7 258V",
+            accelerators=(
+                Accelerator(kind="gpu", vendor="intel", name="Intel(R) Arc(TM) Graphics 140V"),
+                Accelerator(kind="npu", vendor="intel", name="0x643e"),
+            ),
+        ),
+        "intel-core-ultra",
+    ),
+    (
+        Facts(architecture="x86_64", accelerators=(Accelerator(kind="gpu", vendor="nvidia", name="Tesla V100"),)),
+        "generic-x86-64",
+    ),
+]
+
+
+def test_the_table_knows_the_profiles_that_ship() -> None:
+    assert set(DEVICES) <= set(load_profiles())
+    assert len(DEVICES) >= 18
+
+
+@pytest.mark.parametrize("profile", sorted(load_profiles()))
+def test_the_examples_of_a_profile_find_it_and_nothing_ties_behind_it(profile: str) -> None:
+    """All that a new file has to pass: `read_profile` checked it alone, here it stands among the others."""
+    for facts in load_profiles()[profile].examples:
+        profiles = load_profiles()
+        found = match(facts, profiles)
+        assert found.profile is not None, found.reason
+        assert found.profile.id == profile
+        while (found := match(facts, profiles)).profile is not None:
+            del profiles[found.profile.id]
+        assert found.reason.startswith("no profile matches")
+
+
+@pytest.mark.parametrize(("facts", "profile"), RELATIVES, ids=lambda it: it if isinstance(it, str) else None)
+def test_relatives_are_not_taken_for_one_another(facts: Facts, profile: str | None) -> None:
+    found = match(facts, load_profiles())
+    assert (found.profile.id if found.profile else None) == profile, found.reason
+
+
+def test_the_page_tells_everything_that_is_in_the_files() -> None:
+    shown = page(load_profiles())
+    for profile in load_profiles().values():
+        assert f"| `{profile.id}`<br>" in shown
+        assert all(f"{source.page}; {source.date}" in shown for source in profile.sources)
+    assert len({line.count(" | ") for line in shown.splitlines() if line.startswith("| `")}) == 1
 
 
 @pytest.mark.parametrize("profile", DEVICES)
@@ -182,6 +295,10 @@ def test_memory_budget_is_a_share_and_has_a_limit() -> None:
         ('"tflite-int8"', '"onnxruntime-int8"', "targets: one is ranked twice"),
         ("board = '", "board = '(", "board: not a regular expression"),
         ('"memory", ', "", "sources: none for memory"),
+        ('["precision"]', '["memory"]', "sources: none for precision"),
+        ('board = "Raspberry Pi 5 Model B Rev 1.0"', 'board = "Banana Pi"', "examples[0]: does not match this profile"),
+        ("cpu_cores = 4", "cores = 4", "examples[0].cores: there is no such field"),
+        ("[[examples]]", "[[sample]]", "raspberry-pi-5.toml: sample: there is no such field"),
         ("throttle_c = 80", "throttle_c = 90", "lies below throttle_c"),
         ('id = "raspberry-pi-5"', 'id = "raspberry"', "belongs in a file raspberry.toml"),
         ("title =", "title", "raspberry-pi-5.toml: Expected '='"),
