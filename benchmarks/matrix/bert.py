@@ -53,7 +53,7 @@ class Graph:
         return out
 
     def number(self, value: float) -> str:
-        return self.weight(f"number_{len(self.weights)}", np.float32(value).reshape(()))
+        return self.weight(f"number_{len(self.weights)}", np.array(value, np.float32))
 
     def sizes(self, *values: int) -> str:
         return self.weight(f"sizes_{len(self.weights)}", np.array(values, np.int64))

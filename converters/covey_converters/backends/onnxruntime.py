@@ -1,4 +1,5 @@
 """ONNX Runtime: the graph itself, cleaned up; INT8 as static QDQ with unsigned activations, or dynamic without calibration data.
+Where neither answers as the source does, only the weights are INT8.
 
 No graph optimised for this machine is ever shipped: ONNX Runtime's full optimisation writes nodes bound to the CPU.
 """
@@ -12,16 +13,20 @@ from typing import Any
 
 from covey_contract.manifest import Runtime
 from covey_converters.backend import Array, Built, Source, copy_into
+from covey_converters.backends.onnx_weights import SMALLEST, quantise_weights
 from covey_converters.errors import RecipeError, UnsupportedError
 from covey_converters.samples import Samples
 
 _ENTRY = "model.onnx"
 _STATIC = "static QDQ, MinMax, unsigned activations"
 _STATIC_FLOAT_HEAD = f"{_STATIC}, float head"
+_STATIC_WEIGHTED = f"{_STATIC}, only of layers with weights"
 _DYNAMIC = "dynamic, INT8 weights"
+_WEIGHTS = "INT8 weights, computed in FP32"
 _CALIBRATION_SAMPLES = 200
-# The opset that INT8 graphs are brought to (per-channel QDQ is invalid below 13), and the runtime that reads each opset.
-_QDQ_OPSET = 17
+# Per-channel QDQ is invalid below opset 13: older graphs are brought to 17. Newer ones stay, for the conversion breaks some.
+_QDQ_SINCE, _QDQ_OPSET = 13, 17
+# The runtime that reads each opset.
 _RUNTIME_FOR_OPSET = {
     **dict.fromkeys(range(7, 16), "1.10"),
     16: "1.11", 17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.23",
@@ -40,7 +45,8 @@ class OnnxRuntimeBackend:
         if precision == "fp32":
             return ("onnxslim", "as it came")
         if precision == "int8":
-            return (_STATIC, _STATIC_FLOAT_HEAD, _DYNAMIC) if calibrated else (_DYNAMIC,)
+            static = (_STATIC, _STATIC_FLOAT_HEAD, _STATIC_WEIGHTED) if calibrated else ()
+            return (*static, _DYNAMIC, _WEIGHTS)
         raise UnsupportedError("ONNX Runtime on CPUs computes in FP32 or INT8; there is no onnxruntime-fp16 build")
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
@@ -102,15 +108,20 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
     # It recommends a preparation step that onnxslim and the review have done.
     logging.getLogger().setLevel(logging.ERROR)
     model = onnx.load(str(source.graph))
-    if _opset(source.graph) < _QDQ_OPSET:
+    if _opset(source.graph) < _QDQ_SINCE:
         try:
             model = onnx.version_converter.convert_version(model, _QDQ_OPSET)
         except Exception as error:  # noqa: BLE001  # the converter raises RuntimeError and its own kinds for what it cannot convert
             raise RecipeError(f"the graph cannot be brought to opset {_QDQ_OPSET}: {error}") from error
     model = onnx.shape_inference.infer_shapes(model)
-    prepared = source.work / "opset17.onnx"
+    prepared = source.work / "to-quantise.onnx"
     onnx.save(model, str(prepared))
     try:
+        if recipe == _WEIGHTS:
+            if not quantise_weights(model):
+                raise RecipeError(f"no weights of {SMALLEST} numbers or more")
+            onnx.save(model, str(out))
+            return
         if recipe == _DYNAMIC:
             quantization.quantize_dynamic(str(prepared), str(out), weight_type=quantization.QuantType.QInt8)
             return
@@ -126,6 +137,7 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
             calibrate_method=quantization.CalibrationMethod.MinMax,
+            op_types_to_quantize=sorted(_HEADS) if recipe == _STATIC_WEIGHTED else None,
             nodes_to_exclude=_head(model) if recipe == _STATIC_FLOAT_HEAD else [],
         )
     except RecipeError:

@@ -24,6 +24,10 @@ _WEIGHTS = "model.bin"
 _PTQ = "NNCF post-training, mixed preset"
 _PTQ_SLOW_BIAS = "NNCF post-training, full bias correction"
 _PTQ_FLOAT_HEAD = "NNCF post-training, float head"
+_PTQ_TRANSFORMER = "NNCF post-training, for transformers"
+_WEIGHTS_ONLY = "NNCF, INT8 weights, computed in FP32"
+_HALF = "convert, FP16 weights"
+_HALF_WEIGHTS = "convert, FP16 weights, computed in FP32"
 _CALIBRATION_SAMPLES = 200
 _HINT = "INFERENCE_PRECISION_HINT"
 _HEADS = {"Convolution", "GroupConvolution", "MatMul"}
@@ -40,12 +44,12 @@ class OpenVinoBackend:
         if precision == "fp32":
             return ("convert",)
         if precision == "fp16":
-            return ("convert, FP16 weights",)
+            return (_HALF, _HALF_WEIGHTS)
         if not calibrated:
             raise UnsupportedError(
                 "openvino-int8 needs calibration data (--calibration FILE.npz): ranges cannot be guessed"
             )
-        return (_PTQ, _PTQ_SLOW_BIAS, _PTQ_FLOAT_HEAD)
+        return (_PTQ, _PTQ_SLOW_BIAS, _PTQ_FLOAT_HEAD, _PTQ_TRANSFORMER, _WEIGHTS_ONLY)
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         half = target.startswith("openvino-fp16")
@@ -55,7 +59,9 @@ class OpenVinoBackend:
             model.reshape({spec.name: list(spec.shape) for spec in source.review.inputs})
         except Exception as error:  # noqa: BLE001  # OpenVINO raises RuntimeError subclasses and its converter's own Error
             raise UnsupportedError(f"OpenVINO cannot convert the graph: {_brief(error)}") from error
-        if recipe.startswith("NNCF"):
+        if recipe == _WEIGHTS_ONLY:
+            model = _with_small_weights(model)
+        elif recipe.startswith("NNCF"):
             model = _quantised(model, source, recipe, calibration)
         _name_by_order(model)
         openvino.save_model(model, str(folder / _ENTRY), compress_to_fp16=half)
@@ -65,7 +71,7 @@ class OpenVinoBackend:
             entry=_ENTRY,
             inputs=source.review.inputs,
             outputs=source.review.outputs,
-            options={_HINT: "f16" if half else "f32"},
+            options={_HINT: "f16" if recipe == _HALF else "f32"},
         )
 
     def open(self, built: Built, *, threads: int, reference: bool = False) -> OpenVinoSession:
@@ -108,11 +114,22 @@ def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | N
             nncf.Dataset(list(chosen)),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(chosen),
+            model_type=nncf.ModelType.TRANSFORMER if recipe == _PTQ_TRANSFORMER else None,
             fast_bias_correction=recipe != _PTQ_SLOW_BIAS,
             ignored_scope=nncf.IgnoredScope(names=ignored, validate=False) if ignored else None,
         )
     except Exception as error:  # noqa: BLE001  # NNCF raises its own kinds and OpenVINO's
         raise RecipeError(f"NNCF: {_brief(error)} ({source.review.nodes} nodes)") from error
+
+
+def _with_small_weights(model: Any) -> Any:
+    import nncf
+
+    nncf.set_log_level("ERROR")
+    try:
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    except Exception as error:  # noqa: BLE001  # NNCF raises its own kinds and OpenVINO's
+        raise RecipeError(f"NNCF: {_brief(error)}") from error
 
 
 def _name_by_order(model: Any) -> None:

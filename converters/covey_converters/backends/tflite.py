@@ -32,6 +32,7 @@ _HALF = "FP16 weights"
 _STATIC = "static INT8, min/max ranges"
 _STATIC_FLOAT_HEAD = "static INT8, min/max ranges, float head"
 _DYNAMIC = "dynamic range, INT8 weights"
+_WEIGHTS = "INT8 weights, computed in FP32"
 _CALIBRATION_SAMPLES = 200
 _CONVERT_SECONDS = 900.0
 # Above this many open questions of layout the search would not end; real models have one to four.
@@ -50,7 +51,7 @@ class TfliteBackend:
             return (_DIRECT,)
         if precision == "fp16":
             return (_HALF,)
-        return (_STATIC, _STATIC_FLOAT_HEAD, _DYNAMIC) if calibrated else (_DYNAMIC,)
+        return (_STATIC, _STATIC_FLOAT_HEAD, _DYNAMIC, _WEIGHTS) if calibrated else (_DYNAMIC, _WEIGHTS)
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         del target
@@ -214,6 +215,8 @@ def _quantised(
     manager = recipe_manager.RecipeManager()
     if recipe == _DYNAMIC:
         manager.add_dynamic_config(every, operation.ALL_SUPPORTED, num_bits=8)
+    elif recipe == _WEIGHTS:
+        manager.add_weight_only_config(every, operation.ALL_SUPPORTED, num_bits=8)
     elif recipe == _HALF:
         # Not onnx2tf's own FP16 model: that one also computes in FP16, which few kernels can.
         halved = qtyping.OpQuantizationConfig(
@@ -234,7 +237,7 @@ def _quantised(
     try:
         quantiser = quantizer.Quantizer(str(model), manager.get_quantization_recipe())
         ranges = None
-        if recipe not in {_DYNAMIC, _HALF}:
+        if recipe not in {_DYNAMIC, _WEIGHTS, _HALF}:
             if calibration is None:
                 raise RecipeError("static quantisation needs calibration data")
             key, feeds = _feeds(model, inputs, calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES))
