@@ -31,7 +31,14 @@ from covey_converters.backend import Array, Backend, Built, Source
 from covey_converters.backends import backend_for
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 from covey_converters.deterministic import write_npz
-from covey_converters.errors import BadInputError, ConvertError, RecipeError, UnsupportedError, UnverifiableError
+from covey_converters.errors import (
+    BadInputError,
+    ConvertError,
+    MetricError,
+    RecipeError,
+    UnsupportedError,
+    UnverifiableError,
+)
 from covey_converters.folder import LABELS_FILE, write_manifest
 from covey_converters.golden import GOLDEN_FILE, GOLDEN_SAMPLES, tolerance, write_golden
 from covey_converters.measure import measure
@@ -74,6 +81,8 @@ def build(spec: BuildSpec, say: Say, backend: Backend | None = None) -> BuildRep
     try:
         chosen, precision = backend_for(spec.target)
         report = _build(spec, backend or chosen, precision, report, say)
+    except MetricError as error:
+        report = _with(report, outcome=Outcome.FAILED, reason=str(error))
     except (ConvertError, DecodeError) as error:
         report = _with(report, reason=str(error))
     return _with(report, seconds=round(time.monotonic() - began, 2))

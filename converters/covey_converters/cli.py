@@ -27,7 +27,8 @@ from covey_client.errors import ClientError
 from covey_contract.building import MANIFEST_FILE, BuildReport, Outcome
 from covey_contract.errors import ContractError
 from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
-from covey_converters import __version__, catalogue, toolchain
+from covey_converters import __version__, catalogue, toolchain, tune, tune_view
+from covey_converters.backends import CPU_TARGETS
 from covey_converters.errors import BadInputError, ConvertError
 from covey_converters.folder import digest_of, read_manifest
 from covey_converters.inspection import Inspection
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--target", action="append", metavar="TARGET", help=f"repeatable (default: {', '.join(DEFAULT_TARGETS)})"
     )
+    build.add_argument("--recipe", default="", help="this one alone, as `tune` names it (with one --target)")
     build.add_argument("-o", "--out", type=Path, required=True, help="each build becomes OUT/TARGET")
     build.add_argument("--budget", type=float, default=0.01, help="highest absolute drop of accuracy (%(default)g)")
     build.add_argument(
@@ -110,6 +112,17 @@ def _parser() -> argparse.ArgumentParser:
         "--metadata", action="append", default=[], metavar="KEY=VALUE", help="for applications; repeatable"
     )
     build.set_defaults(command=_build)
+
+    tuning = commands.add_parser(
+        "tune",
+        parents=[source, limits, as_json],
+        help="try every recipe of every target; print which builds are best in latency, size and accuracy",
+    )
+    tuning.add_argument("--target", action="append", metavar="TARGET", help="repeatable (default: all of CPUs)")
+    tuning.add_argument("--budget", type=float, default=0.01, help="highest absolute drop of accuracy (%(default)g)")
+    tuning.add_argument("--plot", type=Path, metavar="SVG", help="where the plot goes (default: MODEL-tune.svg)")
+    tuning.add_argument("--measure-seconds", type=float, default=0.5, help="of inference (%(default)g)")
+    tuning.set_defaults(command=_tune)
 
     inspect = commands.add_parser(
         "inspect", parents=[source, limits, as_json], help="say what a model is, without building"
@@ -170,11 +183,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> int:
-    targets = tuple(dict.fromkeys(options.target or DEFAULT_TARGETS))
-    for target in targets:
-        check_target(target)
-    if not 0 <= options.budget <= 1:
-        raise BadInputError(f"--budget {options.budget:g} is not between 0 and 1")
+    targets = _checked_targets(options, DEFAULT_TARGETS)
+    if options.recipe and len(targets) != 1:
+        raise BadInputError("--recipe is one target's: name that target with --target")
     with tempfile.TemporaryDirectory(prefix="covey-convert-") as work:
         spec = _spec(options, Path(work))
         limits = Limits(seconds=options.seconds, memory_mb=options.memory)
@@ -200,6 +211,40 @@ def _build(options: argparse.Namespace) -> int:
                     print(f"{report.target}: {line}")
         print(_totals(reports))
     return 0 if all(report.outcome in _GOOD for report in reports) else 1
+
+
+def _tune(options: argparse.Namespace) -> int:
+    targets = _checked_targets(options, CPU_TARGETS)
+    if not 0 < options.measure_seconds <= 60:
+        raise BadInputError(f"--measure-seconds {options.measure_seconds:g} is not between 0 and 60")
+    with tempfile.TemporaryDirectory(prefix="covey-convert-") as work, _progress() as progress:
+        spec = msgspec.structs.replace(_spec(options, Path(work)), measure_seconds=options.measure_seconds)
+        limits = Limits(seconds=options.seconds, memory_mb=options.memory)
+        task = progress.add_task(options.source.name, total=None)
+
+        def say(step: str) -> None:
+            progress.update(task, description=step)
+
+        inspect_isolated(spec, limits, say)
+        study = tune.search(spec, limits, targets, say)
+    plot = options.plot or Path(f"{spec.model}-tune.svg")
+    plot.write_text(tune_view.plot(study))
+    if options.json:
+        _print_json({"plot": str(plot), **msgspec.to_builtins(study)})
+    else:
+        _tables.print(tune_view.table(study))
+        best = sum(point.on_front for point in study.points)
+        print(f"* {best} of {len(study.points)} that no other one beats, within a budget of {study.budget:g}; {plot}")
+    return 0 if any(point.on_front for point in study.points) else 1
+
+
+def _checked_targets(options: argparse.Namespace, default: Sequence[str]) -> tuple[str, ...]:
+    targets = tuple(dict.fromkeys(options.target or default))
+    for target in targets:
+        check_target(target)
+    if not 0 <= options.budget <= 1:
+        raise BadInputError(f"--budget {options.budget:g} is not between 0 and 1")
+    return targets
 
 
 def _totals(reports: Sequence[BuildReport]) -> str:
@@ -279,6 +324,7 @@ def _spec(options: argparse.Namespace, work: Path) -> BuildSpec:
         labels=_given(labels),
         budget=getattr(options, "budget", 0.01),
         metric=options.metric,
+        recipe=getattr(options, "recipe", ""),
         metadata=dict(_pair(text, "--metadata") for text in getattr(options, "metadata", [])),
         shapes={name: _shape(name, text) for name, text in (_pair(text, "--shape") for text in options.shape)},
     )

@@ -14,6 +14,10 @@ class BadInputError(ConvertError):
     """What the operator gave is no usable model, data or option."""
 
 
+class MetricError(BadInputError):
+    """The operator's own metric failed."""
+
+
 class UnsupportedError(ConvertError):
     """This model cannot become this target, or not on this machine."""
 

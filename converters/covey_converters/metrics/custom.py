@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey_contract.building import Accuracy
-from covey_converters.errors import BadInputError, ConvertError, RecipeError
+from covey_converters.errors import BadInputError, ConvertError, MetricError, RecipeError
 from covey_converters.metrics.judged import Judged
 from covey_converters.parity import Outputs, usable
 from covey_converters.samples import LABELS, Samples
@@ -34,7 +34,7 @@ def judge(function: str, source: Outputs, build: Outputs, samples: Samples, budg
     evaluation: Arrays = {**samples.others, **samples.arrays}
     if samples.labels is not None:
         evaluation[LABELS] = samples.labels
-    reference = _figure(function, metric, source, evaluation, BadInputError)
+    reference = _figure(function, metric, source, evaluation, MetricError)
     fits = all(usable(source[name], build[name]) for name in source)
     accuracy = Accuracy(
         metric=function,
