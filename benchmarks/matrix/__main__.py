@@ -1,4 +1,4 @@
-"""Every real model for every target: `./dev matrix [--quick] [--json] [--model NAME] [--target NAME]`.
+"""Every real model for every target: `./dev matrix [--quick] [--json] [--keep] [--model NAME] [--target NAME]`.
 
 A whole run writes `docs/matrix.md`; parts and quick runs, which draw fewer samples, only print. Exit status 0 if no cell is wrong.
 """
@@ -11,6 +11,8 @@ import json
 import os
 import sys
 from pathlib import Path
+
+import msgspec
 
 from benchmarks.matrix.cells import Cell, Row
 from benchmarks.matrix.models import SUBJECTS
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(_QUICK)} only, a quarter of the samples")
     parser.add_argument("--model", action="append", choices=[one.name for one in SUBJECTS], help="repeatable")
     parser.add_argument("--target", action="append", choices=TARGETS, help="repeatable")
+    parser.add_argument("--keep", action="store_true", help="models of an earlier whole run are not built again")
     options = parser.parse_args()
     wanted = options.model or (_QUICK if options.quick else [one.name for one in SUBJECTS])
     subjects = [one for one in SUBJECTS if one.name in wanted]
@@ -39,8 +42,16 @@ def main() -> int:
     packages = unpacked()
     cells: list[Cell] = []
     for subject in subjects:
+        kept = CACHE / "cells" / f"{subject.name}.json"
+        if options.keep and kept.exists():
+            cells += msgspec.json.decode(kept.read_bytes(), type=list[Cell])
+            continue
         row = Row(subject, packages, CACHE / "builds" / subject.name, quick=options.quick)
-        cells += row.cells(targets, _say)
+        made = row.cells(targets, _say)
+        if targets == TARGETS and not options.quick:
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_bytes(msgspec.json.encode(made))
+        cells += made
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     result = record(subjects, cells, date=date, quick=options.quick)
     text = page(subjects, cells, result)

@@ -102,6 +102,8 @@ class Row:
             calibration=str(self._folder / "calibration.npz"),
             evaluation=str(self._folder / "evaluation.npz"),
             shapes=self._subject.shapes,
+            metric=self._subject.metric,
+            budget=self._subject.budget,
             measure_seconds=1.0,
         )
         return build_isolated(spec, Limits(seconds=_CELL_SECONDS))

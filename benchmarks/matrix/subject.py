@@ -58,6 +58,8 @@ class Subject:
     draw: Callable[[Path, int, int], Drawn]
     judge: Callable[[Path, Drawn, Ask, Ask], Score]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    metric: str = ""  # what the converters' own gate judges by, as `covey-convert build --metric`
+    budget: float = 0.01
     calibration: int = 64
     evaluation: int = 64
     held_out: int = 64

@@ -71,6 +71,8 @@ SUBJECT = Subject(
     draw=draw,
     judge=judge,
     shapes={"images": (1, 3, _SIZE, _SIZE)},
+    metric=f"detection:boxes=0-3,scores=4-,format=cxcywh,axis=1,threshold={_LEAST}",
+    budget=0.05,
     calibration=48,
     evaluation=28,
     held_out=56,

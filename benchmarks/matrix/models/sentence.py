@@ -73,6 +73,7 @@ SUBJECT = Subject(
     source=f"{_FOLDER}/model.safetensors",
     draw=draw,
     judge=judge,
+    metric="embedding",
     calibration=48,
     evaluation=48,
     held_out=80,

@@ -50,6 +50,7 @@ SUBJECT = Subject(
     source=f"{_MODELS}/embedding_model.onnx",
     draw=draw,
     judge=judge,
+    metric="embedding",
     calibration=128,
     evaluation=64,
     held_out=120,
