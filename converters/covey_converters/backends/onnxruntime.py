@@ -11,15 +11,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from covey_contract.manifest import Runtime
 from covey_converters.backend import Array, Built, Source, copy_into
 from covey_converters.backends.onnx_weights import SMALLEST, quantise_weights
 from covey_converters.errors import RecipeError, UnsupportedError
+from covey_converters.heads import onnx_head, onnx_operators
 from covey_converters.samples import Samples
+from covey_converters.sensitive import SAMPLES, sensitive
 
 _ENTRY = "model.onnx"
 _STATIC = "static QDQ, MinMax, unsigned activations"
 _STATIC_FLOAT_HEAD = f"{_STATIC}, float head"
+_STATIC_SENSITIVE = f"{_STATIC}, head and sensitive layers in float"
+_STATIC_AVERAGE = f"{_STATIC}, averaged ranges"
 _STATIC_WEIGHTED = f"{_STATIC}, only of layers with weights"
 _DYNAMIC = "dynamic, INT8 weights"
 _WEIGHTS = "INT8 weights, computed in FP32"
@@ -45,7 +51,11 @@ class OnnxRuntimeBackend:
         if precision == "fp32":
             return ("onnxslim", "as it came")
         if precision == "int8":
-            static = (_STATIC, _STATIC_FLOAT_HEAD, _STATIC_WEIGHTED) if calibrated else ()
+            static = (
+                (_STATIC, _STATIC_FLOAT_HEAD, _STATIC_SENSITIVE, _STATIC_AVERAGE, _STATIC_WEIGHTED)
+                if calibrated
+                else ()
+            )
             return (*static, _DYNAMIC, _WEIGHTS)
         raise UnsupportedError("ONNX Runtime on CPUs computes in FP32 or INT8; there is no onnxruntime-fp16 build")
 
@@ -74,7 +84,7 @@ class OnnxRuntimeBackend:
 class OnnxRuntimeSession:
     """A model file in ONNX Runtime on the CPU. `optimise=False`: the graph's own operators, one by one."""
 
-    def __init__(self, path: Path, *, threads: int, optimise: bool = True) -> None:
+    def __init__(self, model: Path | bytes, *, threads: int, optimise: bool = True) -> None:
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
@@ -84,7 +94,9 @@ class OnnxRuntimeSession:
         options.inter_op_num_threads = 1
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -127,7 +139,8 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
             return
         if calibration is None:
             raise RecipeError("static quantisation needs calibration data")
-        reader: Any = CalibrationReader(calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES))
+        chosen = calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)
+        reader: Any = CalibrationReader(chosen)
         quantization.quantize_static(
             str(prepared),
             str(out),
@@ -138,7 +151,9 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
             per_channel=True,
             calibrate_method=quantization.CalibrationMethod.MinMax,
             op_types_to_quantize=sorted(_HEADS) if recipe == _STATIC_WEIGHTED else None,
-            nodes_to_exclude=_head(model) if recipe == _STATIC_FLOAT_HEAD else [],
+            nodes_to_exclude=_kept(model, recipe, chosen),
+            # The ranges of a few samples at a time are averaged, so that one odd sample does not widen them for all.
+            extra_options={"CalibMovingAverage": True} if recipe == _STATIC_AVERAGE else {},
         )
     except RecipeError:
         raise
@@ -146,11 +161,32 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
         raise RecipeError(f"ONNX Runtime's quantiser: {type(error).__name__}: {error}") from error
 
 
-def _head(model: Any) -> list[str]:
-    """The last layer with weights and everything behind it: where one wrong scale costs the most."""
-    nodes = list(model.graph.node)
-    last = max((index for index, node in enumerate(nodes) if node.op_type in _HEADS), default=len(nodes))
-    return [node.name for node in nodes[last:] if node.name]
+def _kept(model: Any, recipe: str, calibration: Samples) -> list[str]:
+    """The nodes that stay in float."""
+    if recipe == _STATIC_FLOAT_HEAD:
+        return onnx_head(model)
+    if recipe == _STATIC_SENSITIVE:
+        return [*onnx_head(model), *_sensitive(model, calibration)]
+    return []
+
+
+def _sensitive(model: Any, calibration: Samples) -> list[str]:
+    import onnx
+
+    operators = [operator for operator in onnx_operators(model) if operator.kind != "Constant"]
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    there = {output.name for output in watched.graph.output}
+    names = [name for operator in operators for name in operator.outputs[:1] if name]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+    session = OnnxRuntimeSession(watched.SerializeToString(), threads=1, optimise=False)
+    answers = [session.run(sample) for sample in calibration.spread(SAMPLES)]
+    layers = (
+        (operator.name, np.stack([answer[operator.outputs[0]] for answer in answers]))
+        for operator in operators
+        if len({answer[operator.outputs[0]].shape for answer in answers}) == 1
+    )
+    return sensitive(layers)
 
 
 def _save_inlined(source: Path, out: Path) -> None:

@@ -23,6 +23,7 @@ from covey_contract.manifest import Runtime, TensorSpec
 from covey_converters.backend import Array, Built, Source, copy_into
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 from covey_converters.errors import RecipeError, UnsupportedError
+from covey_converters.heads import Operator, head
 from covey_converters.samples import Samples, numpy_type, random_samples
 from covey_converters.toolchain import TIMED_OUT, run_in
 
@@ -37,6 +38,7 @@ _CALIBRATION_SAMPLES = 200
 _CONVERT_SECONDS = 900.0
 # Above this many open questions of layout the search would not end; real models have one to four.
 _MAX_LAYOUTS = 64
+_WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"})
 
 
 class TfliteBackend:
@@ -281,13 +283,21 @@ def _feeds(
 
 
 def _head_tensors(model: Path) -> list[str]:
-    """The outputs of the last operator with weights and of all behind it: a recipe names operators by what they give."""
+    """What the head's operators give: a recipe names operators by that."""
     interpreter = _interpreter(model, threads=1, reference=True)
-    names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
-    operators = interpreter._get_ops_details()  # noqa: SLF001  # LiteRT has no public list of a model's operators
-    weighted = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL"}
-    last = max((at for at, found in enumerate(operators) if found["op_name"] in weighted), default=len(operators))
-    return [names[index] for found in operators[last:] for index in found["outputs"] if index in names]
+    names = {int(detail["index"]): str(detail["name"]) for detail in interpreter.get_tensor_details()}
+    operators = [
+        Operator(
+            name=str(position),
+            kind=str(found["op_name"]),
+            inputs=tuple(str(index) for index in found["inputs"]),
+            outputs=tuple(str(index) for index in found["outputs"]),
+        )
+        for position, found in enumerate(interpreter._get_ops_details())  # noqa: SLF001  # LiteRT has no public list of operators
+    ]
+    outputs = [str(detail["index"]) for detail in interpreter.get_output_details()]
+    found = head(operators, outputs, _WEIGHTED)
+    return [names[int(index)] for operator in found for index in operator.outputs if int(index) in names]
 
 
 def _outputs_by_name(model: Path, outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
