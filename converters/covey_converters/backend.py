@@ -30,6 +30,7 @@ class Source:
     graph: Path
     review: Review
     work: Path  # for scratch files
+    native: Path | None = None  # the source as it came, where a backend takes that as its own float build
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     as_json = argparse.ArgumentParser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print one JSON value on standard output")
     source = argparse.ArgumentParser(add_help=False)
-    source.add_argument("source", type=Path, help="an ONNX model")
+    source.add_argument("source", type=Path, help="a model: ONNX, PyTorch, TensorFlow, Keras or TFLite")
     source.add_argument("--calibration", type=Path, metavar="NPZ", help="samples for INT8 ranges: one array per input")
     source.add_argument(
         "--evaluation", type=Path, metavar="NPZ", help="held-out samples, with `labels` where there are"
@@ -398,10 +398,15 @@ def _quality(report: BuildReport) -> str:
 
 def _print_inspection(path: Path, found: Inspection) -> None:
     cleaned = f"{found.nodes} nodes ({found.nodes_after_cleaning} after cleaning)"
-    print(f"{path.name}: opset {found.opset}, {cleaned}, {found.parameters} parameters, {found.size} bytes")
+    print(
+        f"{path.name}: {found.format}, opset {found.opset}, {cleaned}, {found.parameters} parameters, {found.size} bytes"
+    )
     for kind, specs in (("input", found.inputs), ("output", found.outputs)):
         for spec in specs:
             print(f"  {kind} {spec.name}: {spec.datatype.value} {list(spec.shape)}")
+    for name, dimensions in found.dynamic.items():
+        print(f"  open dimensions of {name}: {', '.join(dimensions)}")
+    print(f"  custom operators: {', '.join(found.custom_operators) or 'none'}")
     print(f"  operators: {', '.join(f'{name} x{count}' for name, count in found.operators.items())}")
     for what, count in found.samples.items():
         print(f"  {what}: {count} samples")
@@ -451,13 +456,15 @@ def _toolchain_install(options: argparse.Namespace) -> int:
 
 def _toolchain_doctor(options: argparse.Namespace) -> int:
     places = _toolchain_places(options)
-    problems = {name: toolchain.doctor(toolchain.find(name, places)) for name in toolchain.names()}
+    found = [toolchain.find(name, places) for name in toolchain.names()]
+    problems = {one.name: toolchain.doctor(one) for one in found}
     if options.json:
         _print_json(problems)
     else:
         for name, problem in problems.items():
             print(f"{name}: {problem or 'works'}")
-    return 1 if any(problems.values()) else 0
+    wanted = [one.name for one in found if one.folder is not None or one.name not in toolchain.OPTIONAL]
+    return 1 if any(problems[name] for name in wanted) else 0
 
 
 def _toolchain_places(options: argparse.Namespace) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,10 +17,11 @@ from covey_contract.errors import ContractError
 from covey_contract.manifest import TensorSpec
 from covey_converters import parity
 from covey_converters.backends import BACKENDS
-from covey_converters.errors import ConvertError
+from covey_converters.errors import ConvertError, UnsupportedError
 from covey_converters.folder import built_from, problems, read_manifest
 from covey_converters.prepare import prepare
 from covey_converters.samples import load_samples
+from covey_converters.sources.registry import format_of
 from covey_converters.spec import BuildSpec
 
 ANSWER_FILE = "inspection.json"
@@ -29,6 +31,10 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a source model is, or the one line that says why it is none."""
 
     error: str = ""
+    unsupported: bool = False  # `error` is this machine's lack of a toolchain, and not the model's fault
+    format: str = ""
+    dynamic: dict[str, tuple[str, ...]] = {}  # by input: the names of the dimensions that the source leaves open
+    custom_operators: tuple[str, ...] = ()  # DOMAIN::OPERATOR, of domains that are not ONNX's own
     opset: int = 0
     producer: str = ""
     size: int = 0
@@ -55,7 +61,7 @@ def inspect(spec: BuildSpec, say: Callable[[str], None]) -> None:
     try:
         answer = _inspect(spec, say)
     except ConvertError as error:
-        answer = Inspection(error=str(error))
+        answer = Inspection(error=str(error), unsupported=isinstance(error, UnsupportedError))
     (work / ANSWER_FILE).write_bytes(msgspec.json.encode(answer))
 
 
@@ -65,9 +71,15 @@ def _inspect(spec: BuildSpec, say: Callable[[str], None]) -> Inspection:
     say("reading the source")
     source, notes = prepare(Path(spec.source), Path(spec.work), spec.shapes)
     found = source.review
+    came = onnx.load(str(source.original), load_external_data=False)
     data = {"calibration": spec.calibration, "evaluation": spec.evaluation}
     samples = {name: len(load_samples(Path(path), found.inputs)) for name, path in data.items() if path}
     return Inspection(
+        format=format_of(Path(spec.source)).value,
+        dynamic=_dynamic(came),
+        custom_operators=tuple(
+            sorted({f"{node.domain}::{node.op_type}" for node in came.graph.node if node.domain not in {"", "ai.onnx"}})
+        ),
         opset=found.opset,
         producer=found.producer,
         size=found.size,
@@ -80,6 +92,20 @@ def _inspect(spec: BuildSpec, say: Callable[[str], None]) -> Inspection:
         notes=notes,
         samples=samples,
     )
+
+
+def _dynamic(model: Any) -> dict[str, tuple[str, ...]]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    found = {
+        value.name: tuple(
+            dim.dim_param or str(axis)
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+            if dim.dim_param or dim.dim_value <= 0
+        )
+        for value in model.graph.input
+        if value.name not in weights
+    }
+    return {name: names for name, names in found.items() if names}
 
 
 def verify(spec: BuildSpec, say: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from covey_contract.building import MANIFEST_FILE, REPORT_FILE, BuildReport, Outcome
 from covey_contract.wire import encode
-from covey_converters.errors import BadInputError, ConvertError
+from covey_converters.errors import BadInputError, ConvertError, UnsupportedError
 from covey_converters.folder import read_report, write_report
 from covey_converters.inspection import ANSWER_FILE, Inspection, Verdict
 from covey_converters.spec import BuildSpec, Limits
@@ -74,7 +74,7 @@ def inspect_isolated(spec: BuildSpec, limits: Limits, say: Say = _silent) -> Ins
     """The review of a source; raises `BadInputError` with the one line that says what is wrong with it."""
     found = msgspec.json.decode(_answer("inspect", spec, limits, say), type=Inspection)
     if found.error:
-        raise BadInputError(found.error)
+        raise (UnsupportedError if found.unsupported else BadInputError)(found.error)
     return found
 
 

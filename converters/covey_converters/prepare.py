@@ -1,4 +1,4 @@
-"""From the source file to the graph that every backend starts from: reviewed, its shapes fixed, cleaned up by onnxslim.
+"""From the source file to the graph that every backend starts from: turned into ONNX, reviewed, its shapes fixed, cleaned up by onnxslim.
 
 The result is kept in the work folder, named by the source's digest, because the next target of the same source needs it too and
 importing onnxslim alone takes longer than most builds.
@@ -13,23 +13,26 @@ from typing import Any
 
 from covey_converters import review
 from covey_converters.backend import Source
+from covey_converters.sources.registry import imported
 
 
 def prepare(
     path: Path, work: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> tuple[Source, tuple[str, ...]]:
     """The source, and notes for the report; raises `BadInputError`."""
+    found = imported(path, work, shapes or {})
+    path = found.path
     model, reviewed = review.load(path, shapes)
     folder = work / f"source-{_digest(path, shapes or {})}"
     folder.mkdir(parents=True, exist_ok=True)
-    notes = list(reviewed.notes)
+    notes = [*found.notes, *reviewed.notes]
     slim, plain = folder / "slim.onnx", folder / "plain.onnx"
     if not slim.exists() and not plain.exists():
         _clean_up(model, slim, plain)
     if not slim.exists():
         notes.append("onnxslim could not clean up the graph; the builds start from it as it came")
     graph = slim if slim.exists() else plain
-    return Source(original=path, graph=graph, review=reviewed, work=folder), tuple(notes)
+    return Source(original=path, graph=graph, review=reviewed, work=folder, native=found.native), tuple(notes)
 
 
 def _clean_up(model: Any, slim: Path, plain: Path) -> None:

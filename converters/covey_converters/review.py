@@ -21,18 +21,6 @@ MAX_TENSOR_BYTES = 4 << 30
 MAX_NODES = 200_000
 OPSETS = range(7, 27)
 
-_PICKLE_HELP = (
-    "a PyTorch file of Python objects (pickle), and loading a pickle runs whatever code is in it, so Covey never does; "
-    "export the model instead: torch.onnx.export(model, example_inputs, 'model.onnx', dynamo=True)"
-)
-_OTHER_FORMATS = {
-    ".pt2": "a torch.export program",
-    ".tflite": "a TFLite model",
-    ".keras": "a Keras model",
-    ".h5": "a Keras (HDF5) model",
-    ".pb": "a TensorFlow graph",
-    ".engine": "a TensorRT engine, which is a build and not a source",
-}
 # The element types of ONNX (TensorProto.DataType) as the Open Inference Protocol names them.
 _DATATYPES = {
     1: DataType.FP32, 2: DataType.UINT8, 3: DataType.INT8, 4: DataType.UINT16, 5: DataType.INT16, 6: DataType.INT32,
@@ -64,8 +52,7 @@ def load(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> tup
     """
     import onnx
 
-    head = _head(path)
-    _refuse_other_formats(path, head)
+    _check_size(path)
     try:
         model = onnx.load_model(str(path), load_external_data=False)
     except Exception as error:  # noqa: BLE001  # protobuf raises its own kinds, which differ by implementation
@@ -82,11 +69,9 @@ def load(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> tup
     return model, _review(path, model, notes)
 
 
-def _head(path: Path) -> bytes:
+def _check_size(path: Path) -> None:
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(16)
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file") from error
     except OSError as error:
@@ -95,23 +80,6 @@ def _head(path: Path) -> bytes:
         raise BadInputError(f"{path.name}: the file is empty")
     if size > MAX_SOURCE_BYTES:
         raise BadInputError(f"{path.name}: {size} bytes; a source model may have {MAX_SOURCE_BYTES}")
-    return head
-
-
-def _refuse_other_formats(path: Path, head: bytes) -> None:
-    suffix = path.suffix.lower()
-    # Pickle protocol 2 and up start with 0x80 and the protocol; torch.save wraps one in a zip file.
-    pickled = head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
-    if suffix in {".pt", ".pth", ".pkl", ".pickle", ".ckpt"} or pickled:
-        raise BadInputError(f"{path.name}: {_PICKLE_HELP}")
-    if (
-        suffix in _OTHER_FORMATS
-        or head[4:8] == b"TFL3"
-        or head[:8] == b"\x89HDF\r\n\x1a\n"
-        or head[:4] == b"PK\x03\x04"
-    ):
-        what = _OTHER_FORMATS.get(suffix, "an archive or a model of another format")
-        raise BadInputError(f"{path.name}: {what}; sources are ONNX models")
 
 
 def _check_structure(path: Path, model: Any) -> None:

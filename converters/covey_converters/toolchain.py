@@ -20,6 +20,8 @@ from covey_converters.errors import ToolchainError, UnsupportedError
 RECIPES = Path(__file__).resolve().parent / "toolchains"
 _STAMP = "covey.stamp"
 _TAIL = 400
+# They read further source formats, and take gigabytes: a machine without them is whole.
+OPTIONAL = frozenset({"tensorflow", "torch"})
 TIMED_OUT = 124  # the exit status of a script that had to be stopped, as `timeout` says it
 
 

@@ -163,7 +163,7 @@ def write_files(folder: Path) -> None:
 
 NO = 1  # what `covey` ends with when the server says no
 OPERATORS: list[tuple[str, str, int, str]] = [
-    ("pickle", "model push broken 1 pickle.pt --wait", NO, "'pickle.pt' is a pickle or a bare checkpoint"),
+    ("pickle", "model push broken 1 pickle.pt --wait", NO, "'pickle.pt' is a PyTorch file of Python objects (pickle)"),
     ("empty file", "model push broken 1 empty.onnx --wait", NO, "the file source is empty"),
     ("no such file", "model push broken 1 nothing.onnx", 2, "nothing.onnx: no such file"),
     ("no such target", "model push broken 1 {good} --target abacus", NO, "targets: 'abacus' is not a target"),

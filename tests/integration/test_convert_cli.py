@@ -54,13 +54,19 @@ def test_targets_lists_what_can_be_built_here() -> None:
 
 def test_toolchains_are_listed_and_checked(tmp_path: Path) -> None:
     done = convert("toolchain", "list", "--dir", tmp_path, "--json")
-    assert json.loads(done.stdout) == [{"name": "onnx2tf", "installed": False, "current": False, "folder": None}]
+    assert json.loads(done.stdout) == [
+        {"name": name, "installed": False, "current": False, "folder": None}
+        for name in ("onnx2tf", "tensorflow", "torch")
+    ]
     done = convert("toolchain", "doctor", "--dir", tmp_path)
     assert done.returncode == 1
-    assert done.stdout == "onnx2tf: not installed; run: covey-convert toolchain install onnx2tf\n"
-    done = convert("toolchain", "install", "tensorflow", "--dir", tmp_path)
+    assert done.stdout.splitlines() == [
+        f"{name}: not installed; run: covey-convert toolchain install {name}"
+        for name in ("onnx2tf", "tensorflow", "torch")
+    ]
+    done = convert("toolchain", "install", "onnx2coreml", "--dir", tmp_path)
     assert done.returncode == 2
-    assert "no toolchain 'tensorflow'" in done.stderr
+    assert "no toolchain 'onnx2coreml'" in done.stderr
 
 
 def test_a_target_that_fails_does_not_stop_the_others(source: Path, tmp_path: Path) -> None:

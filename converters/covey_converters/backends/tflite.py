@@ -119,6 +119,8 @@ def _interpreter(path: Path, *, threads: int, reference: bool = False) -> Any:
 
 def _flatbuffer(source: Source) -> Path:
     """The float model by onnx2tf; made once, then kept for the next recipe or target."""
+    if source.native is not None:
+        return source.native
     folder = source.work / "tflite"
     model = folder / f"{source.graph.stem}_float32.tflite"
     if not model.exists():

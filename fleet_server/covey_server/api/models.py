@@ -169,6 +169,7 @@ def _push(use: Services, model: str, form: FormData, actor: Actor) -> tuple[Vers
         "metadata": versions.check_metadata(_text(form, "metadata")),
         "targets": versions.check_targets([str(one) for one in form.getlist("targets") if one]),
     }
+    versions.check_source(checked["source_filename"], source.file)
     sizes: dict[str, int] = {}
     for name in _FILES:
         file = form.get(name)

@@ -89,6 +89,7 @@ def _push(use: Services, form: FormData, actor: Actor) -> tuple[str, str]:
         "metadata": versions.check_metadata(_text(form, "metadata")),
         "targets": versions.check_targets(_text(form, "targets").replace(",", " ").split()),
     }
+    versions.check_source(checked["source_filename"], source.file)
     sizes: dict[str, int] = {}
     for name in _FILES:
         file = form.get(name)

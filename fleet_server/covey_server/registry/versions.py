@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import BinaryIO
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -18,12 +19,13 @@ from sqlalchemy.orm import Session
 
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
+from covey_contract.sources import PICKLE_HELP, SOURCE_SUFFIXES, SourceFormat, detect
 from covey_server.db.tables import Blob, Build, Model, Version
 from covey_server.errors import Conflict, Invalid, NotFound
 
-# What a source may be: formats that hold a graph and numbers, and no code.
-SOURCE_SUFFIXES = (".onnx", ".tflite", ".pb", ".pbtxt", ".keras", ".h5", ".xml", ".zip")
-_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
+# Names of files that hold Python objects or bare weights, whatever is in them.
+_PICKLES = (".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
+_ARCHIVES = (".pt2", ".pt", ".pth", ".ts", ".keras", ".zip")
 _MAX_TARGETS = 32
 _MAX_METADATA = 64
 _MAX_KEY, _MAX_VALUE = 128, 4096
@@ -84,7 +86,7 @@ def check_targets(targets: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_source_name(filename: str) -> str:
-    """The plain name of the uploaded source. Pickles are refused: loading one runs whatever code it brings."""
+    """The plain name of the uploaded source; what it is, `check_source` tells by its content."""
     name = PurePosixPath(filename.replace("\\", "/")).name
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in _PICKLES:
@@ -98,6 +100,23 @@ def check_source_name(filename: str) -> str:
     if len(name) > 128 or not name.isprintable():
         raise Invalid("the source's file name is longer than 128 characters or not printable", field="source")
     return name
+
+
+def check_source(filename: str, file: BinaryIO) -> None:
+    """Refuse a pickle, whose loading runs whatever code it brings, and archives that are no model. Reads, and never unpacks.
+
+    `file` is left at its beginning. Raises `Invalid`.
+    """
+    try:
+        found = detect(file)
+    except DecodeError as error:
+        raise Invalid(f"{filename[:80]!r}: {error}", field="source") from error
+    if found is SourceFormat.PICKLE:
+        raise Invalid(f"{filename[:80]!r} is {PICKLE_HELP}", field="source", code="pickle_refused")
+    if found is SourceFormat.ONNX and PurePosixPath(filename).suffix.lower() in _ARCHIVES:
+        raise Invalid(
+            f"{filename[:80]!r} is none of what its name says: not an archive that Covey reads", field="source"
+        )
 
 
 def check_budget(text: str) -> float:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,30 +47,12 @@ def test_shapes_that_do_not_fit(make_model: MakeModel, shapes: dict[str, tuple[i
         review.load(make_model(), shapes)
 
 
-def _pickled() -> bytes:
-    return pickle.dumps({"weights": [1, 2, 3]})
-
-
-def _zipped() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", _pickled())
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
         ("empty.onnx", b"", "the file is empty"),
         ("noise.onnx", bytes(range(256)) * 8, "not an ONNX model, or cut short"),
         ("text.onnx", b"this is no model at all\n", "not an ONNX model"),
-        ("weights.pt", _zipped(), "pickle.*export the model instead: torch.onnx.export"),
-        ("weights.pth", _pickled(), "pickle.*never does"),
-        ("disguised.onnx", _pickled(), "pickle"),
-        ("program.pt2", _zipped(), "a torch.export program; sources are ONNX models"),
-        ("archive.onnx", _zipped(), "another format"),
-        ("model.tflite", b"\x1c\0\0\0TFL3" + bytes(64), "a TFLite model"),
-        ("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(64), "a Keras"),
     ],
 )
 def test_files_that_are_no_source(tmp_path: Path, name: str, content: bytes, line: str) -> None:
