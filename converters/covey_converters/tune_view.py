@@ -67,7 +67,7 @@ def plot(study: Study) -> str:
     line = " ".join(f"{x(point.p50_ms or 0):.1f},{y(point.quality or 0):.1f}" for point in front)
     body.append(f'<polyline points="{line}" fill="none" stroke="#111827" stroke-opacity="0.4"/>')
     for point in points:
-        radius = _SMALLEST + (_LARGEST - _SMALLEST) * (point.size / largest) ** 0.5
+        radius = max(_SMALLEST, _LARGEST * (point.size / largest) ** 0.5)
         colour = next((code for name, code in _COLOURS.items() if point.target.startswith(name)), _OTHER)
         title = f"{point.target}: {point.recipe}; {point.p50_ms:.3f} ms, {point.size / 1e3:.1f} kB, {point.quality:.4f}"
         body.append(
