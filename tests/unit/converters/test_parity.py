@@ -30,7 +30,9 @@ def judged(precision: str, build: NDArray[np.float32], *, labels: bool, budget: 
     compared = parity.compare(source, other)
     if not labels:
         return parity.objections(precision, compared, None)
-    found = metrics.judge(Declared("classification"), source, other, Samples(arrays=dict(source), labels=LABELS), budget)
+    found = metrics.judge(
+        Declared("classification"), source, other, Samples(arrays=dict(source), labels=LABELS), budget
+    )
     assert found is not None
     return parity.objections(precision, compared, found.accuracy, found.outputs)
 
