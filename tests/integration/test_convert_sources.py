@@ -72,7 +72,7 @@ def keras_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _spec(source: Path, work: Path, target: str = "") -> BuildSpec:
-    shapes = {"image": (1, 1, 8, 8)} if source.suffix == ".pt" else {}
+    shapes: dict[str, tuple[int, ...]] = {"image": (1, 1, 8, 8)} if source.suffix == ".pt" else {}
     (work / "work").mkdir(exist_ok=True)
     return BuildSpec(
         model="m",
