@@ -74,6 +74,6 @@ SUBJECT = Subject(
     metric=f"detection:boxes=0-3,scores=4-,format=cxcywh,axis=1,threshold={_LEAST}",
     budget=0.05,
     calibration=48,
-    evaluation=28,
-    held_out=56,
+    evaluation=112,
+    held_out=112,
 )
