@@ -208,9 +208,12 @@ def doctor(options: argparse.Namespace) -> int:
     if not options.state.is_dir():
         raise AgentError(f"{options.state} is not there; run `covey-agent enroll` first")
     logging.disable(logging.ERROR)  # the checks say it themselves
-    book = read_state(options.state)
-    running = is_running(options.state)
-    checks = list(examine(options.state, book, running=running, margin=options.margin_mb * 1_000_000))
+    try:
+        book = read_state(options.state)
+        running = is_running(options.state)
+        checks = list(examine(options.state, book, running=running, margin=options.margin_mb * 1_000_000))
+    finally:
+        logging.disable(logging.NOTSET)
     if options.json:
         print(json.dumps([check._asdict() for check in checks], indent=2))
     else:

@@ -185,6 +185,7 @@ def _alive(pid: int) -> bool:
 def test_trial_broker_carries_the_same_story(make_world: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr("covey_server.fleet.service.find_mosquitto", lambda _configured: None)
     world = make_world()
+    caplog.set_level("WARNING")
     world.start()
     assert "TRIAL broker" in caplog.text
     assert world.fleet.broker_address.tls is False
