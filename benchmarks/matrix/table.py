@@ -80,6 +80,9 @@ def page(subjects: Sequence[Subject], cells: Sequence[Cell], result: dict[str, A
         f"{result['checked']} of {len({cell.model for cell in cells})} graphs fit for TensorRT.",
         "",
     ]
+    present = {cell.model for cell in cells}
+    if missing := [subject.name for subject in subjects if subject.name not in present]:
+        lines += [f"Not in this run: {', '.join(missing)}.", ""]
     for subject in subjects:
         mine = [cell for cell in cells if cell.model == subject.name]
         if mine:
