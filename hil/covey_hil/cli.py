@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load.add_argument("--rate", type=float, default=20.0, help="requests per second and device")
     load.add_argument("--record", type=Path, required=True, help="where to write what was seen (.npz)")
     load.set_defaults(run=_load)
+
+    samples = commands.add_parser("samples", help="write the demo's models and its labelled images into a folder")
+    samples.add_argument("folder", type=Path)
+    samples.set_defaults(run=_samples)
 
     docs = commands.add_parser("docs", help="regenerate what the docs quote from the code")
     docs.add_argument("folder", type=Path)
@@ -100,6 +105,16 @@ def _load(options: argparse.Namespace) -> int:
     recorder = Recorder()
     generator = Generator(urls, options.model, options.rate, held_out, recorder)
     asyncio.run(serve_commands(generator, recorder, options.record))
+    return 0
+
+
+def _samples(options: argparse.Namespace) -> int:
+    from covey_hil.digits.data import model_path, write_samples
+
+    options.folder.mkdir(parents=True, exist_ok=True)
+    models = [shutil.copy(model_path(version), options.folder) for version in ("1.0", "1.1", "1.2")]
+    for path in (*models, *write_samples(options.folder)):
+        print(path)
     return 0
 
 
