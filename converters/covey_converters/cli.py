@@ -20,18 +20,16 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from covey_client.api import Client
 from covey_client.errors import ClientError
 from covey_contract.building import MANIFEST_FILE, BuildReport, Outcome
 from covey_contract.errors import ContractError
 from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
-from covey_converters import __version__, catalogue, toolchain, tune, tune_view
+from covey_converters import __version__, build_view, catalogue, toolchain, tune, tune_view
 from covey_converters.backends import CPU_TARGETS
 from covey_converters.errors import BadInputError, ConvertError
 from covey_converters.folder import digest_of, read_manifest
-from covey_converters.inspection import Inspection
 from covey_converters.isolation import build_isolated, inspect_isolated, verify_isolated
 from covey_converters.jobs import Jobs
 from covey_converters.spec import BuildSpec, Limits
@@ -204,12 +202,12 @@ def _build(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"source": found, "builds": [_as_json(options.out, report) for report in reports]})
     else:
-        _tables.print(_build_table(reports))
+        _tables.print(build_view.table(reports))
         for report in reports:
             for line in (report.reason, report.recipe if report.outcome is Outcome.BUILT else "", *report.notes):
                 if line:
                     print(f"{report.target}: {line}")
-        print(_totals(reports))
+        print(build_view.totals(reports))
     return 0 if all(report.outcome in _GOOD for report in reports) else 1
 
 
@@ -247,18 +245,6 @@ def _checked_targets(options: argparse.Namespace, default: Sequence[str]) -> tup
     return targets
 
 
-def _totals(reports: Sequence[BuildReport]) -> str:
-    """How many came to what; a check is neither a build nor a failure, and the words say so."""
-    built = sum(report.outcome is Outcome.BUILT for report in reports)
-    checked = sum(report.outcome is Outcome.CHECKED for report in reports)
-    words = [f"{built} built"]
-    if checked:
-        words.append(f"{checked} checked (fit for the target; nothing is released)")
-    if len(reports) > built + checked:
-        words.append(f"{len(reports) - built - checked} not built")
-    return f"{', '.join(words)}, of {len(reports)} asked for"
-
-
 def _inspect(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="covey-convert-") as work, _progress() as progress:
         task = progress.add_task(options.source.name, total=None)
@@ -270,7 +256,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(found)
     else:
-        _print_inspection(options.source, found)
+        print("\n".join(build_view.inspection(options.source.name, found)))
     return 0
 
 
@@ -365,53 +351,6 @@ def _as_json(out: Path, report: BuildReport) -> dict[str, object]:
     folder = out / report.target
     built = report.outcome is Outcome.BUILT
     return {"folder": str(folder), "digest": digest_of(folder) if built else None, **msgspec.to_builtins(report)}
-
-
-def _build_table(reports: Sequence[BuildReport]) -> Table:
-    """Without borders: a line per build, readable in a terminal of 80 columns and in a log."""
-    table = Table(
-        "target", "outcome", "kB", "accuracy (drop)", "p50 ms", "source", "MB", "s", box=None, padding=(0, 2, 0, 0)
-    )
-    for column in table.columns:
-        column.no_wrap = True
-    for report in reports:
-        latency, source = report.latency, report.source_latency
-        table.add_row(
-            report.target,
-            report.outcome.value,
-            f"{report.size / 1e3:.1f}" if report.size else "-",
-            _quality(report),
-            f"{latency.p50_ms:.3f}" if latency else "-",
-            f"{source.p50_ms:.3f}" if source else "-",
-            f"{latency.peak_rss_mb:.0f}" if latency else "-",
-            f"{report.seconds:.1f}",
-        )
-    return table
-
-
-def _quality(report: BuildReport) -> str:
-    if report.accuracy is not None:
-        return f"{report.accuracy.build:.4f} ({report.accuracy.drop:+.4f})"
-    agreement = next((one.top1_agreement for one in report.parity.values() if one.top1_agreement is not None), None)
-    return "-" if agreement is None else f"agrees {agreement:.1%}"
-
-
-def _print_inspection(path: Path, found: Inspection) -> None:
-    cleaned = f"{found.nodes} nodes ({found.nodes_after_cleaning} after cleaning)"
-    print(
-        f"{path.name}: {found.format}, opset {found.opset}, {cleaned}, {found.parameters} parameters, {found.size} bytes"
-    )
-    for kind, specs in (("input", found.inputs), ("output", found.outputs)):
-        for spec in specs:
-            print(f"  {kind} {spec.name}: {spec.datatype.value} {list(spec.shape)}")
-    for name, dimensions in found.dynamic.items():
-        print(f"  open dimensions of {name}: {', '.join(dimensions)}")
-    print(f"  custom operators: {', '.join(found.custom_operators) or 'none'}")
-    print(f"  operators: {', '.join(f'{name} x{count}' for name, count in found.operators.items())}")
-    for what, count in found.samples.items():
-        print(f"  {what}: {count} samples")
-    for note in found.notes:
-        print(f"  note: {note}")
 
 
 # --- targets and toolchains ----------------------------------------------------------------------------------------------
