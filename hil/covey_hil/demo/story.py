@@ -168,10 +168,13 @@ class Story:
         self._start_campaign("digits-1.1")
         power = _Once(self._switch_off)
         kill = _Once(lambda: self._kill_process(self._kill or ""))
+        restart = _Once(self._restart_killed)
         cutter = threading.Thread(target=self._cut_download, daemon=True)
         cutter.start()
 
         def meanwhile(campaign: Json) -> None:
+            if self._events:
+                restart()
             if campaign["stage"] >= 1:
                 power()
                 if self._kill:
@@ -218,7 +221,8 @@ class Story:
             self._load.resume(SWITCHED_OFF)
 
     def _cut_download(self) -> None:
-        """Looks at the device's disk, not at the server: a download of 100 kB is over soon."""
+        """Looks at the device's disk, not at the server: a download of 100 kB is over soon. Runs in a thread, which only kills:
+        a process ends with the thread that started it."""
         agent = self.agents[KILLED]
         deadline = time.monotonic() + 120
         while not agent.in_mid_download:
@@ -226,11 +230,13 @@ class Story:
                 return
             time.sleep(0.01)
         agent.kill_control()
+        self._events.append({"killed": KILLED, "at_ms": int(time.time() * 1000)})
+
+    def _restart_killed(self) -> None:
         self._tell.say(
             f"[red]{KILLED}'s agent is killed (SIGKILL)[/red] in mid-download; its gateway goes on answering"
         )
-        agent.start()
-        self._events.append({"killed": KILLED, "at_ms": int(time.time() * 1000)})
+        self.agents[KILLED].start()
 
     def _kill_process(self, which: str) -> None:
         """End one process for good measure; what a service manager would restart is restarted."""

@@ -178,7 +178,7 @@ def test_a_plan_says_who_gets_what_and_why_and_moves_nothing(site: Site) -> None
     assert (first["device"], first["target"]) == ("press-1", "openvino-fp16")
     assert "smallest: 2,000 bytes" in first["why"]["chosen"]["reason"]
     assert {each["target"]: each["reason"] for each in first["why"]["lost"]} == {
-        "onnxruntime-fp32": "larger: 3000 bytes > 2000 bytes",
+        "onnxruntime-fp32": "larger: 3,000 bytes > 2,000 bytes",
         "onnxruntime-int8": "refused: drops 0.04, budget 0.01",
     }
     assert [each["device"] for each in plan["left_out"]] == ["odd-1"]
