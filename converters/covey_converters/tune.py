@@ -20,7 +20,7 @@ from covey_converters.spec import BuildSpec, Limits
 Say = Callable[[str], None]
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Point(msgspec.Struct, frozen=True, kw_only=True):
     """One recipe of one target. `quality` is higher where the build is better, and the same figure for all points of a model."""
 
     target: str
@@ -35,7 +35,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float = 0.0
 
 
-class Study(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Study(msgspec.Struct, frozen=True, kw_only=True):
     """All that was tried of one model, on one machine."""
 
     source: str
