@@ -1,0 +1,40 @@
+"""The server's tables. Times are Unix times in milliseconds, digests SHA-256 in hex, signed things their exact bytes.
+
+`desired` against `reported` is the state of the world: the newest assignment of each device and model, and what the device
+says it runs. Everything else explains how that came about.
+"""
+
+from __future__ import annotations
+
+from covey_server.db.tables.base import Base, Id
+from covey_server.db.tables.campaigns import Campaign, CampaignDevice, CampaignEvent
+from covey_server.db.tables.deployments import AssignmentRow, Desired, Reported, ReportRow, TelemetryRow
+from covey_server.db.tables.devices import Certificate, ClaimTokenRow, Device, Group, GroupMember
+from covey_server.db.tables.models import Blob, Build, Model, Version
+from covey_server.db.tables.people import ApiToken, AuditEntry, ConsoleSession, Setting
+
+__all__ = [
+    "ApiToken",
+    "AssignmentRow",
+    "AuditEntry",
+    "Base",
+    "Blob",
+    "Build",
+    "Campaign",
+    "CampaignDevice",
+    "CampaignEvent",
+    "Certificate",
+    "ClaimTokenRow",
+    "ConsoleSession",
+    "Desired",
+    "Device",
+    "Group",
+    "GroupMember",
+    "Id",
+    "Model",
+    "ReportRow",
+    "Reported",
+    "Setting",
+    "TelemetryRow",
+    "Version",
+]

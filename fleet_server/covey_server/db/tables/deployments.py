@@ -1,0 +1,104 @@
+"""Orders to devices, and what devices say: of their deployments and of what they measure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from covey_server.db.tables.base import Base
+
+
+class AssignmentRow(Base):
+    """An order that was issued. The newest of a device and model is the desired one."""
+
+    __tablename__ = "assignments"
+    __table_args__ = (
+        Index("assignments_by_device", "device", "counter"),
+        Index("assignments_by_campaign", "campaign_id"),
+    )
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.id"))
+    counter: Mapped[int]
+    model: Mapped[str] = mapped_column(String(64))
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    build_id: Mapped[int] = mapped_column(ForeignKey("builds.id"))
+    kind: Mapped[str] = mapped_column(String(16))  # rollout, rollback, manual
+    campaign_id: Mapped[int | None] = mapped_column(ForeignKey("campaigns.id"))
+    why: Mapped[dict[str, Any]] = mapped_column(default=dict)  # the choice and its reasons
+    probation: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    issued_ms: Mapped[int]
+    expires_ms: Mapped[int]
+    sent_ms: Mapped[int | None]
+    state: Mapped[str] = mapped_column(String(16), default="issued")  # then a lifecycle `State`, or "superseded"
+    reason: Mapped[str] = mapped_column(String(32), default="none")
+    detail: Mapped[str] = mapped_column(Text, default="")
+    progress: Mapped[float | None]
+    bytes_fetched: Mapped[int] = mapped_column(default=0)
+    updated_ms: Mapped[int]
+
+
+class Desired(Base):
+    """The assignment that counts for a device and model."""
+
+    __tablename__ = "desired"
+    device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    assignment: Mapped[str] = mapped_column(ForeignKey("assignments.id"))
+
+
+class Reported(Base):
+    """What a device last said of a model."""
+
+    __tablename__ = "reported"
+    device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    active: Mapped[str | None] = mapped_column(String(64), index=True)  # build digests
+    previous: Mapped[str | None] = mapped_column(String(64))
+    candidate: Mapped[str | None] = mapped_column(String(64))
+    assignment: Mapped[str | None] = mapped_column(String(64))
+    state: Mapped[str | None] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(32), default="none")
+    detail: Mapped[str] = mapped_column(Text, default="")
+    updated_ms: Mapped[int]
+
+
+class ReportRow(Base):
+    """The history of deployments on a device, as it was told. (device, seq) makes duplicates harmless."""
+
+    __tablename__ = "reports"
+    device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at_ms: Mapped[int] = mapped_column(index=True)  # by the device's clock
+    received_ms: Mapped[int]
+    assignment: Mapped[str] = mapped_column(String(256))
+    model: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(64))
+    build: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(32))
+    detail: Mapped[str] = mapped_column(Text)
+
+
+class TelemetryRow(Base):
+    """One build in one window of one device. `part` numbers the builds of one record; `histograms` holds `queue`, `compute` and
+    `end_to_end` as JSON."""
+
+    __tablename__ = "telemetry"
+    __table_args__ = (Index("telemetry_by_build", "build", "end_ms"), Index("telemetry_by_device", "device", "end_ms"))
+    device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    part: Mapped[int] = mapped_column(primary_key=True)
+    start_ms: Mapped[int]
+    end_ms: Mapped[int]
+    received_ms: Mapped[int]
+    model: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(64))
+    build: Mapped[str] = mapped_column(String(64))
+    probation: Mapped[bool]
+    ok: Mapped[int]
+    failed: Mapped[int]
+    fallbacks: Mapped[int]
+    errors: Mapped[dict[str, Any]]
+    histograms: Mapped[dict[str, Any]]

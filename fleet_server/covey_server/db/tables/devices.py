@@ -1,0 +1,70 @@
+"""Devices, how they join, and their groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ForeignKey, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from covey_server.db.tables.base import Base, Id
+
+
+class Device(Base):
+    __tablename__ = "devices"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    profile: Mapped[str | None] = mapped_column(String(64), index=True)  # None: no profile matches
+    profile_reason: Mapped[str] = mapped_column(Text, default="")
+    simulated: Mapped[bool] = mapped_column(default=False)
+    facts: Mapped[dict[str, Any]]
+    facts_digest: Mapped[str] = mapped_column(String(64))
+    labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    enrolled_ms: Mapped[int]
+    last_seen_ms: Mapped[int | None]
+    online: Mapped[bool] = mapped_column(default=False)
+    boot_id: Mapped[str | None] = mapped_column(String(256))
+    agent_version: Mapped[str] = mapped_column(String(64), default="")
+    revoked_ms: Mapped[int | None]
+    counter: Mapped[int] = mapped_column(default=0)  # of the newest assignment issued to it
+    resources: Mapped[dict[str, Any] | None]  # the newest `Resources`
+
+
+class ClaimTokenRow(Base):
+    """A one-time right to enrol a device. Only the secret's hash is kept."""
+
+    __tablename__ = "claim_tokens"
+    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=True)
+    secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    device: Mapped[str | None] = mapped_column(String(64))  # bound to this id, if given
+    labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    groups: Mapped[list[Any]] = mapped_column(default=list)
+    created_ms: Mapped[int]
+    created_by: Mapped[str] = mapped_column(String(64))
+    expires_ms: Mapped[int]
+    used_ms: Mapped[int | None]
+    used_by: Mapped[str | None] = mapped_column(String(64))
+
+
+class Certificate(Base):
+    __tablename__ = "certificates"
+    serial: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.id"), index=True)
+    issued_ms: Mapped[int]
+    not_after_ms: Mapped[int]
+    revoked_ms: Mapped[int | None]
+
+
+class Group(Base):
+    """A fixed list (members in `group_members`), or a selector over facts and labels."""
+
+    __tablename__ = "groups"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    description: Mapped[str] = mapped_column(Text, default="")
+    selector: Mapped[dict[str, Any] | None]  # {"labels.line": "a", "facts.architecture": "aarch64", "profile": "…"}
+    created_ms: Mapped[int]
+
+
+class GroupMember(Base):
+    __tablename__ = "group_members"
+    group: Mapped[str] = mapped_column("group_name", ForeignKey("groups.name", ondelete="CASCADE"), primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True, index=True)
