@@ -32,7 +32,8 @@ _DESCRIPTION = """\
 The fleet server of Covey: models are pushed, built for every kind of device, signed, and rolled out to devices in stages.
 
 **Authentication**: `Authorization: Bearer TOKEN`. The first token lies in the file `admin-token` of the server's data folder;
-`POST /api/v1/tokens` makes further ones. Roles: viewer < operator < admin; worker is for build workers.
+`POST /api/v1/tokens` makes further ones. Roles: viewer; operator and approver, who are viewers too; admin, who may do
+all; worker, for build workers.
 
 **Conventions**: JSON in snake_case. Times end in `_ms` and are Unix times in milliseconds. Lists are
 `{"items": [...], "next": CURSOR or null}`; pass `after=CURSOR` for the next page. Errors are problem documents (RFC 9457) with a

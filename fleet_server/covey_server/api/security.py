@@ -1,8 +1,9 @@
 """Who may do what: API tokens, console sessions, roles.
 
 Invariants: only hashes of secrets are kept (SHA-256 of 256 random bits); no secret is ever logged or put into an error; a
-cookie alone never changes anything, it needs the session's CSRF token beside it. Roles are ordered viewer < operator < admin;
-`worker` stands apart and admin may do its work too.
+cookie alone never changes anything, it needs the session's CSRF token beside it. Every role of people includes viewer, and
+admin includes all. Operator and approver stand side by side: who runs campaigns does not approve them. `worker` is for build
+workers alone.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from covey_server.db.tables import ApiToken, ConsoleSession
 from covey_server.errors import Forbidden, Unauthorized
 from covey_server.services import Services, services
 
-Role = Literal["viewer", "operator", "admin", "worker"]
-ROLES: tuple[Role, ...] = ("viewer", "operator", "admin", "worker")
+Role = Literal["viewer", "operator", "approver", "admin", "worker"]
+ROLES: tuple[Role, ...] = ("viewer", "operator", "approver", "admin", "worker")
 _MAY: dict[str, frozenset[str]] = {
     "viewer": frozenset({"viewer"}),
     "operator": frozenset({"viewer", "operator"}),
+    "approver": frozenset({"viewer", "approver"}),
     "admin": frozenset(ROLES),
     "worker": frozenset({"worker"}),
 }

@@ -26,7 +26,7 @@ from covey_server.services import Services, Use
 
 router = APIRouter(route_class=ConsoleRoute)
 
-_PEOPLE = ("viewer", "operator", "admin")
+_PEOPLE = ("viewer", "operator", "approver", "admin")
 _MAX_SECRET = 256
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from covey_server import tokens
-from covey_server.api.security import Role
+from covey_server.api.security import ROLES
 from covey_server.app import create_app
 from covey_server.bus import Bus
 from covey_server.db.engine import Database
@@ -100,9 +100,8 @@ def site(tmp_path: Path, clock: FakeClock, database: Database) -> Iterator[Site]
         SigningKeys.load_or_create(tmp_path / "keys"),
         workers=Workers(["onnxruntime-*", "openvino-*"]),
     )
-    roles: tuple[Role, ...] = ("viewer", "operator", "admin", "worker")
     with database.session() as session:
-        secrets: dict[str, str] = {role: tokens.create(session, f"a-{role}", role, clock(), None)[1] for role in roles}
+        secrets: dict[str, str] = {role: tokens.create(session, f"a-{role}", role, clock(), None)[1] for role in ROLES}
     with _served(create_app(services)) as url, httpx.Client(base_url=url) as client:
         yield Site(services, clock, client, secrets)
 

@@ -16,7 +16,7 @@ class ApiToken(Base):
     __tablename__ = "api_tokens"
     id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=True)
     name: Mapped[str] = mapped_column(String(64), unique=True)
-    role: Mapped[str] = mapped_column(String(16))  # viewer, operator, admin, worker
+    role: Mapped[str] = mapped_column(String(16))  # viewer, operator, approver, admin, worker
     secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
     created_ms: Mapped[int]
     expires_ms: Mapped[int | None]
