@@ -16,6 +16,7 @@ from typing import Annotated
 
 import msgspec
 
+from covey_contract.drift import Reference
 from covey_contract.errors import DecodeError
 from covey_contract.wire import Message
 
@@ -127,6 +128,7 @@ class Manifest(Message, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, str] = {}  # for applications: preprocessing and the like
     memory_mb: float | None = None  # measured peak of the runner on the building machine
     provenance_sha256: Sha256 | None = None
+    reference: Reference | None = None  # what its inputs and outputs look like on the evaluation set
 
     def __post_init__(self) -> None:
         paths = [file.path for file in self.files]

@@ -12,6 +12,8 @@ from typing import Annotated
 import msgspec
 
 from covey_contract.blocks import REQUEST_BLOCKS
+from covey_contract.conditions import Conditions
+from covey_contract.drift import MAX_TENSORS, InputCounts, OutputCounts, TensorName
 from covey_contract.envelope import Envelope
 from covey_contract.facts import Facts
 from covey_contract.histogram import Histogram
@@ -83,13 +85,14 @@ class Report(Message, frozen=True, kw_only=True, omit_defaults=True):
     previous: Sha256 | None = None  # the build that served before, or serves again
     bytes_fetched: int = 0
     progress: float | None = None  # 0..1 while fetching
+    waits_until_ms: Millis | None = None  # of a wait whose end is known, by the device's clock
 
 
 class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one build did in one window. Histograms are in seconds.
 
     `ok` and `errors` count requests by what their caller got; `fallbacks` those of them that this build failed and the
-    previous build answered.
+    previous build answered. `outputs` and `inputs` are counted for those that the build's manifest has a reference of, by name.
     """
 
     model: ModelName
@@ -102,6 +105,12 @@ class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     queue: Histogram = Histogram()
     compute: Histogram = Histogram()
     end_to_end: Histogram = Histogram()
+    outputs: dict[TensorName, OutputCounts] = {}
+    inputs: dict[TensorName, InputCounts] = {}
+
+    def __post_init__(self) -> None:
+        if max(len(self.outputs), len(self.inputs)) > MAX_TENSORS:
+            raise ValueError(f"counts of more than {MAX_TENSORS} inputs or outputs")
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -183,6 +192,8 @@ class Assignment(Message, frozen=True, kw_only=True, omit_defaults=True):
     action: Action = Action.RUN
     probation: Probation = Probation()
     campaign: ShortText | None = None
+    conditions: Conditions | None = None  # None: at once
+    rollback: bool = False  # back to a build that served before: conditions do not hold it up
 
 
 ASSIGNMENT_TYPE = "application/vnd.covey.assignment.v1+json"

@@ -27,6 +27,13 @@ class Reason(enum.StrEnum):
     QUARANTINED = "quarantined"
     PINNED = "pinned"
 
+    # Staged, and not loaded yet: a condition of the order does not hold (`WAITING`).
+    WAITING_FOR_TIME = "waiting_for_time"
+    WAITING_FOR_WINDOW = "waiting_for_window"
+    WAITING_FOR_POWER = "waiting_for_power"
+    WAITING_FOR_IDLE = "waiting_for_idle"
+    LOCKED = "locked"
+
     # Failed before it served.
     FETCH_FAILED = "fetch_failed"
     DIGEST_MISMATCH = "digest_mismatch"
@@ -55,3 +62,15 @@ class Reason(enum.StrEnum):
     STARTED = "started"
     POWER_LOSS = "power_loss"
     STOPPED = "stopped"
+
+
+# A deployment that is staged with one of these waits; with any other it is in progress.
+WAITING = frozenset(
+    {
+        Reason.WAITING_FOR_TIME,
+        Reason.WAITING_FOR_WINDOW,
+        Reason.WAITING_FOR_POWER,
+        Reason.WAITING_FOR_IDLE,
+        Reason.LOCKED,
+    }
+)

@@ -229,4 +229,6 @@ def _telemetry_row(incoming: Incoming, message: Telemetry, part: int) -> dict[st
             "compute": msgspec.to_builtins(window.compute),
             "end_to_end": msgspec.to_builtins(window.end_to_end),
         },
+        "outputs": msgspec.to_builtins(window.outputs, str_keys=True),
+        "inputs": msgspec.to_builtins(window.inputs),
     }

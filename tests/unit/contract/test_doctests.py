@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-MODULES = ["histogram", "manifest", "topics", "wire"]
+MODULES = ["conditions", "drift", "histogram", "manifest", "topics", "wire"]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from covey_contract import topics
+from covey_contract.drift import InputCounts, OutputCounts
 from covey_contract.errors import ContractError
 from covey_contract.lifecycle import State
 from covey_contract.messages import BuildWindow, Hello, ModelStatus, Report, Resources, Status, Telemetry
@@ -257,3 +258,18 @@ def test_what_is_too_old_is_forgotten(fleet: Fleet, database: Database, now_ms: 
     assert prune(database, telemetry_before_ms=now_ms + 1, reports_before_ms=now_ms) == 2
     assert (fleet.count(TelemetryRow), fleet.count(ReportRow)) == (0, 1)
     assert prune(database, telemetry_before_ms=0, reports_before_ms=now_ms + 1) == 1
+
+
+def test_what_inputs_and_outputs_look_like_is_kept_by_window(fleet: Fleet) -> None:
+    window = BuildWindow(
+        model="digits",
+        version="1.0",
+        build=ONE,
+        outputs={"logits": OutputCounts(count=3, classes={7: 2, 1: 1})},
+        inputs={"image": InputCounts(count=3, constant=1)},
+    )
+    fleet.hear(Telemetry(seq=1, boot_id="b", start_ms=0, end_ms=1, windows=(window,)))
+    with fleet.database.reading() as session:
+        row = session.get_one(TelemetryRow, ("d0001", 1, 0))
+        assert msgspec.convert(row.outputs["logits"], OutputCounts, strict=False) == window.outputs["logits"]
+        assert row.inputs == {"image": {"count": 3, "constant": 1}}

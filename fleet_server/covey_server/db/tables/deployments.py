@@ -83,7 +83,7 @@ class ReportRow(Base):
 
 class TelemetryRow(Base):
     """One build in one window of one device. `part` numbers the builds of one record; `histograms` holds `queue`, `compute` and
-    `end_to_end` as JSON."""
+    `end_to_end` as JSON, `outputs` and `inputs` the contract's `OutputCounts` and `InputCounts` by name."""
 
     __tablename__ = "telemetry"
     __table_args__ = (Index("telemetry_by_build", "build", "end_ms"), Index("telemetry_by_device", "device", "end_ms"))
@@ -102,3 +102,5 @@ class TelemetryRow(Base):
     fallbacks: Mapped[int]
     errors: Mapped[dict[str, Any]]
     histograms: Mapped[dict[str, Any]]
+    outputs: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
+    inputs: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")

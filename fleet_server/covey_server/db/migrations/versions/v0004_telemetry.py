@@ -1,6 +1,9 @@
-"""What telemetry says of the outputs, and what devices wait for."""
+"""What telemetry says of a build's outputs and inputs."""
 
 from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
 
 revision = "0004"
 down_revision = "0003"
@@ -9,4 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Nothing yet."""
+    for name in ("outputs", "inputs"):
+        op.add_column("telemetry", sa.Column(name, sa.JSON(), nullable=False, server_default="{}"))
