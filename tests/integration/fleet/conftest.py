@@ -243,6 +243,7 @@ class Device:
         self.models: tuple[ModelStatus, ...] = ()
         self.connected = threading.Event()
         self.answer_commands = True
+        self.repeated = time.monotonic()
 
     def request(self, secret: str, device: str | None = None) -> EnrolRequest:
         csr = (
@@ -309,6 +310,15 @@ class Device:
     def publish(self, what: topics.Up, message: Message, qos: int = 1) -> mqtt.MQTTMessageInfo:
         assert self.client is not None
         return self.client.publish(topics.up(self.name, what), encode(message), qos)
+
+    def settled(self) -> bool:
+        """Whether all is acknowledged; what is not is said again after a while, as agents do: a broker that was killed may have
+        forgotten that the server listens, and what comes before the server does is heard by nobody."""
+        if self.unacknowledged and self.connected.is_set() and time.monotonic() - self.repeated > 2.0:
+            self.repeated = time.monotonic()
+            for what, message in list(self.unacknowledged.values()):
+                self.publish(what, message)
+        return not self.unacknowledged
 
     def hello(self) -> None:
         self.publish(

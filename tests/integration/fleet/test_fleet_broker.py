@@ -118,7 +118,7 @@ def test_killed_broker_comes_back_and_nothing_is_lost(world: Any, device: Any) -
         device.report(assignment, state)
     for _ in range(20):
         device.measure(build[2])
-    world.until(lambda: not device.unacknowledged, 30)
+    world.until(device.settled, 30)
     assert world.broker_pid != pid
     assert world.row(AssignmentRow, assignment.id).state == "active"
     # An order issued while the broker was away arrives, too.
@@ -143,7 +143,7 @@ def test_restart_of_the_server_loses_nothing_and_keeps_the_address(make_world: A
     newer = second.order("press-7", second.build("openvino-int8"))
     second.start()
     assert second.fleet.broker_address == address
-    second.until(lambda: not device.unacknowledged, 30)
+    second.until(device.settled, 30)
     assert second.row(AssignmentRow, assignment.id).state in {"active", "superseded"}
     assert device.accept(30)[0].id == newer
     device.disconnect()
@@ -206,7 +206,7 @@ def test_burst_of_a_thousand_reports_and_replays(world: Any, device: Any) -> Non
     for number in range(1000):
         device.report(assignment, State.FETCHING, progress=number / 1000)
     last = device.report(assignment, State.ACTIVE)
-    world.until(lambda: not device.unacknowledged, 30)
+    world.until(device.settled, 30)
     with world.database.reading() as session:
         assert session.scalar(select(func.count()).select_from(ReportRow)) == 1001
     # Every one again, in another order: nothing changes.
