@@ -93,6 +93,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("file", type=Path, help="a .json request of the Open Inference Protocol, or one input as .npy")
     sub.add_argument("--input", metavar="NAME", help="the input that a .npy file is for")
 
+    sub = command("lock", lock, "Lock the device: orders that ask for an unlocked device wait meanwhile.")
+    sub.add_argument("--owner", required=True, metavar="NAME", help="who locks it, shown to the operators")
+    sub.add_argument("--ttl", default="10m", metavar="TIME", help="until it ends by itself: 90s, 15m, 2h (%(default)s)")
+
+    sub = command("unlock", unlock, "Let the device's lock go.")
+    sub.add_argument("--owner", required=True, metavar="NAME")
+
     sub = command("doctor", doctor, "Check everything that a working agent needs.")
     sub.add_argument("--json", action="store_true")
     sub.add_argument("--margin-mb", type=int, default=64, metavar="MB")
@@ -188,16 +195,44 @@ def status(options: argparse.Namespace) -> int:
 
 
 def infer(options: argparse.Namespace) -> int:
-    from covey_agent.gateway_client import GatewayClient
-    from covey_agent.gateway_process import run_folder
     from covey_agent.infer import infer as send
 
-    try:
-        port = GatewayClient(run_folder(options.state) / "gateway.sock").status().http_port
-    except (GatewayError, StepError) as error:
-        raise AgentError(f"no gateway runs on {options.state}: {error}") from error
-    print(json.dumps(send(port, options.model, options.file, options.input)))
+    print(json.dumps(send(_gateway_port(options.state), options.model, options.file, options.input)))
     return 0
+
+
+def lock(options: argparse.Namespace) -> int:
+    from covey_agent import locking
+
+    told = locking.lock(_gateway_port(options.state), options.owner, locking.seconds(options.ttl))
+    print(
+        f"locked by {options.owner}{'' if told['durable'] else ' (until the gateway restarts: the disk does not take it)'}"
+    )
+    return 0
+
+
+def unlock(options: argparse.Namespace) -> int:
+    from covey_agent import locking
+
+    port = _gateway_port(options.state)
+    released = locking.unlock(port, options.owner)["released"]
+    others = [one["owner"] for one in locking.holders(port)]
+    print(
+        "unlocked" if released else f"{options.owner} held no lock",
+        *([f"(still by {', '.join(others)})"] if others else []),
+    )
+    return 0
+
+
+def _gateway_port(state: Path) -> int:
+    """Raises `AgentError` if no gateway runs there."""
+    from covey_agent.gateway_client import GatewayClient
+    from covey_agent.gateway_process import run_folder
+
+    try:
+        return GatewayClient(run_folder(state) / "gateway.sock").status().http_port
+    except (GatewayError, StepError) as error:
+        raise AgentError(f"no gateway runs on {state}: {error}") from error
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ from covey_agent.outbox import Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import Store
+from covey_agent.surroundings import look_around
 from covey_contract.messages import BlockRequest, Report
 from covey_contract.reasons import Reason
 from covey_contract.topics import Up
@@ -98,6 +99,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             serving=serving,
             jobs=jobs,
             machine=machine.read,
+            surroundings=look_around,
             free=lambda: psutil.disk_usage(str(settings.state)).free,
             report=report,
             request=request,

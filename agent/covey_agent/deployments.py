@@ -15,12 +15,13 @@ import msgspec
 from covey_agent import fetch
 from covey_agent.book import Book
 from covey_agent.core.acceptance import Machine, Refusal, Room, authenticate, examine, open_manifest
+from covey_agent.core.conditions import Surroundings, Wait, binding, waits_for
 from covey_agent.core.lifecycle import RESUME, Act, Event, may_retry
 from covey_agent.core.reports import report_of, report_of_refusal
 from covey_agent.core.state import AgentState, Deployment, ModelRecord, moved, protected
 from covey_agent.downloads import Downloads
 from covey_agent.errors import GatewayError, StepError
-from covey_agent.gateway.control_api import Revert, Switch
+from covey_agent.gateway.control_api import GatewayStatus, Revert, Switch
 from covey_agent.jobs import Finished, Jobs, Key
 from covey_agent.orders import OrderFolder
 from covey_agent.serving import RESTORE, Serving
@@ -40,12 +41,15 @@ log = logging.getLogger(__name__)
 VERIFY, LOAD = "verify", "load"
 _CORRUPT_LIMIT = 3
 _STORAGE_PAUSE_S = 3.0
+# What a deployment waits for may change every second; it is stored and told no more often than this.
+_TELL_WAIT_MS = 10_000
 # What says nothing about the build itself: the start is tried again, up to the limit.
 _TRY_AGAIN = frozenset({Reason.RUNNER_CRASHED, Reason.RUNNER_HUNG, Reason.LOAD_TIMEOUT})
 
 
 class Deployments:
-    """Called by the control loop alone. `report` spools, `request` asks the server for blocks, `free` gives the disk's free bytes."""
+    """Called by the control loop alone. `surroundings` is asked when an order has conditions; `free` gives the disk's free bytes; `report`
+    spools, `request` asks the server for blocks."""
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Deployments:
         serving: Serving,
         jobs: Jobs,
         machine: Callable[[], Machine],
+        surroundings: Callable[[int, int, GatewayStatus | None], Surroundings],
         free: Callable[[], int],
         report: Callable[[Report], None],
         request: Callable[[BlockRequest], None],
@@ -71,6 +76,7 @@ class Deployments:
         self._serving = serving
         self._jobs = jobs
         self._machine = machine
+        self._surroundings = surroundings
         self._free = free
         self._report = report
         self._clock = clock
@@ -87,7 +93,7 @@ class Deployments:
             Act.EXAMINE: self._examine,
             Act.FETCH: self._fetch,
             Act.VERIFY: self._verify,
-            Act.WAIT_FOR_GATEWAY: self._wait_for_gateway,
+            Act.WAIT_TO_LOAD: self._wait_to_load,
             Act.LOAD: self._load,
             Act.SWITCH_AND_JUDGE: self._judge,
             Act.KEEP_SERVING: self._keep_serving,
@@ -105,9 +111,9 @@ class Deployments:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is on its way."""
+        """Whether anything is on its way, and does not wait for a condition."""
         return any(
-            record.deployment is not None and not record.deployment.state.final
+            record.deployment is not None and not record.deployment.state.final and not record.deployment.waiting
             for record in self._book.state.models.values()
         )
 
@@ -234,13 +240,33 @@ class Deployments:
         else:
             self._fail(model, finished.trouble)
 
-    def _wait_for_gateway(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
+    def _wait_to_load(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
         if deployment.starts >= self._settings.max_starts:
             detail = f"started {deployment.starts} times ({deployment.detail}); not again until a newer assignment"
             raise StepError(Reason.QUARANTINED, detail)
         self._serving.reconcile(model, self._now)
-        if self._serving.ready_for_candidate(model, record):
+        if (wait := self._waits_for(deployment)) is not None:
+            self._hold(model, deployment, wait)
+        elif self._serving.ready_for_candidate(model, record):
             self._move(model, Event.WARM)
+
+    def _waits_for(self, deployment: Deployment) -> Wait | None:
+        """What holds the build up; raises `StepError` once its order has expired over it."""
+        conditions = binding(deployment.order)
+        if conditions is None:
+            return None
+        here = self._surroundings(self._clock(), self._book.state.time_floor_ms, self._serving.status)
+        wait = waits_for(conditions, here)
+        if here.now_ms >= deployment.order.expires_ms:
+            why = wait.detail if wait is not None else "while its conditions did not hold"
+            raise StepError(Reason.EXPIRED, f"the order expired before the device might follow it: {why}")
+        return wait
+
+    def _hold(self, model: str, deployment: Deployment, wait: Wait) -> None:
+        told = (deployment.reason, deployment.waits_until_ms)
+        since = abs(self._clock() - deployment.since_ms)  # the clock may have been set back
+        if told != (wait.reason, wait.until_ms) and (not deployment.waiting or since >= _TELL_WAIT_MS):
+            self._move(model, Event.HELD, wait.reason, wait.detail, wait.until_ms)
 
     def _load(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
         slots = self._serving.slots(model)
@@ -402,10 +428,17 @@ class Deployments:
     def _effective_time(self) -> int:
         return max(self._clock(), self._book.state.time_floor_ms)
 
-    def _move(self, model: str, event: Event, reason: Reason = Reason.NONE, detail: str = "") -> None:
+    def _move(
+        self,
+        model: str,
+        event: Event,
+        reason: Reason = Reason.NONE,
+        detail: str = "",
+        until_ms: int | None = None,
+    ) -> None:
         """The transition: on disk first, then told. Raises `OSError`, and then nothing has changed."""
         old = self._book.state.record(model)
-        new = moved(old, event, now_ms=self._clock(), reason=reason, detail=detail[:1900])
+        new = moved(old, event, now_ms=self._clock(), reason=reason, detail=detail[:1900], until_ms=until_ms)
         self._book.change(lambda state: state.with_record(model, new))
         self._tell(model, new)
 

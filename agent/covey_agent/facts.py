@@ -13,7 +13,6 @@ import platform
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import psutil
 
 from covey_agent import __version__
 from covey_agent.errors import UsageError
+from covey_agent.timezone import zone_name
 from covey_contract.errors import ContractError
 from covey_contract.facts import Accelerator, Facts, RuntimeFact
 from covey_contract.manifest import Runtime
@@ -119,7 +119,7 @@ def measure_facts(state: Path) -> Facts:
         accelerators=_accelerators(l4t),
         runtimes=tuple(RuntimeFact(name=name, version=version) for name, version in sorted(runtimes.items())),
         agent_version=__version__,
-        timezone=time.tzname[0],
+        timezone=zone_name(),
     )
 
 

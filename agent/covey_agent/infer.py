@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -48,7 +49,7 @@ def infer(port: int, model: str, file: Path, input_name: str | None, timeout_s: 
     headers = {"Content-Type": "application/json"}
     if tail:
         headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
-    return _exchange(port, "POST", f"/v2/models/{quote(model, safe='')}/infer", timeout_s, header + tail, headers)
+    return exchange(port, "POST", f"/v2/models/{quote(model, safe='')}/infer", timeout_s, header + tail, headers)
 
 
 def _from_npy(file: Path, name: str) -> tuple[bytes, bytes]:
@@ -79,19 +80,25 @@ def _from_npy(file: Path, name: str) -> tuple[bytes, bytes]:
 
 
 def _first_input(port: int, model: str, timeout_s: float) -> str:
-    described = _exchange(port, "GET", f"/v2/models/{quote(model, safe='')}", timeout_s, None, {})
+    described = exchange(port, "GET", f"/v2/models/{quote(model, safe='')}", timeout_s)
     inputs = described.get("inputs") or []
     if len(inputs) != 1:
         raise UsageError(f"{model} has {len(inputs)} inputs; send a .json request")
     return str(inputs[0]["name"])
 
 
-def _exchange(
-    port: int, method: str, path: str, timeout_s: float, body: bytes | None, headers: dict[str, str]
+def exchange(
+    port: int,
+    method: str,
+    path: str,
+    timeout_s: float,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
+    """One request to the local gateway; its answer as JSON. Raises `AgentError` for what it refuses."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
-        connection.request(method, path, body, headers)
+        connection.request(method, path, body, headers or {"Content-Type": "application/json"})
         answer = connection.getresponse()
         data = answer.read(_MAX_ANSWER)
     except (OSError, http.client.HTTPException) as error:

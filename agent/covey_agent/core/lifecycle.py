@@ -25,7 +25,8 @@ class Event(enum.StrEnum):
     FETCHED = "fetched"  # all bytes are here
     CORRUPT = "corrupt"  # a file on disk is not what was fetched
     VERIFIED = "verified"  # the build is staged, whole and read-only
-    WARM = "warm"  # the gateway is ready to load it
+    HELD = "held"  # a condition of the order does not hold yet
+    WARM = "warm"  # its conditions hold, and the gateway is ready to load it
     LOADED = "loaded"  # it is warm and its golden outputs are right
     PASSED = "passed"  # probation is over
     INTERRUPTED = "interrupted"  # the gateway that had it is gone
@@ -43,7 +44,7 @@ class Act(enum.StrEnum):
     EXAMINE = "examine"
     FETCH = "fetch"
     VERIFY = "verify"
-    WAIT_FOR_GATEWAY = "wait_for_gateway"
+    WAIT_TO_LOAD = "wait_to_load"  # until the order's conditions hold, and the gateway can take a candidate
     LOAD = "load"
     SWITCH_AND_JUDGE = "switch_and_judge"
     KEEP_SERVING = "keep_serving"  # the gateway is brought to serve what the record says, and nothing else
@@ -57,6 +58,7 @@ TABLE: dict[tuple[State, Event], State] = {
     (State.FETCHING, Event.FETCHED): State.VERIFYING,
     (State.VERIFYING, Event.VERIFIED): State.STAGED,
     (State.VERIFYING, Event.CORRUPT): State.FETCHING,
+    (State.STAGED, Event.HELD): State.STAGED,
     (State.STAGED, Event.WARM): State.WARMING,
     (State.WARMING, Event.LOADED): State.PROBATION,
     (State.WARMING, Event.INTERRUPTED): State.STAGED,
@@ -79,7 +81,7 @@ RESUME: dict[State, Act] = {
     State.ASSIGNED: Act.EXAMINE,
     State.FETCHING: Act.FETCH,
     State.VERIFYING: Act.VERIFY,
-    State.STAGED: Act.WAIT_FOR_GATEWAY,
+    State.STAGED: Act.WAIT_TO_LOAD,
     State.WARMING: Act.LOAD,
     State.PROBATION: Act.SWITCH_AND_JUDGE,
     State.ACTIVE: Act.KEEP_SERVING,

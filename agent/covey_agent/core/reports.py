@@ -27,6 +27,7 @@ def report_of(
         previous=record.active if record.active != order.build else record.previous,
         bytes_fetched=deployment.bytes_fetched + fetched,
         progress=progress,
+        waits_until_ms=deployment.waits_until_ms,
     )
 
 

@@ -11,7 +11,7 @@ import msgspec
 from covey_agent.core.lifecycle import Event, after, may_retry
 from covey_contract.lifecycle import State
 from covey_contract.messages import Action, Assignment, ModelStatus
-from covey_contract.reasons import Reason
+from covey_contract.reasons import WAITING, Reason
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -25,10 +25,16 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     starts: int = 0  # how often its build was started under this order
     retries: int = 0
     bytes_fetched: int = 0
+    waits_until_ms: int | None = None  # of a wait whose end is known
 
     @property
     def build(self) -> str:
         return self.order.build
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a condition of the order holds it up; that may take weeks."""
+        return self.state is State.STAGED and self.reason in WAITING
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -58,7 +64,13 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def moved(
-    record: ModelRecord, event: Event, *, now_ms: int, reason: Reason = Reason.NONE, detail: str = ""
+    record: ModelRecord,
+    event: Event,
+    *,
+    now_ms: int,
+    reason: Reason = Reason.NONE,
+    detail: str = "",
+    until_ms: int | None = None,
 ) -> ModelRecord:
     """The record after an event; the slots change together with the state."""
     deployment = record.deployment
@@ -69,7 +81,14 @@ def moved(
     record = msgspec.structs.replace(
         record,
         deployment=msgspec.structs.replace(
-            deployment, state=state, since_ms=now_ms, reason=reason, detail=detail, starts=starts, retries=retries
+            deployment,
+            state=state,
+            since_ms=now_ms,
+            reason=reason,
+            detail=detail,
+            starts=starts,
+            retries=retries,
+            waits_until_ms=until_ms,
         ),
     )
     if event is Event.PASSED:

@@ -17,9 +17,12 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.control import ControlServer
 from covey_agent.gateway.control_api import MAX_LINE_BYTES
 from covey_agent.gateway.http_protocol import Connections
+from covey_agent.gateway.lock_door import LockDoor
+from covey_agent.gateway.locks import LOCK_FILE, Locks
 from covey_agent.gateway.models import Models, system_ms
 from covey_agent.gateway.routes import Routes, refuse
 from covey_agent.gateway.settings import Settings
@@ -58,10 +61,16 @@ async def _serve_on(
 ) -> None:
     loop, limits = asyncio.get_running_loop(), settings.limits
     models = Models(settings, loop.time)
-    connections = Connections(Routes(models, limits, loop.time).handle, refuse, limits, loop.time)
+    activity = Activity(loop.time)
+    locks = Locks(settings.run_dir / LOCK_FILE, system_ms)
+    locks.load()
+    routes = Routes(models, limits, loop.time, activity=activity, locks=LockDoor(locks))
+    connections = Connections(routes.handle, refuse, limits, loop.time)
     port = tcp.getsockname()[1]
     control = ControlServer(
         models,
+        activity=activity,
+        locks=locks,
         started_ms=system_ms(),
         http_port=port,
         stop=lambda: _after_the_answer(loop, stop),

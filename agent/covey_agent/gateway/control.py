@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.control_api import (
     MAX_LINE_BYTES,
     Answer,
@@ -31,6 +32,7 @@ from covey_agent.gateway.control_api import (
     Unload,
 )
 from covey_agent.gateway.errors import OrderError
+from covey_agent.gateway.locks import Locks
 from covey_agent.gateway.models import Models
 from covey_contract.reasons import Reason
 
@@ -45,9 +47,19 @@ class ControlServer:
     """`stop` ends the gateway; `http_port` is known once the gateway listens."""
 
     def __init__(
-        self, models: Models, *, started_ms: int, http_port: int, stop: Callable[[], None], max_connections: int
+        self,
+        models: Models,
+        *,
+        activity: Activity,
+        locks: Locks,
+        started_ms: int,
+        http_port: int,
+        stop: Callable[[], None],
+        max_connections: int,
     ) -> None:
         self._models = models
+        self._activity = activity
+        self._locks = locks
         self._started_ms = started_ms
         self._http_port = http_port
         self._stop = stop
@@ -125,6 +137,8 @@ class ControlServer:
             started_ms=self._started_ms,
             http_port=self._http_port,
             models=tuple(model.status() for model in self._models.all()),
+            idle_s=self._activity.idle_s,
+            locked_by=tuple(lock.owner for lock in self._locks.held()),
         )
 
     def _collect(self) -> Collected:

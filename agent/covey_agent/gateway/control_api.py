@@ -118,10 +118,14 @@ class ModelSlots(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """`idle_s`: since the last inference request, 0 while one is being answered. `locked_by`: who holds the device's lock."""
+
     pid: int
     started_ms: int
     http_port: int
     models: tuple[ModelSlots, ...]
+    idle_s: float = 0.0
+    locked_by: tuple[str, ...] = ()
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 
 import covey_contract
+from covey_agent.gateway import lock_door
+from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.errors import NoBuildError, ServeError
 from covey_agent.gateway.http_protocol import HttpRequest, HttpResponse
+from covey_agent.gateway.lock_door import LockDoor
 from covey_agent.gateway.model import Model
 from covey_agent.gateway.models import Models
 from covey_agent.gateway.oip import BadRequest, model_config, model_metadata, parse_request, render_answer
@@ -37,10 +40,14 @@ def _json(body: Any, status: int = 200) -> HttpResponse:
 class Routes:
     """`clock`: monotonic seconds."""
 
-    def __init__(self, models: Models, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, models: Models, limits: Limits, clock: Callable[[], float], *, activity: Activity, locks: LockDoor
+    ) -> None:
         self._models = models
         self._limits = limits
         self._clock = clock
+        self._activity = activity
+        self._locks = locks
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Never raises."""
@@ -58,6 +65,8 @@ class Routes:
         path = request.url.partition(b"?")[0].decode("latin-1")
         match = _MODEL.fullmatch(path)
         if match is None:
+            if path == lock_door.PATH:
+                return await self._locks.handle(request)
             return self._about_server(request.method, path)
         name, version, what = match.groups()
         wanted = "POST" if what == "infer" else "GET"
@@ -72,7 +81,8 @@ class Routes:
         if version is not None and version != serving:
             return refuse(404, f"version {version!r} of {name!r} does not serve here; {serving!r} does")
         if what == "infer":
-            return await self._infer(model, request)
+            with self._activity:
+                return await self._infer(model, request)
         return self._about_model(model, what)
 
     # --- inference ----------------------------------------------------------------------------------------------------
@@ -114,7 +124,7 @@ class Routes:
         return page() if method == wanted else _wrong_method(wanted)
 
     def _server(self) -> HttpResponse:
-        extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+        extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics", "covey_lock"]
         return _json({"name": "covey", "version": covey_contract.__version__, "extensions": extensions})
 
     def _ready(self) -> HttpResponse:
