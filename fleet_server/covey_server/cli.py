@@ -12,11 +12,11 @@ from typing import NoReturn
 
 import covey_contract
 from covey_server import audit, logs, routes, settings, tokens
-from covey_server.api.security import ROLES
 from covey_server.audit import Actor
 from covey_server.clock import system_clock
 from covey_server.db.engine import Database
 from covey_server.errors import EXIT_FAILED, EXIT_SETTINGS, ServerError, StartError
+from covey_server.people.roles import ROLES
 from covey_server.settings import Settings
 
 

@@ -22,6 +22,7 @@ from covey_server.api import (
     jobs,
     metrics,
     models,
+    people,
     tokens,
 )
 from covey_server.console import routes as console
@@ -46,13 +47,13 @@ _TAGS = [
     {"name": "devices", "description": "Devices: how they join, facts, profile, what they run, and why."},
     {"name": "groups", "description": "Groups of devices: fixed lists or selectors."},
     {"name": "campaigns", "description": "Staged rollouts: plan, start, watch, stop, go back."},
-    {"name": "people", "description": "API tokens and logins to the console."},
+    {"name": "people", "description": "People, their logins, and API tokens."},
     {"name": "audit", "description": "Who did what, when, from where; hash-chained."},
     {"name": "health", "description": "For load balancers."},
     {"name": "metrics", "description": "For Prometheus."},
 ]
 # In the order of the document.
-_API = (models, builds, jobs, devices, groups, claim_tokens, enrol, campaigns, tokens, audit, health, metrics)
+_API = (models, builds, jobs, devices, groups, claim_tokens, enrol, campaigns, people, tokens, audit, health, metrics)
 
 
 def application(lifespan: StatelessLifespan[FastAPI] | None = None) -> FastAPI:

@@ -82,6 +82,7 @@ class Settings:
     login_code_s: int = _set(300, "How long a one-time login code for the console is good.")
     session_s: int = _set(12 * 3600, "How long a console session lasts.")
     token_s: int = _set(90 * 86_400, "How long a new API token is good, unless its maker says otherwise.")
+    invitation_s: int = _set(3 * 86_400, "How long an invitation to choose a password is good.")
 
     # Limits of requests.
     body_max_bytes: int = _set(MIB, "Largest request body, other than uploads.")
@@ -337,6 +338,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "login_code_s": _between(10, 3600),
     "session_s": _between(60, 30 * 86_400),
     "token_s": _between(60, 3650 * 86_400),
+    "invitation_s": _between(60, 90 * 86_400),
     "body_max_bytes": _between(64 * 1024, 1024 * MIB),
     "upload_max_bytes": _between(64 * 1024, 1 << 40),
     "build_file_max_bytes": _between(64 * 1024, 1 << 40),

@@ -1,19 +1,15 @@
-"""Who may do what: API tokens, console sessions, roles.
+"""Who may do what: whom a request comes from, by API token or console session, and whether their role is enough.
 
-Invariants: only hashes of secrets are kept (SHA-256 of 256 random bits); no secret is ever logged or put into an error; a
-cookie alone never changes anything, it needs the session's CSRF token beside it. Every role of people includes viewer, and
-admin includes all. Operator and approver stand side by side: who runs campaigns does not approve them. `worker` is for build
-workers alone.
+Invariants: no secret is ever logged or put into an error; a cookie alone never changes anything, it needs the session's CSRF
+token beside it; a token never does more than its owner may, whatever it was made for.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import Depends, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -22,84 +18,88 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from covey_server.audit import Actor
-from covey_server.db.tables import ApiToken, ConsoleSession
+from covey_server.db.tables import ApiToken, ConsoleSession, Person
 from covey_server.errors import Forbidden, Unauthorized
+from covey_server.people.roles import Role, common, may
+from covey_server.people.sessions import MAX_SECRET, Holder, secret_hash
 from covey_server.services import Services, services
 
-Role = Literal["viewer", "operator", "approver", "admin", "worker"]
-ROLES: tuple[Role, ...] = ("viewer", "operator", "approver", "admin", "worker")
-_MAY: dict[str, frozenset[str]] = {
-    "viewer": frozenset({"viewer"}),
-    "operator": frozenset({"viewer", "operator"}),
-    "approver": frozenset({"viewer", "approver"}),
-    "admin": frozenset(ROLES),
-    "worker": frozenset({"worker"}),
-}
 SESSION_COOKIE = "covey_session"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
-TOKEN_PREFIX = "covey_"  # noqa: S105 - what tokens begin with
 # It checks nothing; it marks the operations in the OpenAPI document that need a token.
 _BEARER = HTTPBearer(auto_error=False, description="an API token; the console's session cookie does as well")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_MAX_SECRET = 256
 _LAST_USED_EVERY_MS = 60_000
-
-
-def new_secret(prefix: str = "") -> str:
-    """256 random bits as text."""
-    return prefix + secrets.token_urlsafe(32)
-
-
-def secret_hash(secret: str) -> str:
-    """What is kept of a secret. Fast on purpose: 256 random bits cannot be guessed, however fast one tries."""
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a request comes from. `csrf` is the token that forms of a console session carry; None for API tokens."""
+    """Who a request comes from. `csrf` is the token that forms of a console session carry; None for API tokens.
+
+    `holder` is the token or person that the session belongs to; for an API token, the token. `person_id`: the person behind it.
+    `session` is the hash of the console session's secret. `in_person`: that person has logged in by name and password.
+    """
 
     actor: Actor
-    token_id: int
+    holder: Holder
     csrf: str | None
+    person_id: int | None = None
+    session: str = ""
+    in_person: bool = False
 
 
-def require(role: Role) -> Callable[[Request], Awaitable[Actor]]:
-    """A FastAPI dependency: the `Actor`, if it may do what `role` may; else 401 or 403."""
+def require(role: Role, *, checks_model: bool = False) -> Callable[[Request], Awaitable[Actor]]:
+    """A FastAPI dependency: the `Actor`, if it may do what `role` may; else 401 or 403.
+
+    A token that is for some models alone changes nothing through an endpoint unless that says `checks_model`, by which it
+    promises to call `actor.check_model` for every model that it changes.
+    """
 
     async def dependency(
         request: Request,
         _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)] = None,
     ) -> Actor:
-        found = await identify(request)
-        if found is None:
-            given = "authorization" in request.headers
-            raise Unauthorized("this API token is unknown, revoked or expired" if given else None)
-        if role not in _MAY.get(found.actor.role, frozenset()):
+        found = await known(request)
+        if not may(found.actor.role, role):
             raise Forbidden(f"this needs the role {role}; {found.actor.name} has the role {found.actor.role}")
-        if found.csrf is not None and request.method not in _SAFE:
-            await _check_csrf(request, found.csrf)
-        request.state.identity = found
+        if found.actor.models is not None and request.method not in _SAFE and not checks_model:
+            raise Forbidden(f"this token is for {', '.join(found.actor.models)} alone", code="other_model")
         return found.actor
 
     dependency.__name__ = f"require_{role}"
     return dependency
 
 
+async def known(request: Request) -> Identity:
+    """Who is asking, whatever their role. Raises `Unauthorized`, or `Forbidden` without the session's CSRF token."""
+    found = await identify(request)
+    if found is None:
+        given = "authorization" in request.headers
+        raise Unauthorized("this API token is unknown, revoked or expired" if given else None)
+    if found.csrf is not None and request.method not in _SAFE:
+        await _check_csrf(request, found.csrf)
+    request.state.identity = found
+    return found
+
+
 async def identify(request: Request) -> Identity | None:
     """Who is asking, by token or session cookie; None if nobody that is known. Checks no role and no CSRF token."""
     use = services(request)
-    host = request.client.host if request.client else "unknown"
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     if scheme:
-        if scheme.lower() != "bearer" or not 0 < len(bearer) <= _MAX_SECRET:
+        if scheme.lower() != "bearer" or not 0 < len(bearer) <= MAX_SECRET:
             return None
-        return await run_in_threadpool(_by_token, use, bearer, f"api {host}")
+        return await run_in_threadpool(_by_token, use, bearer, f"api {address_of(request)}")
     cookie = request.cookies.get(SESSION_COOKIE, "")
-    if 0 < len(cookie) <= _MAX_SECRET:
-        return await run_in_threadpool(_by_session, use, cookie, f"console {host}")
+    if 0 < len(cookie) <= MAX_SECRET:
+        return await run_in_threadpool(_by_session, use, cookie, f"console {address_of(request)}")
     return None
+
+
+def address_of(request: Request) -> str:
+    """The address that a request comes from."""
+    return request.client.host if request.client else "unknown"
 
 
 def csrf_token(request: Request) -> str:
@@ -107,57 +107,6 @@ def csrf_token(request: Request) -> str:
     with services(request).database.reading() as session:
         found = session.get(ConsoleSession, secret_hash(request.cookies.get(SESSION_COOKIE, "")))
         return found.csrf if found is not None and found.kind == "session" else ""
-
-
-# --- login to the console ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LoginCode:
-    code: str
-    expires_ms: int
-
-
-def create_login_code(session: Session, token_id: int, now_ms: int, seconds: int) -> LoginCode:
-    """A one-time code that `exchange_login_code` turns into a session of the same person."""
-    code, expires_ms = new_secret(), now_ms + seconds * 1000
-    session.add(
-        ConsoleSession(
-            secret_hash=secret_hash(code),
-            kind="code",
-            token_id=token_id,
-            csrf="",
-            created_ms=now_ms,
-            expires_ms=expires_ms,
-        )
-    )
-    return LoginCode(code, expires_ms)
-
-
-def exchange_login_code(session: Session, code: str, now_ms: int, seconds: int) -> str | None:
-    """The secret of a new session for the cookie, or None if the code is unknown, used or too old. A code works once."""
-    found = session.scalar(
-        select(ConsoleSession)
-        .where(ConsoleSession.secret_hash == secret_hash(code[:_MAX_SECRET]), ConsoleSession.kind == "code")
-        .with_for_update()
-    )
-    if found is None:
-        return None
-    session.delete(found)
-    if found.expires_ms <= now_ms:
-        return None
-    secret = new_secret()
-    session.add(
-        ConsoleSession(
-            secret_hash=secret_hash(secret),
-            kind="session",
-            token_id=found.token_id,
-            csrf=new_secret(),
-            created_ms=now_ms,
-            expires_ms=now_ms + seconds * 1000,
-        )
-    )
-    return secret
 
 
 def set_session_cookie(response: Response, request: Request, secret: str) -> None:
@@ -185,31 +134,51 @@ def end_session(session: Session, request: Request, response: Response) -> None:
 def _by_token(use: Services, secret: str, origin: str) -> Identity | None:
     now_ms = use.clock()
     with use.database.reading() as session:
-        token = session.scalar(select(ApiToken).where(ApiToken.secret_hash == secret_hash(secret)))
-        if token is None or not _good(token, now_ms):
-            return None
-    _note_use(use, token, now_ms)
-    return Identity(Actor(token.name, token.role, origin), token.id, None)
-
-
-def _by_session(use: Services, secret: str, origin: str) -> Identity | None:
-    now_ms = use.clock()
-    with use.database.reading() as session:
         row = session.execute(
-            select(ConsoleSession, ApiToken)
-            .join(ApiToken, ApiToken.id == ConsoleSession.token_id)
-            .where(ConsoleSession.secret_hash == secret_hash(secret), ConsoleSession.kind == "session")
+            select(ApiToken, Person)
+            .outerjoin(Person, Person.id == ApiToken.person_id)
+            .where(ApiToken.secret_hash == secret_hash(secret))
         ).first()
     if row is None:
         return None
-    held, token = row
-    if held.expires_ms <= now_ms or not _good(token, now_ms):
+    token, owner = row
+    actor = _token_actor(token, owner, origin, now_ms)
+    if actor is None:
         return None
-    return Identity(Actor(token.name, token.role, origin), token.id, held.csrf)
+    _note_use(use, token, now_ms)
+    return Identity(actor, Holder(token_id=token.id), None, token.person_id, in_person=token.by_login)
 
 
-def _good(token: ApiToken, now_ms: int) -> bool:
-    return token.revoked_ms is None and (token.expires_ms is None or token.expires_ms > now_ms)
+def _by_session(use: Services, secret: str, origin: str) -> Identity | None:
+    now_ms, held_as = use.clock(), secret_hash(secret)
+    with use.database.reading() as session:
+        held = session.get(ConsoleSession, held_as)
+        if held is None or held.kind != "session" or held.expires_ms <= now_ms:
+            return None
+        token = session.get(ApiToken, held.token_id) if held.token_id is not None else None
+        person_id = token.person_id if token is not None else held.person_id
+        person = session.get(Person, person_id) if person_id is not None else None
+    if token is not None:
+        actor = _token_actor(token, person, origin, now_ms)
+    else:
+        actor = None if person is None or person.disabled_ms else Actor(person.name, person.role, origin)
+    if actor is None:
+        return None
+    in_person = token is None or token.by_login
+    return Identity(actor, Holder(held.token_id, held.person_id), held.csrf, person_id, held_as, in_person)
+
+
+def _token_actor(token: ApiToken, owner: Person | None, origin: str, now_ms: int) -> Actor | None:
+    """Whom a token acts as: its owner where it has one, with the role that both have; None if it is good for nothing."""
+    if token.revoked_ms is not None or (token.expires_ms is not None and token.expires_ms <= now_ms):
+        return None
+    models = None if token.models is None else tuple(token.models)
+    if owner is None:
+        return Actor(token.name, token.role, origin, models)
+    role = common(token.role, owner.role)
+    if owner.disabled_ms is not None or role is None:
+        return None
+    return Actor(owner.name, role, f"{origin} token {token.name}", models)
 
 
 def _note_use(use: Services, token: ApiToken, now_ms: int) -> None:
@@ -235,4 +204,4 @@ async def _check_csrf(request: Request, expected: str) -> None:
 
 
 def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(), expected.encode())
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), expected.encode())

@@ -1,33 +1,38 @@
-"""In and out: by an API token, or by the one-time code of `covey console`."""
+"""In and out: by name and password, by an API token, by the one-time code of `covey console`; and the page on which somebody who
+is invited chooses a password."""
 
 from __future__ import annotations
 
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 from starlette.responses import RedirectResponse
 
 from covey_server import audit
 from covey_server.api.security import (
-    create_login_code,
+    address_of,
     end_session,
-    exchange_login_code,
     identify,
     require,
-    secret_hash,
     set_session_cookie,
 )
 from covey_server.audit import Actor
 from covey_server.console.html import ConsoleRoute, page
-from covey_server.db.tables import ApiToken
+from covey_server.db.tables import ApiToken, Person
+from covey_server.errors import Invalid, TooMany, Unauthorized
+from covey_server.people import directory, passwords, sessions
+from covey_server.people.roles import PERSON_ROLES
+from covey_server.people.sessions import MAX_SECRET, Holder
 from covey_server.services import Services, Use
 
 router = APIRouter(route_class=ConsoleRoute)
+_ = str
 
-_PEOPLE = ("viewer", "operator", "approver", "admin")
-_MAX_SECRET = 256
+Next = Annotated[str, Form(max_length=512)]
+Secret = Annotated[str, Form(max_length=MAX_SECRET)]
 
 
 @router.get("/login")
@@ -38,37 +43,74 @@ async def show(request: Request, use: Use, code: str = "", next: str = "/") -> R
         return _enter_by_code(request, use, code, where)
     if await identify(request) is not None and request.headers.get("authorization") is None:
         return RedirectResponse(where, 303)
-    return page(request, "login.html", where=where, problem="")
+    return _form(request, use, where)
 
 
 @router.post("/login")
 def log_in(
     request: Request,
     use: Use,
-    token: Annotated[str, Form(max_length=_MAX_SECRET)] = "",
-    next: Annotated[str, Form(max_length=512)] = "/",  # noqa: A002
+    name: Annotated[str, Form(max_length=64)] = "",
+    password: Annotated[str, Form(max_length=passwords.MAX_LENGTH)] = "",
+    token: Secret = "",
+    next: Next = "/",  # noqa: A002
 ) -> Response:
-    where, now_ms = inside(next), use.clock()
-    with use.database.session() as session:
-        found = session.scalar(select(ApiToken).where(ApiToken.secret_hash == secret_hash(token.strip())))
-        if found is None or not _may_enter(found, now_ms):
-            problem = "This token is not known here, has ended, or is not for people."
-            return page(request, "login.html", status=401, where=where, problem=problem)
-        code = create_login_code(session, found.id, now_ms, 60)
-        secret = exchange_login_code(session, code.code, now_ms, use.settings.session_s)
-        audit.record(session, _actor(request, found), "console.login", found.name, {}, now_ms)
-    response = RedirectResponse(where, 303)
-    if secret is not None:
-        set_session_cookie(response, request, secret)
-    return response
+    where = inside(next)
+    if token:
+        return _enter_by_token(request, use, token.strip(), where)
+    now_ms = use.clock()
+    try:
+        person = directory.authenticate(use.database, name.strip(), password, address_of(request), now_ms)
+    except Unauthorized:
+        return _form(request, use, where, 401, _("There is nobody here with this name and password."), name)
+    except TooMany as error:
+        words = _("Too many attempts. Try again in {seconds} s.").format(seconds=error.extra["retry_after_s"])
+        return _form(request, use, where, 429, words, name)
+    return _let_in(request, use, Holder(person_id=person.id), Actor(person.name, person.role, _origin(request)), where)
 
 
 @router.post("/logout")
-def log_out(request: Request, use: Use, _: Annotated[Actor, Depends(require("viewer"))]) -> Response:
+def log_out(request: Request, use: Use, _actor: Annotated[Actor, Depends(require("viewer"))]) -> Response:
     response = RedirectResponse("/login", 303)
     with use.database.session() as session:
         end_session(session, request, response)
     return response
+
+
+@router.get("/invitation")
+def show_invitation(request: Request, use: Use, code: Annotated[str, Query(max_length=MAX_SECRET)] = "") -> Response:
+    with use.database.reading() as session:
+        person = _invited(session, code, use.clock())
+    if person is None:
+        return _no_invitation(request, use)
+    return page(request, "invitation.html", name=person.name, code=code, problem="", shortest=passwords.MIN_LENGTH)
+
+
+@router.post("/invitation")
+def accept_invitation(request: Request, use: Use, code: Secret, password: Secret, again: Secret) -> Response:
+    """Chooses the password and lets them in. The code is used up only then, so that a weak password can be mended."""
+    now_ms = use.clock()
+    with use.database.reading() as session:
+        person = _invited(session, code, now_ms)
+    if person is None:
+        return _no_invitation(request, use)
+    try:
+        if password != again:
+            raise Invalid(_("The two passwords are not the same."))
+        kept = directory.new_password(person.name, password)
+    except Invalid as error:
+        words = {"name": person.name, "code": code, "problem": error.detail, "shortest": passwords.MIN_LENGTH}
+        return page(request, "invitation.html", status=422, **words)
+    with use.database.session() as session:
+        if sessions.accept_invitation(session, code, now_ms) != person.id:
+            return _no_invitation(request, use)  # somebody was quicker
+        person = directory.find(session, person.name, lock=True)
+        directory.set_password(session, person, kept, now_ms)
+        person.last_login_ms = now_ms
+        audit.record(
+            session, Actor(person.name, person.role, _origin(request)), "person.password", person.name, {}, now_ms
+        )
+    return _let_in(request, use, Holder(person_id=person.id), Actor(person.name, person.role, _origin(request)), "/")
 
 
 def inside(where: str) -> str:
@@ -78,23 +120,63 @@ def inside(where: str) -> str:
     return where if plain and where.isprintable() and "\\" not in where else "/"
 
 
+def _form(
+    request: Request, use: Services, where: str, status: int = 200, problem: str = "", name: str = ""
+) -> Response:
+    with use.database.reading() as session:
+        people = session.scalar(select(Person.id).limit(1)) is not None
+    return page(request, "login.html", status=status, where=where, problem=problem, name=name, people=people)
+
+
+def _let_in(request: Request, use: Services, holder: Holder, actor: Actor, where: str) -> Response:
+    now_ms = use.clock()
+    with use.database.session() as session:
+        secret = sessions.open_session(session, holder, now_ms, use.settings.session_s, address_of(request))
+        audit.record(session, actor, "console.login", actor.name, {}, now_ms)
+    response = RedirectResponse(where, 303)
+    set_session_cookie(response, request, secret)
+    return response
+
+
+def _enter_by_token(request: Request, use: Services, secret: str, where: str) -> Response:
+    now_ms = use.clock()
+    with use.database.reading() as session:
+        found = session.scalar(select(ApiToken).where(ApiToken.secret_hash == sessions.secret_hash(secret)))
+        owner = session.get(Person, found.person_id) if found is not None and found.person_id is not None else None
+    if found is None or not _may_enter(found, owner, now_ms):
+        problem = _("This token is not known here, has ended, or is not for people.")
+        return _form(request, use, where, 401, problem)
+    actor = Actor(found.name if owner is None else owner.name, found.role, _origin(request))
+    return _let_in(request, use, Holder(token_id=found.id), actor, where)
+
+
 def _enter_by_code(request: Request, use: Services, code: str, where: str) -> Response:
     with use.database.session() as session:
-        secret = exchange_login_code(session, code, use.clock(), use.settings.session_s)
+        secret = sessions.exchange_login_code(session, code, use.clock(), use.settings.session_s, address_of(request))
     if secret is None:
-        problem = "This login link was used already or is too old. Ask for a new one: covey console"
-        return page(request, "login.html", status=401, where=where, problem=problem)
+        problem = _("This login link was used already or is too old. Ask for a new one: covey console")
+        return _form(request, use, where, 401, problem)
     # A page and not a redirect: the cookie is SameSite=Strict, and a redirect still counts as coming from wherever the link was.
     response = page(request, "entered.html", where=where)
     set_session_cookie(response, request, secret)
     return response
 
 
-def _may_enter(token: ApiToken, now_ms: int) -> bool:
+def _may_enter(token: ApiToken, owner: Person | None, now_ms: int) -> bool:
     alive = token.revoked_ms is None and (token.expires_ms is None or token.expires_ms > now_ms)
-    return alive and token.role in _PEOPLE
+    return alive and token.role in PERSON_ROLES and (owner is None or owner.disabled_ms is None)
 
 
-def _actor(request: Request, token: ApiToken) -> Actor:
-    host = request.client.host if request.client else "unknown"
-    return Actor(token.name, token.role, f"console {host}")
+def _invited(session: Session, code: str, now_ms: int) -> Person | None:
+    person_id = sessions.invited(session, code, now_ms)
+    person = None if person_id is None else session.get(Person, person_id)
+    return None if person is None or person.disabled_ms is not None else person
+
+
+def _no_invitation(request: Request, use: Services) -> Response:
+    problem = _("This invitation was used already or is too old. Ask an administrator for a new one.")
+    return _form(request, use, "/", 401, problem)
+
+
+def _origin(request: Request) -> str:
+    return f"console {address_of(request)}"

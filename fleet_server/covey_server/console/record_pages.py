@@ -43,7 +43,7 @@ def show_audit(
     with use.database.reading() as session:
         found = session.scalars(query).all()
         total = session.scalar(select(func.count()).select_from(AuditEntry)) or 0
-        first_bad = audit.verify(session) if verify else None
+        flaw = audit.verify(session).flaw if verify else None
     following = found[ENTRIES - 1].id if len(found) > ENTRIES else None
     return html.page(
         request,
@@ -53,5 +53,5 @@ def show_audit(
         next=following,
         total=total,
         verified=verify,
-        first_bad=first_bad,
+        first_bad=None if flaw is None else flaw.id,
     )

@@ -24,7 +24,6 @@ from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.histogram import Recorder
 from covey_profiles import load_profiles, match
 from covey_server import tokens
-from covey_server.api.security import Role
 from covey_server.app import create_app
 from covey_server.bus import Bus
 from covey_server.campaigns.choice import DEFAULT_TARGETS, targets_needed
@@ -40,6 +39,7 @@ from covey_server.db.tables import (
     TelemetryRow,
     Version,
 )
+from covey_server.people.roles import Role
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
 from covey_server.services import Services

@@ -20,12 +20,12 @@ from sqlalchemy.orm import Session
 
 from covey_contract.histogram import Recorder
 from covey_server import audit
-from covey_server.api.security import create_login_code
 from covey_server.app import build_services, create_app
 from covey_server.campaigns import commands
 from covey_server.core.document import parse
 from covey_server.core.spec import parse_spec
 from covey_server.db import tables as t
+from covey_server.people.sessions import Holder, create_login_code
 from covey_server.services import Services
 from covey_server.settings import Settings
 
@@ -408,7 +408,7 @@ class Console:
     def code(self) -> str:
         with self.services.database.session() as session:
             admin = session.scalars(select(t.ApiToken.id).where(t.ApiToken.name == "admin")).one()
-            return create_login_code(session, admin, self.services.clock(), 60).code
+            return create_login_code(session, Holder(token_id=admin), self.services.clock(), 60).code
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from covey_server import tokens
-from covey_server.api.security import ROLES
 from covey_server.app import create_app
 from covey_server.bus import Bus
 from covey_server.db.engine import Database
+from covey_server.people.roles import ROLES
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
 from covey_server.registry.workers import Workers
@@ -80,10 +80,22 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database(f"sqlite:///{tmp_path / 'covey.db'}")
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite database, migrated once; to be copied, since migrating takes a while."""
+    path = tmp_path_factory.mktemp("migrated") / "covey.db"
+    made = Database(f"sqlite:///{path}")
     made.migrate()
+    with made.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    made.close()
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path, migrated: Path) -> Iterator[Database]:
+    shutil.copyfile(migrated, tmp_path / "covey.db")
+    made = Database(f"sqlite:///{tmp_path / 'covey.db'}")
     yield made
     made.close()
 

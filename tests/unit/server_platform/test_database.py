@@ -65,7 +65,7 @@ def test_writers_queue_and_none_is_lost(any_database: Database) -> None:
     with any_database.reading() as session:
         assert session.get_one(Setting, "count").value == "80"
         assert session.query(AuditEntry).count() == 80
-        assert audit.verify(session) is None
+        assert audit.verify(session).flaw is None
 
 
 def test_reading_never_commits(any_database: Database) -> None:

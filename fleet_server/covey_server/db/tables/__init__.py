@@ -11,7 +11,8 @@ from covey_server.db.tables.campaigns import Campaign, CampaignDevice, CampaignE
 from covey_server.db.tables.deployments import AssignmentRow, Desired, Reported, ReportRow, TelemetryRow
 from covey_server.db.tables.devices import Certificate, ClaimTokenRow, Device, Group, GroupMember
 from covey_server.db.tables.models import Blob, Build, Model, Version
-from covey_server.db.tables.people import ApiToken, AuditEntry, ConsoleSession, Setting
+from covey_server.db.tables.notifications import Delivery, Notice, Webhook
+from covey_server.db.tables.people import ApiToken, AuditEntry, ConsoleSession, LoginAttempt, Person, Setting
 
 __all__ = [
     "ApiToken",
@@ -26,15 +27,20 @@ __all__ = [
     "Certificate",
     "ClaimTokenRow",
     "ConsoleSession",
+    "Delivery",
     "Desired",
     "Device",
     "Group",
     "GroupMember",
     "Id",
+    "LoginAttempt",
     "Model",
+    "Notice",
+    "Person",
     "ReportRow",
     "Reported",
     "Setting",
     "TelemetryRow",
     "Version",
+    "Webhook",
 ]
