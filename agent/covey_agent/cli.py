@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from covey_agent import __version__
 from covey_agent.errors import AgentError, GatewayError, StepError, UsageError
+from covey_agent.tuf import cli as tuf_cli
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +104,9 @@ def parser() -> argparse.ArgumentParser:
     sub = command("doctor", doctor, "Check everything that a working agent needs.")
     sub.add_argument("--json", action="store_true")
     sub.add_argument("--margin-mb", type=int, default=64, metavar="MB")
+
+    sub = command("tuf", tuf, "The update client: init, refresh, download.", state=False)
+    tuf_cli.add_arguments(sub)
 
     command("version", version, "Print the version.", state=False)
     return top
@@ -255,6 +259,10 @@ def doctor(options: argparse.Namespace) -> int:
         for check in checks:
             print(f"{'ok  ' if check.ok else 'FAIL'} {check.name:12} {check.words}")
     return 0 if all(check.ok for check in checks) else 1
+
+
+def tuf(options: argparse.Namespace) -> int:
+    return tuf_cli.run(options)
 
 
 def version(_options: argparse.Namespace) -> int:

@@ -27,6 +27,17 @@ class Reason(enum.StrEnum):
     QUARANTINED = "quarantined"
     PINNED = "pinned"
 
+    # Refused: the repository of releases does not vouch for the build, or its metadata is not to be believed.
+    NOT_RELEASED = "not_released"
+    OLD_RELEASE = "old_release"
+    METADATA_INVALID = "metadata_invalid"
+    METADATA_UNSIGNED = "metadata_unsigned"
+    METADATA_EXPIRED = "metadata_expired"
+    METADATA_ROLLBACK = "metadata_rollback"
+    METADATA_MISMATCH = "metadata_mismatch"
+    METADATA_TOO_LARGE = "metadata_too_large"
+    METADATA_UNAVAILABLE = "metadata_unavailable"
+
     # Staged, and not loaded yet: a condition of the order does not hold (`WAITING`).
     WAITING_FOR_TIME = "waiting_for_time"
     WAITING_FOR_WINDOW = "waiting_for_window"
