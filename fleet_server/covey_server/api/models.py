@@ -34,6 +34,8 @@ from covey_server.services import Services, Use
 
 router = APIRouter(prefix="/api/v1", tags=["models"], responses=responses(Unauthorized, Forbidden))
 
+Changer = Annotated[Actor, Depends(require("operator", checks_model=True))]
+
 _FILES = ("source", "calibration", "evaluation", "labels")
 _FIELDS = ("version", "budget", "description", "metadata", "targets", CSRF_FIELD)
 _THERE: dict[int | str, dict[str, Any]] = {200: {"model": VersionView, "description": "It was already there"}}
@@ -102,9 +104,8 @@ def show_version(use: Use, model: str, version: str, _: Annotated[Actor, Depends
     responses={**_THERE, **responses(Conflict, TooLarge, Invalid)},
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
 )
-async def push_version(
-    request: Request, response: Response, use: Use, model: str, actor: Annotated[Actor, Depends(require("operator"))]
-) -> VersionView:
+async def push_version(request: Request, response: Response, use: Use, model: str, actor: Changer) -> VersionView:
+    actor.check_model(model)
     # Parsed here and not by the framework, so that nobody fills the disk before we know who it is.
     async with request.form(max_files=len(_FILES), max_fields=64) as form:
         view, new = await run_in_threadpool(_push, use, model, form, actor)
@@ -117,11 +118,10 @@ async def push_version(
     summary="Build a version for more targets",
     responses=responses(NotFound, Invalid),
 )
-def add_builds(
-    use: Use, model: str, version: str, body: Targets, actor: Annotated[Actor, Depends(require("operator"))]
-) -> Page[BuildView]:
+def add_builds(use: Use, model: str, version: str, body: Targets, actor: Changer) -> Page[BuildView]:
     """Targets that the version is built for already are left as they are; all builds of the named targets are returned, for
     a TensorRT engine with the check of the graph."""
+    actor.check_model(model)
     named = versions.check_targets(body.targets)
     now_ms = use.clock()
     with use.database.session() as session:
