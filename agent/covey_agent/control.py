@@ -19,6 +19,7 @@ from covey_agent.book import Book
 from covey_agent.commands import Commands
 from covey_agent.core.acceptance import Machine
 from covey_agent.core.state import status_of
+from covey_agent.core.telemetry import records
 from covey_agent.deployments import Deployments
 from covey_agent.errors import GatewayError, StepError
 from covey_agent.gateway_process import GatewayProcess
@@ -226,9 +227,8 @@ class Control:
             windows=collected.windows if collected else (),
             resources=self._meter.read(now, self._gateway.pid, collected),
         )
-        # A record has a size limit; windows are cut apart rather than lost.
-        for first in range(0, max(1, len(telemetry.windows)), 8):
-            self.spool(msgspec.structs.replace(telemetry, windows=telemetry.windows[first : first + 8]))
+        for record in records(telemetry):
+            self.spool(record)
 
     def _tell_state(self) -> None:
         """For `covey-agent status`, which cannot ask this process."""

@@ -5,11 +5,11 @@ requests in the same bins. Counts of the same output may be added over requests,
 them lie apart is for the server to judge.
 
 Both sides count by these rules, so that equal data give equal counts:
-- PROBABILITIES, LOGITS: an output of shape (rows, classes). Each row counts once: in `classes` by the index of its highest element (the
-  lowest index of several; index `MAX_CLASSES - 1` stands for all from there on), and in `scores` by the highest probability, of LOGITS
-  after a softmax, in `SCORE_BINS` bins of equal width over [0, 1].
+- PROBABILITIES, LOGITS: an output of shape (…, classes), read as rows of one score per class. Each of `rows[::row_stride(*rows.shape)]`
+  counts once: in `classes` by the index of its highest element (the lowest index of several; index `MAX_CLASSES - 1` stands for all from
+  there on), and in `scores` by the highest probability, of LOGITS after a softmax, in `SCORE_BINS` bins of equal width over [0, 1].
 - VALUES: any other output. Each of the elements `flat[::stride(size)]` counts once in `values`: bin i holds those in
-  [edges[i-1], edges[i]), with nothing below the first bin's and above the last bin's bound.
+  [edges[i-1], edges[i]); the first bin has no lower bound, the last no upper one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ MAX_CLASSES = 1000
 SCORE_BINS = 20
 MAX_EDGES = 32
 MAX_SAMPLED = 256
+# A row of scores is looked at as a whole; of outputs with many classes, fewer rows are.
+_MAX_ROW_ELEMENTS = 16_384
 MAX_TENSORS = 8
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -109,6 +111,16 @@ def stride(size: int) -> int:
     (1, 2, 1)
     """
     return max(1, -(-size // MAX_SAMPLED))
+
+
+def row_stride(rows: int, classes: int) -> int:
+    """Every how many-th row of scores is counted.
+
+    >>> row_stride(1, 10), row_stride(300, 10), row_stride(80, 1000)
+    (1, 2, 5)
+    """
+    most = min(MAX_SAMPLED, max(1, _MAX_ROW_ELEMENTS // max(classes, 1)))
+    return max(1, -(-rows // most))
 
 
 def merge(counts: Iterable[OutputCounts]) -> OutputCounts:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated
 
 import msgspec
 
-from covey_contract.drift import Reference
+from covey_contract.drift import OutputKind, Reference
 from covey_contract.errors import DecodeError
 from covey_contract.wire import Message
 
@@ -142,6 +143,8 @@ class Manifest(Message, frozen=True, kw_only=True, omit_defaults=True):
         blocks = sum(block_count(file.size, self.block_size) for file in self.files)
         if self.table.size != blocks * 32:
             raise ValueError(f"the block table has {self.table.size} bytes; {blocks} blocks need {blocks * 32}")
+        if self.reference is not None:
+            _check_reference(self.reference, self.inputs, self.outputs)
 
     @property
     def size(self) -> int:
@@ -151,6 +154,15 @@ class Manifest(Message, frozen=True, kw_only=True, omit_defaults=True):
     def wire_files(self) -> tuple[FileEntry, ...]:
         """The files by their index on the wire: the block table first."""
         return (self.table, *self.files)
+
+
+def _check_reference(reference: Reference, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    ranks = {spec.name: len(spec.shape) for spec in outputs}
+    if strange := [*(reference.outputs.keys() - ranks), *(reference.inputs.keys() - {spec.name for spec in inputs})]:
+        raise ValueError(f"the reference is of {strange[0]!r}, which the build does not have")
+    for name, output in reference.outputs.items():
+        if output.kind is not OutputKind.VALUES and not ranks[name]:
+            raise ValueError(f"the reference has class scores of {name!r}, which is a single number")
 
 
 MANIFEST_TYPE = "application/vnd.covey.manifest.v1+json"

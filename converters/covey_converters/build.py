@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from covey_contract import drift
 from covey_contract.building import Accuracy, BuildReport, Outcome, OutputParity, Try
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import Runtime, TensorSpec, Tolerance
@@ -45,6 +46,7 @@ from covey_converters.measure import measure
 from covey_converters.metrics import Declared
 from covey_converters.prepare import prepare
 from covey_converters.provenance import write_provenance
+from covey_converters.reference import reference_of as drift_reference
 from covey_converters.samples import Samples, load_samples, random_samples
 from covey_converters.spec import BuildSpec
 
@@ -72,6 +74,7 @@ class Candidate:
     accuracy: Accuracy | None
     objections: list[str]
     size: int
+    answers: drift.Reference | None = None  # what they look like on the evaluation samples
 
 
 def build(spec: BuildSpec, say: Say, backend: Backend | None = None) -> BuildReport:
@@ -132,7 +135,7 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
     latency = measure(backend.runtime, built, out / GOLDEN_FILE, spec.measure_seconds, work)
     source_latency = measure(Runtime.ONNXRUNTIME, _as_built(source), out / GOLDEN_FILE, spec.measure_seconds, work)
     state = partial(write_provenance, out, spec, accepted.recipe, report.toolchain)
-    write_manifest(out, spec, built, tolerances, latency.peak_rss_mb, state)
+    write_manifest(out, spec, built, tolerances, latency.peak_rss_mb, state, accepted.answers)
     return _with(
         report,
         outcome=Outcome.BUILT,
@@ -172,7 +175,8 @@ def attempt(
     try:
         built = backend.build(source, spec.target, recipe, calibration, folder)
         session = backend.open(built, threads=1)
-        outputs = parity.stack([session.run(sample) for sample in reference.samples])
+        answers = [session.run(sample) for sample in reference.samples]
+        outputs = parity.stack(answers)
     except ConvertError as error:
         if isinstance(error, UnsupportedError | UnverifiableError):
             raise
@@ -190,7 +194,13 @@ def attempt(
     objections += [] if judged is None else judged.objections
     outcome = Outcome.REFUSED if objections else Outcome.BUILT
     candidate = Candidate(
-        built, recipe, compared, accuracy, objections, sum(_size(folder / name) for name in built.files)
+        built,
+        recipe,
+        compared,
+        accuracy,
+        objections,
+        sum(_size(folder / name) for name in built.files),
+        drift_reference(reference.samples, answers),
     )
     tried = _tried(recipe, outcome, "; ".join(objections), began)
     return candidate, msgspec.structs.replace(tried, figures=_figures(candidate))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from covey_contract.building import MANIFEST_FILE, PROVENANCE_FILE, REPORT_FILE, TABLE_FILE, BuildReport
+from covey_contract.drift import Reference
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import BLOCK_BYTES, FileEntry, Manifest, Tolerance, build_digest, check_target
 from covey_contract.wire import Message, decode, encode
@@ -45,6 +46,7 @@ def write_manifest(
     tolerances: dict[str, Tolerance],
     memory_mb: float | None,
     provenance: Callable[[tuple[FileEntry, ...]], str] | None = None,
+    reference: Reference | None = None,
 ) -> Manifest:
     """Write block table and manifest beside the files that lie in `folder` already. `provenance` writes the statement about them, and
     gives its SHA-256."""
@@ -74,6 +76,7 @@ def write_manifest(
         metadata=spec.metadata,
         memory_mb=memory_mb,
         provenance_sha256=provenance(files) if provenance else None,
+        reference=reference,
     )
     (folder / MANIFEST_FILE).write_bytes(encode(manifest))
     return manifest

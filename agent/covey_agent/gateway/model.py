@@ -285,7 +285,7 @@ class Model:
             hang_s=self._hang_s if runner.spec.build == self.slots.active else self._limits.hang_s,
         )
         compute_s = reply.result.compute_s
-        self.stats_of(runner.spec).computed(compute_s)
+        self.stats_of(runner.spec).computed(reply.result)
         if (lifetime := self._lifetimes.get(runner.spec.build)) is not None:
             lifetime.record(compute_s)
         if self._judge is not None and runner.spec.build == self.slots.active:

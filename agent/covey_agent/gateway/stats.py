@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from covey_agent.gateway.tally import Tally
+from covey_agent.runner.protocol import Result
 from covey_contract.histogram import Recorder
 from covey_contract.manifest import Manifest
 from covey_contract.messages import BuildWindow
@@ -43,6 +45,9 @@ class BuildStats:
     end_to_end: Recorder = field(default_factory=Recorder)
     totals: Totals = field(default_factory=Totals)
 
+    def __post_init__(self) -> None:
+        self._tally = Tally(self.manifest.reference)
+
     def answered(self, *, queue_s: float, end_to_end_s: float, fallback: bool, now_ms: int) -> None:
         self.ok += 1
         self.fallbacks += fallback
@@ -52,10 +57,11 @@ class BuildStats:
         self.totals.queue_s += queue_s
         self.totals.last_ms = now_ms
 
-    def computed(self, compute_s: float) -> None:
+    def computed(self, result: Result) -> None:
         self.computations += 1
-        self.compute.record(compute_s)
-        self.totals.compute_s += compute_s
+        self.compute.record(result.compute_s)
+        self.totals.compute_s += result.compute_s
+        self._tally.add(result)
 
     def failed(self, code: str) -> None:
         self.errors[code] = self.errors.get(code, 0) + 1
@@ -67,6 +73,7 @@ class BuildStats:
 
     def take(self, *, probation: bool) -> BuildWindow:
         """The window so far; a new one begins, in probation or not."""
+        outputs, inputs = self._tally.take()
         window = BuildWindow(
             model=self.manifest.model,
             version=self.manifest.version,
@@ -78,6 +85,8 @@ class BuildStats:
             queue=self.queue.snapshot(),
             compute=self.compute.snapshot(),
             end_to_end=self.end_to_end.snapshot(),
+            outputs=outputs,
+            inputs=inputs,
         )
         self.probation = probation
         self.ok = self.fallbacks = self.computations = 0

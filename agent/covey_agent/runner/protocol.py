@@ -64,12 +64,32 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     detail: str
 
 
-class Result(msgspec.Struct, frozen=True, tag=True):
-    """`compute_s`: seconds from tensors in to tensors out, transpositions included."""
+class Seen(msgspec.Struct, frozen=True, array_like=True):
+    """What one output looked like, by the rules of `covey_contract.drift`: for each counted row its class and the bin of its score, or
+    for each bin of values how many elements lie in it."""
+
+    classes: list[int] = []
+    scores: list[int] = []
+    values: list[int] = []
+
+
+class InputFlag(enum.IntFlag):
+    """What may be wrong with one input."""
+
+    NAN = 1
+    CONSTANT = 2
+    OUT_OF_RANGE = 4
+
+
+class Result(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """`compute_s`: seconds from tensors in to tensors out, transpositions included. `outputs_seen` and `inputs_seen` (`InputFlag`s) are
+    in the order of the manifest's reference."""
 
     id: int
     compute_s: float
     outputs: tuple[TensorInfo, ...]
+    outputs_seen: tuple[Seen, ...] = ()
+    inputs_seen: tuple[int, ...] = ()
 
 
 class ErrorKind(enum.StrEnum):

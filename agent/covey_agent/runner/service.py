@@ -16,6 +16,7 @@ from pathlib import Path
 
 from covey_agent.runner import priority
 from covey_agent.runner.backends import BACKENDS, Model, load_model
+from covey_agent.runner.counting import Counter
 from covey_agent.runner.errors import BadOutputError, LoadError
 from covey_agent.runner.golden import mismatch, read_golden
 from covey_agent.runner.protocol import (
@@ -57,6 +58,7 @@ class LoadedBuild:
 
     def __init__(self, manifest: Manifest, model: Model) -> None:
         self.manifest = manifest
+        self.counter = Counter(manifest.reference)
         self._model = model
 
     def infer(self, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -199,7 +201,10 @@ class RunnerService:
             array = outputs[name]
             infos.append(TensorInfo(name, types[name], array.shape, array.nbytes))
             tensors.append(raw_bytes(array))
-        self._send(Result(request.id, compute_s, tuple(infos)), tensors)
+        counter = build.counter
+        self._send(
+            Result(request.id, compute_s, tuple(infos), counter.outputs(outputs), counter.inputs(inputs)), tensors
+        )
 
     def _send(self, message: FromRunner, tensors: list[memoryview] | None = None) -> None:
         try:

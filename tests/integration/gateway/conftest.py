@@ -32,6 +32,7 @@ from covey_agent.gateway.control_api import (
     Switch,
 )
 from covey_contract.building import MANIFEST_FILE
+from covey_contract.drift import Reference
 from covey_contract.manifest import (
     BLOCK_BYTES,
     DataType,
@@ -114,6 +115,7 @@ def write_build(
     inputs: tuple[TensorSpec, ...] = INPUTS,
     outputs: tuple[TensorSpec, ...] = OUTPUTS,
     options: dict[str, str | int | float | bool] | None = None,
+    reference: Reference | None = None,
 ) -> Build:
     folder = root / f"build-{version}-{runtime}"
     folder.mkdir(parents=True)
@@ -143,6 +145,7 @@ def write_build(
         golden="golden.npz" if vectors is not None else None,
         tolerance={spec.name: Tolerance(absolute=1e-4) for spec in outputs},
         metadata={"unit": "test"},
+        reference=reference,
     )
     data = encode(manifest)
     (folder / MANIFEST_FILE).write_bytes(data)
@@ -182,8 +185,9 @@ class Rig:
         return (self.folder / "gateway.log").read_text()
 
     def build(self, factor: float, version: str, **options: Any) -> Build:
-        vectors = options.pop("vectors", golden(factor))
-        return write_build(self.folder, scale_model(factor, **options), version=version, vectors=vectors)
+        vectors, reference = options.pop("vectors", golden(factor)), options.pop("reference", None)
+        content = scale_model(factor, **options)
+        return write_build(self.folder, content, version=version, vectors=vectors, reference=reference)
 
     def order(self, request: Request) -> Answer:
         with socket.socket(socket.AF_UNIX) as sock:

@@ -21,6 +21,7 @@ from covey_agent.runner.protocol import (
     FrameBuffer,
     FrameError,
     Infer,
+    Result,
     Start,
     TensorInfo,
     ToRunner,
@@ -162,7 +163,7 @@ def test_statistics_are_bounded_and_taken_once() -> None:
     assert statistics.take(held={"b0"}, in_probation=None) == []
     stats = statistics.of("b0", manifest())
     stats.probation = True
-    stats.computed(0.01)
+    stats.computed(Result(id=1, compute_s=0.01, outputs=()))
     stats.answered(queue_s=0.0, end_to_end_s=0.02, fallback=True, now_ms=1)
     [window] = statistics.take(held=set(), in_probation=None)
     assert (window.ok, window.fallbacks, window.probation, window.compute.count) == (1, 1, True, 1)
