@@ -231,4 +231,5 @@ def _telemetry_row(incoming: Incoming, message: Telemetry, part: int) -> dict[st
         },
         "outputs": msgspec.to_builtins(window.outputs, str_keys=True),
         "inputs": msgspec.to_builtins(window.inputs),
+        "resources": None if message.resources is None else msgspec.to_builtins(message.resources),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy import JSON, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from covey_server.db.tables.base import Base
@@ -86,7 +86,11 @@ class TelemetryRow(Base):
     `end_to_end` as JSON, `outputs` and `inputs` the contract's `OutputCounts` and `InputCounts` by name."""
 
     __tablename__ = "telemetry"
-    __table_args__ = (Index("telemetry_by_build", "build", "end_ms"), Index("telemetry_by_device", "device", "end_ms"))
+    __table_args__ = (
+        Index("telemetry_by_build", "build", "end_ms"),
+        Index("telemetry_by_device", "device", "end_ms"),
+        Index("telemetry_by_arrival", "received_ms"),
+    )
     device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
     part: Mapped[int] = mapped_column(primary_key=True)
@@ -104,3 +108,4 @@ class TelemetryRow(Base):
     histograms: Mapped[dict[str, Any]]
     outputs: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
     inputs: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
+    resources: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # the record's `Resources`, if it had any

@@ -1,4 +1,4 @@
-"""What telemetry says of a build's outputs and inputs."""
+"""What telemetry says of a build's outputs and inputs, and of the device's resources."""
 
 from __future__ import annotations
 
@@ -14,3 +14,5 @@ depends_on = None
 def upgrade() -> None:
     for name in ("outputs", "inputs"):
         op.add_column("telemetry", sa.Column(name, sa.JSON(), nullable=False, server_default="{}"))
+    op.add_column("telemetry", sa.Column("resources", sa.JSON(), nullable=True))
+    op.create_index("telemetry_by_arrival", "telemetry", ["received_ms"])
