@@ -6,6 +6,7 @@ It is on every request's way: some microseconds an output, whatever its size, si
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 
 import numpy as np
 
@@ -41,13 +42,23 @@ class Counter:
 def _scores(output: Array, kind: OutputKind) -> Seen:
     rows = output.reshape(-1, output.shape[-1])
     rows = rows[:: row_stride(*rows.shape)]
-    classes = rows.argmax(axis=1)
+    if len(rows) == 1:  # most requests; half the time of the general way
+        return _one_row(rows[0], kind)
     top = rows.max(axis=1)
     if kind is OutputKind.LOGITS:
         with np.errstate(invalid="ignore"):  # of infinite logits; they count as no probability at all
-            top = np.nan_to_num(1.0 / np.exp(rows - top[:, np.newaxis]).sum(axis=1))
-    bins = (top * SCORE_BINS).clip(0, SCORE_BINS - 1).astype(np.int64)
-    return Seen(classes=np.minimum(classes, MAX_CLASSES - 1).tolist(), scores=bins.tolist())
+            top = 1.0 / np.exp(rows - top[:, np.newaxis]).sum(axis=1)
+    bins = np.fmin(np.fmax(top * SCORE_BINS, 0), SCORE_BINS - 1).astype(np.int64)  # to fmax NaN is nothing
+    classes = np.minimum(rows.argmax(axis=1), MAX_CLASSES - 1)
+    return Seen(classes=classes.tolist(), scores=bins.tolist())
+
+
+def _one_row(row: Array, kind: OutputKind) -> Seen:
+    index = int(row.argmax())
+    score = float(row[index])
+    if kind is OutputKind.LOGITS:
+        score = 1.0 / float(np.exp(row - row[index]).sum()) if isfinite(score) else 0.0
+    return Seen(classes=[min(index, MAX_CLASSES - 1)], scores=[int(min(max(score * SCORE_BINS, 0), SCORE_BINS - 1))])
 
 
 def _values(output: Array, edges: Array) -> Seen:
