@@ -84,12 +84,18 @@ def _plan(run: Run) -> int:
                 ]
                 for one in stage["devices"]
             ]
-            title = f"stage {stage['name']} ({stage['who']}): {len(rows)} devices"
+            count = stage.get("count", len(rows))
+            title = f"stage {stage['name']} ({stage['who']}): {count} devices"
             run.out.table(["device", "profile", "gets", "because"], rows, title)
+            if count > len(rows):
+                run.out.say(f"and {count - len(rows)} more")
         if plan["left_out"]:
             run.out.say("")
             rows = [[one["device"], one["profile"], one["reason"]] for one in plan["left_out"]]
+            count = plan.get("left_out_count", len(rows))
             run.out.table(["device", "profile", "because"], rows, "left out")
+            if count > len(rows):
+                run.out.say(f"and {count - len(rows)} more")
         for warning in plan["warnings"]:
             run.out.note(f"warning: {warning}")
 

@@ -97,14 +97,17 @@ _OPENAPI = _body_in_openapi()
     responses=responses(Invalid, TooLarge),
     openapi_extra=_OPENAPI,
 )
-def plan(_: Operator, file: CampaignFile, use: Use) -> views.PlanView:
-    """What this campaign would do: which device gets which build in which stage, why, and who is left out. Moves nothing."""
+def plan(_: Operator, file: CampaignFile, use: Use, limit: Limit = 100, after: AfterName = "") -> views.PlanView:
+    """What this campaign would do: which device gets which build in which stage, why, and who is left out. Moves nothing.
+
+    Stages and choices are counted in full; each list of devices holds at most `limit` of them by id. For those that follow, ask
+    again with `after`, and with the seed of the plan in the file, since without one each plan draws anew."""
     with use.database.reading() as session:
         try:
             prepared = prepare(session, file.spec, _seed(file.spec), file.document.error)
         except DocumentError as error:
             raise _invalid(error) from error
-        return views.plan_view(file.spec, prepared)
+        return views.plan_view(session, file.spec, prepared, limit, after)
 
 
 @router.post(

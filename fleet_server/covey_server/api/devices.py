@@ -28,7 +28,7 @@ from covey_server.fleet.directory import (
     reports_of,
     telemetry_of,
 )
-from covey_server.fleet.labels import check_labels
+from covey_server.fleet.labels import check_labels, put_labels
 from covey_server.fleet.service import FleetService
 from covey_server.fleet.views import DeviceDetail, DeviceView, ReportView, TelemetryView
 from covey_server.problems import responses
@@ -125,7 +125,7 @@ def patch_device(use: Use, device: str, body: DevicePatch, actor: Operator) -> D
         labels = {**row.labels, **body.labels}
         kept = {name: value for name, value in labels.items() if value is not None}
         check_labels(kept)
-        row.labels = kept
+        put_labels(row, kept)
         audit.record(session, actor, "device.labels", device, {"labels": body.labels}, use.clock())
         session.flush()
         detail = device_detail(session, device)
@@ -253,7 +253,7 @@ def _build_for(session: Session, device: str, version_id: int, target: str | Non
         if build.digest is None:
             raise Conflict(f"the build for {target} is {build.state}", code="not_built")
         return build.id, target, {"reason": "chosen by an operator"}
-    chosen = choose(session, version_id, [device], "rank")[device]
+    chosen = choose(session, version_id, device, "rank")
     if chosen.build_id is None or chosen.target is None:
         raise Conflict("no build of this version fits the device", code="no_build_fits", why=chosen.why)
     return chosen.build_id, chosen.target, chosen.why

@@ -1,7 +1,7 @@
 """Which build of a version fits which device, and why: from the database to `covey_profiles.select` and back.
 
-Devices with the same firmware profile and the same facts get the same answer, so each such kind is asked about once, however
-many devices it has.
+Devices with the same firmware profile and the same facts are of one kind and get the same answer, so each kind is asked about
+once, however many devices it has.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import func
+from sqlalchemy import ColumnElement, func
 from sqlalchemy import select as sql_select
 from sqlalchemy.orm import Session
 
@@ -39,25 +39,56 @@ class Chosen:
     why: dict[str, Any]
 
 
-def choose(session: Session, version_id: int, device_ids: Sequence[str], objective: Objective) -> dict[str, Chosen]:
-    """For each of `device_ids` that is enrolled."""
+@dataclass(frozen=True)
+class Kind:
+    """Devices with the same firmware profile ("" for none) and the same facts; `device` is one of them."""
+
+    profile: str
+    facts_digest: str
+    device: str
+    devices: int
+
+
+def kinds_of(session: Session, condition: ColumnElement[bool]) -> list[Kind]:
+    """The kinds among the devices that are not revoked and meet the condition."""
+    profile = func.coalesce(Device.profile, "")
+    rows = session.execute(
+        sql_select(profile, Device.facts_digest, func.min(Device.id), func.count())
+        .where(Device.revoked_ms.is_(None), condition)
+        .group_by(Device.profile, Device.facts_digest)
+    )
+    return [Kind(*row) for row in rows]
+
+
+def choose_for(session: Session, version_id: int, kinds: Sequence[Kind], objective: Objective) -> list[Chosen]:
+    """The answer for each kind, in their order."""
     builds = session.scalars(sql_select(Build).where(Build.version_id == version_id).order_by(Build.target)).all()
     profiles = load_profiles()
     candidates = [_candidate(build) for build in builds]
-    answers: dict[tuple[str | None, str], Choice] = {}
-    chosen: dict[str, Chosen] = {}
-    for part in chunks(device_ids):
-        rows = session.execute(
-            sql_select(Device.id, Device.profile, Device.profile_reason, Device.facts_digest).where(Device.id.in_(part))
-        ).all()
-        for device, profile, profile_reason, digest in rows:
-            kind = (profile, digest)
-            if kind not in answers:
-                answers[kind] = _ask(
-                    profiles.get(profile or ""), profile_reason, _facts(session, device), candidates, objective
+    chosen = []
+    for part in chunks(kinds):
+        examples = {
+            row.id: row
+            for row in session.execute(
+                sql_select(Device.id, Device.profile_reason, Device.facts).where(
+                    Device.id.in_([kind.device for kind in part])
                 )
-            chosen[device] = _for_device(profile, profile_reason, answers[kind], objective)
+            )
+        }
+        for kind in part:
+            example = examples[kind.device]
+            facts = msgspec.convert(example.facts, Facts)
+            choice = _ask(profiles.get(kind.profile), example.profile_reason, facts, candidates, objective)
+            chosen.append(_for_kind(kind.profile or None, example.profile_reason, choice, objective))
     return chosen
+
+
+def choose(session: Session, version_id: int, device: str, objective: Objective) -> Chosen:
+    """For one device. Raises `NotFound`."""
+    row = session.execute(sql_select(Device.profile, Device.facts_digest).where(Device.id == device)).one_or_none()
+    if row is None:
+        raise NotFound(f"no device is called {device!r}")
+    return choose_for(session, version_id, [Kind(row.profile or "", row.facts_digest, device, 1)], objective)[0]
 
 
 def targets_needed(session: Session) -> list[str]:
@@ -103,7 +134,7 @@ def why(
     found = session.scalar(sql_select(Version).where(Version.model == model, Version.name == version))
     if found is None:
         raise NotFound(f"there is no version {version} of model {model}")
-    chosen = choose(session, found.id, [device], objective)[device]
+    chosen = choose(session, found.id, device, objective)
     return {"device": device, "model": model, "version": version, "decided_ms": None, **chosen.why}
 
 
@@ -136,7 +167,7 @@ def _ask(
     return select(profile, facts, candidates, objective)
 
 
-def _for_device(profile: str | None, profile_reason: str, choice: Choice, objective: Objective) -> Chosen:
+def _for_kind(profile: str | None, profile_reason: str, choice: Choice, objective: Objective) -> Chosen:
     build = choice.chosen
     chosen = None if build is None else {"target": build.target, "build": build.id, "reason": choice.reason}
     return Chosen(

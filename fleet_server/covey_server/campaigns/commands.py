@@ -3,23 +3,18 @@ what has been done already is done, what the campaign's state does not allow is 
 
 from __future__ import annotations
 
-from typing import Any
-
-from sqlalchemy import insert, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from covey_server import audit
 from covey_server.audit import Actor
 from covey_server.campaigns.apply import Applier
-from covey_server.campaigns.planning import Locate, Prepared, prepare
-from covey_server.campaigns.repository import follow, progress_of, rivals
-from covey_server.core.engine import ACTIVE, Action, CampaignState, DeviceState, RefusedError, command
+from covey_server.campaigns.planning import LEFT_OUT, Locate, insert_parts, prepare
+from covey_server.campaigns.repository import progress_of, rivals
+from covey_server.core.engine import ACTIVE, Action, CampaignState, RefusedError, command
 from covey_server.core.spec import CampaignSpec, spec_to_json
-from covey_server.db.tables import Campaign, CampaignDevice, Model
+from covey_server.db.tables import Campaign, Model
 from covey_server.errors import Conflict, Invalid, NotFound
-from covey_server.fleet.sql import table_of
-
-NO_STAGE = -1
 
 
 def create(
@@ -32,8 +27,9 @@ def create(
     if session.scalar(select(Campaign.id).where(Campaign.name == spec.name)) is not None:
         raise Conflict(f"there is a campaign named {spec.name} already", code="name_taken")
     prepared = prepare(session, spec, seed, locate)
-    if not any(stage.devices for stage in prepared.plan.stages):
-        raise Invalid("; ".join(prepared.plan.warnings), field="target", code="nothing_to_do")
+    devices = prepared.devices()
+    if not devices:
+        raise Invalid("; ".join(prepared.warnings), field="target", code="nothing_to_do")
     campaign = Campaign(
         name=spec.name,
         model=spec.model,
@@ -48,12 +44,11 @@ def create(
     )
     session.add(campaign)
     session.flush()
-    session.execute(insert(table_of(CampaignDevice)), _parts(campaign.id, prepared))
-    devices = sum(len(stage.devices) for stage in prepared.plan.stages)
+    insert_parts(session, campaign.id, prepared)
     Applier(session, campaign, now_ms, actor.name).log(
         "created",
         f"planned by {actor.name}: {devices} devices in {len(spec.stages)} stages",
-        {"seed": seed, "left_out": len(prepared.plan.left_out), "warnings": list(prepared.plan.warnings)},
+        {"seed": seed, "left_out": prepared.devices(LEFT_OUT), "warnings": list(prepared.warnings)},
     )
     audit.record(session, actor, "campaign.create", spec.name, {"model": spec.model, "version": spec.version}, now_ms)
     return campaign
@@ -77,7 +72,6 @@ def act(session: Session, name: str, action: Action, actor: Actor, now_ms: int) 
         return False
     if progress.state not in ACTIVE and action is not Action.ABORT:
         _refuse_rivals(session, campaign)
-    follow(session, campaign)  # whoever has a newer order of someone else's must not get one to go back
     applier = Applier(session, campaign, now_ms, actor.name)
     applier.apply(decisions)
     audit.record(session, actor, f"campaign.{action.value}", name, {"was": progress.state.value}, now_ms)
@@ -92,34 +86,3 @@ def _refuse_rivals(session: Session, campaign: Campaign) -> None:
     if others:
         detail = f"{others[0]} is under way with {campaign.model} on devices of {campaign.name}"
         raise Conflict(detail, code="campaigns_overlap", campaigns=others)
-
-
-def _parts(campaign_id: int, prepared: Prepared) -> list[dict[str, Any]]:
-    common = {"campaign_id": campaign_id, "reason": "none", "previous_build_id": None, "assignment": None}
-    common |= {"assigned_ms": None, "active_ms": None, "restored_ms": None}
-    planned = [
-        {
-            **common,
-            "device": device,
-            "stage": stage.index,
-            "state": DeviceState.PLANNED.value,
-            "build_id": prepared.chosen[device].build_id,
-            "why": prepared.chosen[device].why,
-            "detail": "",
-        }
-        for stage in prepared.plan.stages
-        for device in stage.devices
-    ]
-    left_out = [
-        {
-            **common,
-            "device": each.device,
-            "stage": NO_STAGE,
-            "state": DeviceState.SKIPPED.value,
-            "build_id": None,
-            "why": prepared.chosen[each.device].why,
-            "detail": each.reason,
-        }
-        for each in prepared.plan.left_out
-    ]
-    return planned + left_out

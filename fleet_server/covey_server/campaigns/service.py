@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
 from covey_server.bus import Bus
 from covey_server.campaigns.apply import Applier
 from covey_server.campaigns.evidence import stage_evidence
-from covey_server.campaigns.repository import count, follow, open_campaigns, progress_of, settled_ms
+from covey_server.campaigns.following import follow
+from covey_server.campaigns.repository import count, deciding_campaigns, names_of, progress_of
 from covey_server.clock import Clock
 from covey_server.core.engine import CampaignState, Observed, Progress, decide
 from covey_server.core.gates import StageEvidence, Verdict, judge, judge_installs
@@ -25,7 +27,14 @@ from covey_server.db.tables import Campaign
 _log = logging.getLogger(__name__)
 
 _JUDGED = frozenset({CampaignState.RUNNING, CampaignState.PAUSED})
-_DECIDES = _JUDGED | {CampaignState.ROLLING_BACK}
+
+
+@dataclass(frozen=True)
+class _Looked:
+    name: str
+    changed: bool  # something that people see
+    ordered: bool  # there are new orders to be sent
+    more: bool  # the work was cut short
 
 
 class CampaignService:
@@ -57,41 +66,46 @@ class CampaignService:
         """Look now: somebody told a campaign something."""
         self._woken.set()
 
-    def tick(self) -> None:
-        """One look at every campaign that has something to decide or devices that catch up."""
+    def tick(self) -> bool:
+        """Follow up what has moved, then look at every campaign that has something to decide. Its work is bounded; whether there
+        is more to be done at once."""
+        with self._database.session() as session:
+            followed = follow(session)
+        more = followed.more
         with self._database.reading() as session:
-            ids = open_campaigns(session)
+            ids = deciding_campaigns(session)
+            moved = names_of(session, followed.campaigns - set(ids))
+        for name in moved:
+            self._bus.publish("campaign", name)
         for campaign_id in ids:
             try:
-                self._look(campaign_id)
+                more = self._look(campaign_id, campaign_id in followed.campaigns) or more
             except Exception:  # noqa: BLE001 - one campaign's failure must not stop the others; it is logged with its trace
                 _log.exception("campaign %d could not be looked at", campaign_id)
+        return more
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._woken.clear()
+            more = False
             try:
-                self.tick()
+                more = self.tick()
             except Exception:  # noqa: BLE001 - a database that is away for a moment must not end the thread
                 _log.exception("campaigns could not be looked at")
-            self._woken.wait(self._tick_s)
+            if not more:
+                self._woken.wait(self._tick_s)
 
-    def _look(self, campaign_id: int) -> None:
+    def _look(self, campaign_id: int, moved: bool) -> bool:
+        """Whether there is more to be done at once."""
+        with self._database.reading() as session:
+            seen = self._judge(session, campaign_id)
         with self._database.session() as session:
-            campaign = _locked(session, campaign_id)
-            moved = follow(session, campaign)
-            name, state = campaign.name, CampaignState(campaign.state)
-        changed = moved > 0
-        if state in _DECIDES:
-            with self._database.reading() as session:
-                judged = self._judge(session, campaign_id)
-            with self._database.session() as session:
-                decided, ordered = self._decide(session, campaign_id, *judged)
-            changed = changed or decided
-            if ordered:
-                self._wake_fleet()
-        if changed:
-            self._bus.publish("campaign", name)
+            looked = self._decide(session, campaign_id, *seen)
+        if looked.ordered:
+            self._wake_fleet()
+        if moved or looked.changed:
+            self._bus.publish("campaign", looked.name)
+        return looked.more
 
     def _judge(self, session: Session, campaign_id: int) -> tuple[Progress, tuple[Verdict, ...]]:
         """The verdicts on the present stage; reading them is the costly part, so it holds up no writer."""
@@ -102,15 +116,14 @@ class CampaignService:
         counts = count(session, campaign, len(progress.spec.stages), self._clock()).stages[progress.stage]
         return progress, judge(progress.spec.gates, stage_evidence(session, campaign, progress.spec, counts))
 
-    def _decide(
-        self, session: Session, campaign_id: int, seen: Progress, verdicts: tuple[Verdict, ...]
-    ) -> tuple[bool, bool]:
-        """Decide and carry it out; whether anything changed, and whether there are orders to be sent."""
+    def _decide(self, session: Session, campaign_id: int, seen: Progress, verdicts: tuple[Verdict, ...]) -> _Looked:
+        """Decide and carry it out."""
         now_ms = self._clock()
         campaign = _locked(session, campaign_id)
         progress = progress_of(session, campaign)
         if progress != seen:
-            return False, False  # somebody told it something meanwhile; the next look sees it whole
+            # Somebody told it something meanwhile; the next look sees it whole.
+            return _Looked(campaign.name, changed=False, ordered=False, more=True)
         before = _shown(campaign)
         counts = count(session, campaign, len(progress.spec.stages), now_ms)
         if verdicts:
@@ -122,10 +135,10 @@ class CampaignService:
                 "gates": [verdict.to_json() for verdict in verdicts],
                 "tripped": (campaign.verdict or {}).get("tripped"),
             }
-        observed = Observed(counts.stages, verdicts, settled_ms(session, campaign), counts.restore)
+        observed = Observed(counts.stages, verdicts, counts.settled_ms[progress.stage], counts.restore)
         applier = Applier(session, campaign, now_ms)
         applier.apply(decide(progress, observed, now_ms), verdicts)
-        return _shown(campaign) != before, applier.ordered
+        return _Looked(campaign.name, _shown(campaign) != before, applier.ordered, applier.more)
 
 
 def _locked(session: Session, campaign_id: int) -> Campaign:

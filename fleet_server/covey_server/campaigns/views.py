@@ -8,12 +8,12 @@ from typing import Any
 from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
-from covey_server.campaigns.apply import halt_to_restored_s
-from covey_server.campaigns.planning import Prepared
-from covey_server.campaigns.repository import count, spec_of
+from covey_server.campaigns.choice import Chosen
+from covey_server.campaigns.planning import LEFT_OUT, PlannedPart, Prepared, parts_of
+from covey_server.campaigns.repository import count, halt_to_restored_s, spec_of
 from covey_server.core.engine import ACTIVE, CampaignState, DeviceState, StageCounts
 from covey_server.core.spec import CampaignSpec, Stage
-from covey_server.db.tables import Build, Campaign, CampaignDevice, CampaignEvent, Device, Version
+from covey_server.db.tables import Build, Campaign, CampaignChoice, CampaignDevice, CampaignEvent, Device, Version
 from covey_server.errors import NotFound
 
 
@@ -125,11 +125,28 @@ class PlannedDevice:
 
 
 @dataclass(frozen=True)
+class PlannedChoice:
+    """So many devices of a stage get this build, or none, for one reason."""
+
+    profile: str | None
+    target: str | None
+    build: int | None
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
 class PlannedStageView:
+    """`count` devices; `choices` tells them by profile and build; `devices` lists the first of them by id, and `next` is the
+    cursor for those that follow."""
+
     index: int
     name: str
     who: str
+    count: int
+    choices: list[PlannedChoice]
     devices: list[PlannedDevice]
+    next: str | None
 
 
 @dataclass(frozen=True)
@@ -141,7 +158,8 @@ class LeftOutView:
 
 @dataclass(frozen=True)
 class PlanView:
-    """What a campaign would do. `devices` counts those in a stage."""
+    """What a campaign would do. `devices` counts those in a stage, `left_out_count` those in none; `left_out` lists the first of
+    them by id, and `left_out_next` is the cursor for those that follow."""
 
     name: str
     model: str
@@ -150,33 +168,68 @@ class PlanView:
     seed: int
     devices: int
     stages: list[PlannedStageView]
+    left_out_count: int
     left_out: list[LeftOutView]
+    left_out_next: str | None
     warnings: list[str]
 
 
-def plan_view(spec: CampaignSpec, prepared: Prepared) -> PlanView:
-    def planned(device: str) -> PlannedDevice:
-        chosen = prepared.chosen[device]
-        return PlannedDevice(device, prepared.profiles[device], chosen.target, chosen.build_id, chosen.why)
-
-    stages = [
-        PlannedStageView(
-            stage.index, stage.name, who(spec.stages[stage.index]), [planned(one) for one in stage.devices]
+def plan_view(session: Session, spec: CampaignSpec, prepared: Prepared, limit: int = 100, after: str = "") -> PlanView:
+    """Each list of devices holds at most `limit` of them, those behind the cursor `after`."""
+    stages = []
+    for index, stage in enumerate(spec.stages):
+        parts, cursor = _page_of(session, prepared, index, limit, after)
+        stages.append(
+            PlannedStageView(
+                index=index,
+                name=stage.name,
+                who=who(stage),
+                count=prepared.devices(index),
+                choices=_planned_choices(prepared, index),
+                devices=[_planned_device(part.device, prepared.choices[part.choice or 0]) for part in parts],
+                next=cursor,
+            )
         )
-        for stage in prepared.plan.stages
-    ]
-    left_out = [LeftOutView(one.device, prepared.profiles[one.device], one.reason) for one in prepared.plan.left_out]
+    left_out, cursor = _page_of(session, prepared, LEFT_OUT, limit, after)
     return PlanView(
         name=spec.name,
         model=spec.model,
         version=spec.version,
         objective=spec.objective,
-        seed=prepared.plan.seed,
-        devices=sum(len(stage.devices) for stage in stages),
+        seed=prepared.seed,
+        devices=prepared.devices(),
         stages=stages,
-        left_out=left_out,
-        warnings=list(prepared.plan.warnings),
+        left_out_count=prepared.devices(LEFT_OUT),
+        left_out=[LeftOutView(part.device, _profile(prepared, part.choice), part.reason) for part in left_out],
+        left_out_next=cursor,
+        warnings=list(prepared.warnings),
     )
+
+
+def _page_of(
+    session: Session, prepared: Prepared, stage: int, limit: int, after: str
+) -> tuple[list[PlannedPart], str | None]:
+    parts = parts_of(session, prepared, stage, limit + 1, after)
+    return parts[:limit], parts[limit - 1].device if len(parts) > limit else None
+
+
+def _planned_device(device: str, chosen: Chosen) -> PlannedDevice:
+    return PlannedDevice(device, chosen.why["profile"], chosen.target, chosen.build_id, chosen.why)
+
+
+def _planned_choices(prepared: Prepared, stage: int) -> list[PlannedChoice]:
+    found = []
+    for tally in prepared.tallies:
+        if tally.stage == stage:
+            chosen = prepared.choices[tally.choice]
+            found.append(
+                PlannedChoice(chosen.why["profile"], chosen.target, chosen.build_id, chosen.reason, tally.devices)
+            )
+    return found
+
+
+def _profile(prepared: Prepared, choice: int | None) -> str | None:
+    return None if choice is None else prepared.choices[choice].why["profile"]
 
 
 def who(stage: Stage) -> str:
@@ -223,7 +276,7 @@ def show(session: Session, name: str, now_ms: int) -> CampaignView:
         gates=verdict.get("gates", []),
         verdict=verdict.get("tripped"),
         restored=counts.restore.restored,
-        halt_to_restored_s=halt_to_restored_s(session, campaign),
+        halt_to_restored_s=halt_to_restored_s(campaign, counts.restored_ms),
         source=campaign.source,
     )
 
@@ -238,12 +291,17 @@ def list_devices(
     new_version, previous_version = aliased(Version), aliased(Version)
     query = (
         select(CampaignDevice, Device.profile, Device.simulated, Device.online, new, new_version.name, previous)
-        .add_columns(previous_version.name)
+        .add_columns(previous_version.name, CampaignChoice.why)
         .join(Device, Device.id == CampaignDevice.device)
         .outerjoin(new, new.id == CampaignDevice.build_id)
         .outerjoin(new_version, new_version.id == new.version_id)
         .outerjoin(previous, previous.id == CampaignDevice.previous_build_id)
         .outerjoin(previous_version, previous_version.id == previous.version_id)
+        .outerjoin(
+            CampaignChoice,
+            (CampaignChoice.campaign_id == CampaignDevice.campaign_id)
+            & (CampaignChoice.number == CampaignDevice.choice),
+        )
         .where(CampaignDevice.campaign_id == campaign.id, CampaignDevice.device > after)
         .order_by(CampaignDevice.device)
         .limit(limit + 1)
@@ -265,12 +323,12 @@ def list_devices(
             assignment=part.assignment,
             reason=part.reason,
             detail=part.detail,
-            why=part.why,
+            why=why or {},
             assigned_ms=part.assigned_ms,
             active_ms=part.active_ms,
             restored_ms=part.restored_ms,
         )
-        for part, profile, simulated, online, build, version, before, before_version in rows[:limit]
+        for part, profile, simulated, online, build, version, before, before_version, why in rows[:limit]
     ]
     return items, items[-1].device if len(rows) > limit else None
 

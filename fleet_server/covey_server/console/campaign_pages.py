@@ -60,7 +60,7 @@ def plan(request: Request, use: Use, _: Operator, file: File = "") -> Response:
         spec, document = _read(file)
         seed = secrets.randbits(_SEED_BITS) if spec.seed is None else spec.seed
         with use.database.reading() as session:
-            view = plan_view(spec, prepare(session, spec, seed, document.error))
+            view = plan_view(session, spec, prepare(session, spec, seed, document.error), PLAN_DEVICES)
     except DocumentError as error:
         return html.page(request, "plan_problem.html", problem=error.message, line=error.line, field=error.field)
     return html.page(request, "plan.html", now=use.clock(), plan=view, digest=_digest(file), most=PLAN_DEVICES)

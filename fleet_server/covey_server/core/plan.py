@@ -7,13 +7,15 @@ all of one kind.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from covey_server.core.draw import Permutation, lot_of, share
 from covey_server.core.spec import Stage
+
+NO_STAGE = "no stage takes it"
 
 
 @dataclass(frozen=True)
@@ -63,34 +65,33 @@ def make_plan(
             members = groups[stage.group]
             taken = [device for device in order if device in members and device in remaining]
         else:
-            wanted = max(_cumulative(stage, total) - placed, 0)
+            wanted = max(cumulative(stage, total) - placed, 0)
             taken = [device for device in order if device in remaining][:wanted]
         for device in taken:
             del remaining[device]
         placed += len(taken)
         planned.append(PlannedStage(index, stage.name, tuple(sorted(taken))))
-    left_out += [LeftOut(device, "no stage takes it") for device in remaining]
-    return Plan(tuple(planned), tuple(left_out), tuple(_warnings(stages, planned, left_out, total)), seed)
+    left_out += [LeftOut(device, NO_STAGE) for device in remaining]
+    sizes = [len(each.devices) for each in planned]
+    reasons = Counter(each.reason for each in left_out)
+    return Plan(tuple(planned), tuple(left_out), tuple(warnings(stages, sizes, reasons, total)), seed)
 
 
 def spread(profiles: Mapping[str, str | None], seed: int) -> list[str]:
     """All devices in a drawn order of which every beginning holds each profile in proportion, as near as whole devices allow."""
-    by_profile: dict[str, list[tuple[bytes, str]]] = {}
+    permutation = Permutation.of(seed)
+    by_profile: dict[str, list[tuple[int, str]]] = {}
     for device, profile in profiles.items():
-        by_profile.setdefault(profile or "", []).append((_lot(seed, device), device))
-    ranked: list[tuple[float, bytes, str]] = []
+        by_profile.setdefault(profile or "", []).append((permutation.place(lot_of(device)), device))
+    ranked: list[tuple[int, int, str]] = []
     for drawn in by_profile.values():
         drawn.sort()
-        ranked += [((rank + 0.5) / len(drawn), lot, device) for rank, (lot, device) in enumerate(drawn)]
+        ranked += [(share(rank, len(drawn)), place, device) for rank, (place, device) in enumerate(drawn)]
     ranked.sort()
     return [device for _, _, device in ranked]
 
 
-def _lot(seed: int, device: str) -> bytes:
-    return hashlib.sha256(f"{seed}/{device}".encode()).digest()
-
-
-def _cumulative(stage: Stage, total: int) -> int:
+def cumulative(stage: Stage, total: int) -> int:
     """How many of `total` are to be placed once this stage is; at least one where there is any."""
     if stage.percent is not None:
         # A rounding error must not leave one device out of 100 percent, nor take one more than asked.
@@ -98,16 +99,13 @@ def _cumulative(stage: Stage, total: int) -> int:
     return min(stage.count or 0, total)
 
 
-def _warnings(
-    stages: Sequence[Stage], planned: Sequence[PlannedStage], left_out: Sequence[LeftOut], total: int
-) -> list[str]:
-    warnings = []
+def warnings(stages: Sequence[Stage], sizes: Sequence[int], left_out: Mapping[str, int], total: int) -> list[str]:
+    """What whoever plans should know: `sizes` of the stages, how many are left out for which reason, how many get a build."""
+    found = []
     if total == 0:
-        warnings.append("no device of the target gets a build")
-    for stage, plan in zip(stages, planned, strict=True):
-        if not plan.devices and total:
+        found.append("no device of the target gets a build")
+    for stage, size in zip(stages, sizes, strict=True):
+        if not size and total:
             why = f"no device of group {stage.group} is left for it" if stage.group else "earlier stages took them all"
-            warnings.append(f"stage {stage.name} is empty: {why}")
-    reasons = Counter(each.reason for each in left_out)
-    warnings += [f"{count} left out: {reason}" for reason, count in sorted(reasons.items())]
-    return warnings
+            found.append(f"stage {stage.name} is empty: {why}")
+    return found + [f"{count} left out: {reason}" for reason, count in sorted(left_out.items())]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from covey_contract.lifecycle import FINAL
@@ -21,6 +21,7 @@ from covey_contract.messages import Action, Probation
 from covey_contract.reasons import Reason
 from covey_server.db.tables import AssignmentRow, CampaignDevice, Desired, Device
 from covey_server.errors import NotFound
+from covey_server.fleet.moved import note_moved
 from covey_server.fleet.sql import chunks, table_of
 
 ISSUED = "issued"
@@ -28,6 +29,8 @@ SUPERSEDED = "superseded"
 DEFAULT_TTL_MS = 7 * 24 * 3600 * 1000
 # An order that expires before it can arrive would be issued anew for ever.
 _MIN_RENEWED_TTL_MS = 60_000
+# A device that refuses an order as old gets a new one, not more often than this.
+RENEW_MS = 5_000
 FINISHED = [str(state) for state in FINAL]
 
 Kind = Literal["rollout", "rollback", "manual"]
@@ -47,6 +50,7 @@ class NewOrder:
     probation: dict[str, Any] = field(default_factory=dict)
     action: Literal["run", "remove"] = "run"
     ttl_ms: int = DEFAULT_TTL_MS
+    answers: int = 0  # requests that the build must answer before the device counts as served
 
 
 def issue(session: Session, orders: Sequence[NewOrder], now_ms: int) -> list[str]:
@@ -67,9 +71,22 @@ def issue(session: Session, orders: Sequence[NewOrder], now_ms: int) -> list[str
     session.execute(insert(table_of(AssignmentRow)), rows)
     session.execute(
         insert(table_of(Desired)),
-        [{"device": row["device"], "model": row["model"], "assignment": row["id"]} for row in rows],
+        [
+            {"device": row["device"], "model": row["model"], "assignment": row["id"], "answers": order.answers}
+            for row, order in zip(rows, orders, strict=True)
+        ],
     )
+    note_moved(session, ((order.device, order.model) for order in orders))
     return [row["id"] for row in rows]
+
+
+def counts_for() -> ColumnElement[bool]:
+    """That a row of `Desired` names a row of `AssignmentRow`; by the former's key, so that each finds the other at once."""
+    return and_(
+        Desired.device == AssignmentRow.device,
+        Desired.model == AssignmentRow.model,
+        Desired.assignment == AssignmentRow.id,
+    )
 
 
 def reissue(session: Session, ids: Sequence[str], now_ms: int) -> list[str]:
@@ -77,6 +94,15 @@ def reissue(session: Session, ids: Sequence[str], now_ms: int) -> list[str]:
     rows = [
         row for part in chunks(ids) for row in session.scalars(select(AssignmentRow).where(AssignmentRow.id.in_(part)))
     ]
+    answers = {
+        row.assignment: row.answers
+        for part in chunks(ids)
+        for row in session.execute(
+            select(Desired.assignment, Desired.answers)
+            .join(AssignmentRow, counts_for())
+            .where(AssignmentRow.id.in_(part))
+        )
+    }
     orders = [
         NewOrder(
             device=row.device,
@@ -89,6 +115,7 @@ def reissue(session: Session, ids: Sequence[str], now_ms: int) -> list[str]:
             probation=row.probation,
             action="remove" if action_of(row.why) is Action.REMOVE else "run",
             ttl_ms=max(row.expires_ms - row.issued_ms, _MIN_RENEWED_TTL_MS),
+            answers=answers.get(row.id, 0),
         )
         for row in rows
     ]
@@ -107,10 +134,21 @@ def reissue(session: Session, ids: Sequence[str], now_ms: int) -> list[str]:
                 part_of.device == bindparam("b_device"),
                 part_of.assignment == bindparam("b_old"),
             )
-            .values(assignment=bindparam("b_new")),
+            .values(assignment=bindparam("b_new"), heard=False),
             moved,
         )
     return renewed
+
+
+def send_again(session: Session, devices: Sequence[str], now_ms: int) -> None:
+    """Orders that were put aside because their devices were off are due now."""
+    for part in chunks(devices):
+        session.execute(
+            update(AssignmentRow)
+            .where(AssignmentRow.device.in_(part), AssignmentRow.state == ISSUED, AssignmentRow.due_ms.is_(None))
+            .values(due_ms=now_ms)
+            .execution_options(synchronize_session=False)
+        )
 
 
 def action_of(why: dict[str, Any]) -> Action:
@@ -132,6 +170,7 @@ def _row(order: NewOrder, counter: int, now_ms: int) -> dict[str, Any]:
         "issued_ms": now_ms,
         "expires_ms": now_ms + order.ttl_ms,
         "sent_ms": None,
+        "due_ms": now_ms,
         "state": ISSUED,
         "reason": str(Reason.NONE),
         "detail": "",
@@ -179,7 +218,7 @@ def _supersede(session: Session, orders: Sequence[NewOrder], now_ms: int) -> Non
             session.execute(
                 update(AssignmentRow)
                 .where(AssignmentRow.id.in_(older), AssignmentRow.state.not_in(FINISHED))
-                .values(state=SUPERSEDED, reason=str(Reason.SUPERSEDED), updated_ms=now_ms)
+                .values(state=SUPERSEDED, reason=str(Reason.SUPERSEDED), due_ms=None, updated_ms=now_ms)
                 .execution_options(synchronize_session=False)
             )
             session.execute(

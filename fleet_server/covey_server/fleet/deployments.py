@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, tuple_, update
+from sqlalchemy import and_, bindparam, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from covey_contract.messages import Hello, Report
 from covey_contract.reasons import Reason
-from covey_server.db.tables import AssignmentRow, Reported, ReportRow
-from covey_server.fleet.assignments import ISSUED
+from covey_server.db.tables import AssignmentRow, Desired, Reported, ReportRow
+from covey_server.fleet.assignments import ISSUED, RENEW_MS
 from covey_server.fleet.columns import clamp, clean
 from covey_server.fleet.inbox import Incoming
+from covey_server.fleet.moved import note_moved
 from covey_server.fleet.progress import Slots, Verdict, hello_advances, judge, slots_after, slots_of
 from covey_server.fleet.sql import chunks, insert_missing, stored_keys, table_of, upsert
 
@@ -52,6 +53,8 @@ class _World:
     slots: dict[tuple[str, str], Slots]  # by (device, model)
     deployments: dict[str, _Deployment]  # by assignment
     newest: dict[tuple[str, str], int]  # (device, assignment) -> highest seq of a report
+    answered: dict[tuple[str, str], int]  # of `slots`, as they were loaded: requests that the active build has answered
+    active: dict[tuple[str, str], str | None]  # of `slots`, as they were loaded
     changed: set[tuple[str, str]] = field(default_factory=set)  # keys of slots
     rows: list[dict[str, Any]] = field(default_factory=list)  # new reports
     foreign: int = 0
@@ -76,43 +79,49 @@ def follow(session: Session, batch: Sequence[Incoming], now_ms: int) -> Followed
             _hear_report(world, device, message, received_ms, now_ms)
     insert_missing(session, table_of(ReportRow), world.rows)
     _write_slots(session, world, now_ms)
+    assignments = _write_deployments(session, world, now_ms)
+    moved = [deployment for deployment in world.deployments.values() if deployment.changed]
+    note_moved(session, [*world.changed, *((deployment.device, deployment.model) for deployment in moved)])
     return Followed(
         acknowledged=keys,
         duplicates=len(reports) - len(world.rows) - world.foreign,
         foreign=world.foreign,
-        assignments=_write_deployments(session, world, now_ms),
+        assignments=assignments,
     )
 
 
 def _load(session: Session, hellos: Sequence[tuple[str, Hello]], reports: Sequence[tuple[str, Report]]) -> _World:
     devices = sorted({device for device, _ in [*hellos, *reports]})
-    slots = {
-        (row.device, row.model): Slots(
-            row.active, row.previous, row.candidate, row.assignment, row.state, row.reason, row.detail
-        )
+    table = table_of(Reported)
+    rows = {
+        (row.device, row.model): row
         for part in chunks(devices)
-        for row in session.scalars(select(Reported).where(Reported.device.in_(part)))
+        for row in session.execute(select(table).where(table.c.device.in_(part)))
+    }
+    slots = {
+        key: Slots(row.active, row.previous, row.candidate, row.assignment, row.state, row.reason, row.detail)
+        for key, row in rows.items()
     }
     named = {report.assignment for _, report in reports}
     named |= {status.assignment for _, hello in hellos for status in hello.models if status.assignment}
     named |= {held.assignment for held in slots.values() if held.assignment}
-    table = AssignmentRow
+    order = AssignmentRow
     query = select(
-        table.id,
-        table.device,
-        table.model,
-        table.counter,
-        table.state,
-        table.expires_ms,
-        table.reason,
-        table.detail,
-        table.progress,
-        table.bytes_fetched,
+        order.id,
+        order.device,
+        order.model,
+        order.counter,
+        order.state,
+        order.expires_ms,
+        order.reason,
+        order.detail,
+        order.progress,
+        order.bytes_fetched,
     )
     deployments = {
         row[0]: _Deployment(*row[1:])
         for part in chunks(sorted(named))
-        for row in session.execute(query.where(table.id.in_(part)))
+        for row in session.execute(query.where(order.id.in_(part)))
     }
     newest: dict[tuple[str, str], int] = {}
     for part in chunks(sorted({(device, report.assignment) for device, report in reports})):
@@ -122,7 +131,8 @@ def _load(session: Session, hellos: Sequence[tuple[str, Hello]], reports: Sequen
             .group_by(ReportRow.device, ReportRow.assignment)
         )
         newest.update({(row[0], row[1]): row[2] for row in session.execute(seqs)})
-    return _World(slots, deployments, newest)
+    answered = {key: row.answered for key, row in rows.items()}
+    return _World(slots, deployments, newest, answered, {key: row.active for key, row in rows.items()})
 
 
 def _hear_hello(world: _World, device: str, hello: Hello) -> None:
@@ -199,13 +209,15 @@ def _write_slots(session: Session, world: _World, now_ms: int) -> None:
             .execution_options(synchronize_session=False)
         )
     rows = []
-    for device, model in sorted(world.changed & world.slots.keys()):
-        held = world.slots[device, model]
+    for key in sorted(world.changed & world.slots.keys()):
+        (device, model), held = key, world.slots[key]
         rows.append(
             {
                 "device": device,
                 "model": model,
                 "active": held.active,
+                # Another build in its place has answered nothing yet.
+                "answered": world.answered.get(key, 0) if world.active.get(key) == held.active else 0,
                 "previous": held.previous,
                 "candidate": held.candidate,
                 "assignment": None if held.assignment is None else clean(held.assignment, 64),
@@ -218,6 +230,40 @@ def _write_slots(session: Session, world: _World, now_ms: int) -> None:
     upsert(session, table_of(Reported), rows)
 
 
+def note_answers(session: Session, answered: Mapping[tuple[str, str, str], int]) -> None:
+    """Requests that builds have answered since they were last counted, by (device, model, build digest). Only those of the
+    build that is active count; whoever has now answered as many as its order asks for has moved."""
+    rows = [
+        {"b_device": device, "b_model": model, "b_build": build, "b_more": more}
+        for (device, model, build), more in sorted(answered.items())
+        if more
+    ]
+    if not rows:
+        return
+    table, desired = table_of(Reported), table_of(Desired)
+    session.execute(
+        update(table)
+        .where(
+            table.c.device == bindparam("b_device"),
+            table.c.model == bindparam("b_model"),
+            table.c.active == bindparam("b_build"),
+        )
+        .values(answered=table.c.answered + bindparam("b_more")),
+        rows,
+    )
+    served = []
+    for part in chunks(sorted({device for device, _, _ in answered})):
+        query = (
+            select(table.c.device, table.c.model, table.c.active, table.c.answered, desired.c.answers)
+            .join(desired, and_(desired.c.device == table.c.device, desired.c.model == table.c.model))
+            .where(table.c.device.in_(part), desired.c.answers > 0, table.c.answered >= desired.c.answers)
+        )
+        for device, model, active, total, wanted in session.execute(query):
+            if total - answered.get((device, model, active), 0) < wanted:
+                served.append((device, model))
+    note_moved(session, served)
+
+
 def _write_deployments(session: Session, world: _World, now_ms: int) -> set[str]:
     rows = [
         {
@@ -227,6 +273,7 @@ def _write_deployments(session: Session, world: _World, now_ms: int) -> set[str]
             "b_detail": clean(deployment.detail, 2000),
             "b_progress": None if deployment.progress is None else max(0.0, min(deployment.progress, 1.0)),
             "b_bytes": clamp(deployment.bytes_fetched),
+            "b_due": _due_ms(deployment, now_ms),
             "b_now": now_ms,
         }
         for key, deployment in world.deployments.items()
@@ -243,8 +290,16 @@ def _write_deployments(session: Session, world: _World, now_ms: int) -> set[str]
                 detail=bindparam("b_detail"),
                 progress=bindparam("b_progress"),
                 bytes_fetched=bindparam("b_bytes"),
+                due_ms=bindparam("b_due"),
                 updated_ms=bindparam("b_now"),
             ),
             rows,
         )
     return {str(row["b_id"]) for row in rows}
+
+
+def _due_ms(deployment: _Deployment, now_ms: int) -> int | None:
+    """An order that was refused for its age alone is to be issued anew; one that was heard of needs no sending."""
+    if str(deployment.state) != ISSUED:
+        return None
+    return now_ms + (RENEW_MS if deployment.reason == Reason.OLD_COUNTER else 0)

@@ -43,7 +43,8 @@ from covey_server.fleet.ca import (
 )
 from covey_server.fleet.columns import MAX_INT, clean
 from covey_server.fleet.groups import ALL
-from covey_server.fleet.labels import check_labels
+from covey_server.fleet.labels import check_labels, put_labels
+from covey_server.fleet.moved import note_presence
 
 MAX_TTL_S = 90 * 24 * 3600
 _MAX_GROUPS = 64
@@ -147,7 +148,8 @@ def enrol(
     row.simulated = request.facts.simulated
     row.agent_version = clean(request.facts.agent_version, 64)
     row.profile, row.profile_reason = profile, reason
-    row.labels = {**row.labels, **token.labels}
+    row.timezone = clean(request.facts.timezone, 64)
+    put_labels(row, {**row.labels, **token.labels})
     row.enrolled_ms, row.revoked_ms, row.resources, row.boot_id = now_ms, None, None, None
     session.flush()
     _note_certificate(session, device, certificate, now_ms)
@@ -164,6 +166,7 @@ def revoke(session: Session, device: str, now_ms: int) -> bool:
     if row.revoked_ms is not None:
         return False
     row.revoked_ms, row.online = now_ms, False
+    note_presence(session, [device])
     _revoke_certificates(session, device, now_ms)
     return True
 
@@ -260,6 +263,7 @@ def _forget_past(session: Session, device: str, now_ms: int) -> None:
     those move out of the way; what the old one ran says nothing of it."""
     _revoke_certificates(session, device, now_ms)
     session.execute(delete(Reported).where(Reported.device == device))
+    note_presence(session, [device])
     for table in (ReportRow, TelemetryRow):
         lowest = session.scalar(select(func.min(table.seq)).where(table.device == device)) or 0
         earlier = -(min(lowest, 0) // _SPAN)  # lives of this device that were moved below zero before, one span each

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, String, cast, delete, func, insert, or_, select
+from sqlalchemy import ColumnElement, Select, String, and_, cast, delete, func, insert, or_, select, true
 from sqlalchemy.orm import Session
 
 from covey_server.db.tables import Device, Group, GroupMember
@@ -26,15 +26,25 @@ MAX_MEMBERS = 100_000
 
 def members_query(session: Session, name: str) -> Select[str]:
     """The ids of the group's devices. Raises `NotFound`."""
-    alive = select(Device.id).where(Device.revoked_ms.is_(None))
+    return select(Device.id).where(Device.revoked_ms.is_(None), in_group(session, name))
+
+
+def in_group(session: Session, name: str) -> ColumnElement[bool]:
+    """Whether a `Device` that is not revoked is in the group, as a condition for a query over devices. Raises `NotFound`."""
     if name == ALL:
-        return alive
+        return true()
     group = session.get(Group, name)
     if group is None:
         raise NotFound(f"no group is called {name!r}")
     if group.selector is not None:
-        return alive.where(*_conditions(group.selector))
-    return alive.join(GroupMember, GroupMember.device == Device.id).where(GroupMember.group == name)
+        return and_(*_conditions(group.selector))
+    return Device.id.in_(select(GroupMember.device).where(GroupMember.group == name))
+
+
+def selected(selector: dict[str, Any]) -> Select[str]:
+    """The ids of the devices that a selector finds now, whether or not a group has it. Raises `Invalid`."""
+    check_selector(selector)
+    return select(Device.id).where(Device.revoked_ms.is_(None), *_conditions(selector))
 
 
 def check_selector(selector: dict[str, Any]) -> None:
@@ -162,6 +172,11 @@ def describe(session: Session, name: str) -> dict[str, Any]:
 
 def names(session: Session) -> list[str]:
     return [ALL, *session.scalars(select(Group.name).order_by(Group.name))]
+
+
+def fixed_names(session: Session) -> list[str]:
+    """The groups that are fixed lists, which a device can be put into."""
+    return list(session.scalars(select(Group.name).where(Group.selector.is_(None)).order_by(Group.name)))
 
 
 def groups_of(session: Session, device: str) -> list[str]:

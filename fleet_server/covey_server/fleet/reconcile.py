@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
-from sqlalchemy import Row, Select, and_, case, or_, select, update
+from sqlalchemy import Row, Select, case, or_, select, update
+from sqlalchemy.orm import Session
 
 from covey_contract.envelope import Envelope, decode_envelope
 from covey_contract.messages import Assignment, Hello, Order, Probation
@@ -25,8 +26,9 @@ from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Build, Campaign, Desired, Device, Version
-from covey_server.fleet.assignments import ISSUED, action_of, reissue
+from covey_server.fleet.assignments import ISSUED, action_of, counts_for, reissue
 from covey_server.fleet.counters import Counters
+from covey_server.fleet.moved import note_presence_where
 from covey_server.fleet.progress import Answer, answer_hello
 from covey_server.fleet.sql import chunks
 
@@ -36,8 +38,6 @@ log = logging.getLogger(__name__)
 RESEND_MIN_MS = 5_000
 RESEND_MAX_MS = 600_000
 _ROUND = 500
-# Devices that refuse an order as old get a new one, not more often than this.
-_RENEW_MS = 5_000
 
 
 class AssignmentSigner(Protocol):
@@ -105,7 +105,6 @@ class Reconciler:
                 if time.monotonic() - last_tick >= self._tick_s:
                     last_tick = time.monotonic()
                     self._time_out()
-                    self._renew()
                     self._maintain()
                 self.converge()
             except Exception:  # the seam of this thread: the next tick tries again
@@ -121,11 +120,30 @@ class Reconciler:
             with self._database.reading() as session:
                 orders = session.execute(_orders().where(AssignmentRow.id.in_(part))).all()
             self._send_orders(orders)
-        while not self._stopping.is_set():
-            with self._database.reading() as session:
-                due = session.execute(_orders().where(*_due(self._clock())).limit(_ROUND)).all()
-            if self._send_orders(due) < _ROUND:
-                return
+        while not self._stopping.is_set() and self._send_due():
+            pass
+
+    def _send_due(self) -> int:
+        """One round of what is due: sent, issued anew if it is too old, put aside if its device is off. How many left the queue."""
+        now = self._clock()
+        with self._database.reading() as session:
+            due = session.execute(
+                _orders()
+                .where(AssignmentRow.due_ms <= now, AssignmentRow.state == ISSUED)
+                .order_by(AssignmentRow.due_ms)
+                .limit(_ROUND)
+            ).all()
+        here = [row for row in due if row.online]
+        renew = [row.id for row in here if row.expires_ms <= now or row.reason == str(Reason.OLD_COUNTER)]
+        old = set(renew)
+        aside = [row.id for row in due if not row.online]
+        if renew or aside:
+            with self._database.session() as session:
+                _put_aside(session, aside)
+                reissue(session, renew, now)
+        if renew:
+            log.info("issued %d assignments anew", len(renew))
+        return self._send_orders([row for row in here if row.id not in old]) + len(renew) + len(aside)
 
     def _answer(self, hellos: dict[str, Hello]) -> list[str]:
         """The ids of the assignments to be sent to the devices that said hello, new ones among them."""
@@ -135,9 +153,7 @@ class Reconciler:
                 row
                 for part in chunks(sorted(hellos))
                 for row in session.execute(
-                    select(AssignmentRow)
-                    .join(Desired, Desired.assignment == AssignmentRow.id)
-                    .where(Desired.device.in_(part))
+                    select(AssignmentRow).join(Desired, counts_for()).where(Desired.device.in_(part))
                 ).scalars()
             ]
         now = self._clock()
@@ -160,34 +176,6 @@ class Reconciler:
                 send += reissue(session, renew, now)
         return send
 
-    def _renew(self) -> None:
-        """Orders of devices that are here again, which expired or were refused for their age alone."""
-        now = self._clock()
-        query = (
-            select(AssignmentRow.id)
-            .join(Desired, Desired.assignment == AssignmentRow.id)
-            .join(Device, Device.id == AssignmentRow.device)
-            .where(
-                AssignmentRow.state == ISSUED,
-                Device.online.is_(True),
-                Device.revoked_ms.is_(None),
-                or_(
-                    AssignmentRow.expires_ms <= now,
-                    and_(
-                        AssignmentRow.reason == str(Reason.OLD_COUNTER),
-                        AssignmentRow.updated_ms <= now - _RENEW_MS,
-                    ),
-                ),
-            )
-            .limit(_ROUND)
-        )
-        with self._database.reading() as session:
-            ids = list(session.scalars(query))
-        if ids:
-            with self._database.session() as session:
-                reissue(session, ids, now)
-            log.info("issued %d assignments anew", len(ids))
-
     def _time_out(self) -> None:
         """Devices that have said nothing for too long are offline; after a start they get that long to speak."""
         now = self._clock()
@@ -202,6 +190,7 @@ class Reconciler:
         if not gone:
             return
         with self._database.session() as session:
+            note_presence_where(session, *silent)
             session.execute(
                 update(Device).where(*silent).values(online=False).execution_options(synchronize_session=False)
             )
@@ -219,12 +208,7 @@ class Reconciler:
         if sent:
             self._counters.add("covey_assignments_sent_total", len(sent))
             with self._database.session() as session:
-                session.execute(
-                    update(AssignmentRow)
-                    .where(AssignmentRow.id.in_(sent))
-                    .values(sent_ms=self._clock())
-                    .execution_options(synchronize_session=False)
-                )
+                _note_sent(session, sent, self._clock())
         return len(sent)
 
     def _order(self, row: Row[Any]) -> bytes:
@@ -263,12 +247,14 @@ def _orders() -> Select[Any]:
             AssignmentRow.why,
             AssignmentRow.kind,
             AssignmentRow.probation,
+            AssignmentRow.reason,
+            Device.online,
             Version.name.label("version"),
             Build.digest,
             Build.envelope,
             Campaign.name.label("campaign"),
         )
-        .join(Desired, Desired.assignment == AssignmentRow.id)
+        .join(Desired, counts_for())
         .join(Device, Device.id == AssignmentRow.device)
         .join(Version, Version.id == AssignmentRow.version_id)
         .join(Build, Build.id == AssignmentRow.build_id)
@@ -277,13 +263,26 @@ def _orders() -> Select[Any]:
     )
 
 
-def _due(now_ms: int) -> tuple[Any, ...]:
-    """Of online devices, not heard of, and not sent lately: the pause doubles with the time an order has waited."""
-    waited = AssignmentRow.sent_ms - AssignmentRow.issued_ms
+def _put_aside(session: Session, ids: Sequence[str]) -> None:
+    """Their devices are off; when one comes, `send_again` or the answer to its hello takes its order up."""
+    off = select(Device.id).where(Device.id == AssignmentRow.device, Device.online.is_(False))
+    for part in chunks(ids):
+        session.execute(
+            update(AssignmentRow)
+            .where(AssignmentRow.id.in_(part), off.exists())
+            .values(due_ms=None)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _note_sent(session: Session, ids: Sequence[str], now_ms: int) -> None:
+    """When to send again: the pause doubles with the time an order has waited."""
+    waited = now_ms - AssignmentRow.issued_ms
     pause = case((waited < RESEND_MIN_MS, RESEND_MIN_MS), (waited > RESEND_MAX_MS, RESEND_MAX_MS), else_=waited)
-    return (
-        AssignmentRow.state == ISSUED,
-        AssignmentRow.expires_ms > now_ms,
-        Device.online.is_(True),
-        or_(AssignmentRow.sent_ms.is_(None), AssignmentRow.sent_ms + pause <= now_ms),
-    )
+    for part in chunks(ids):
+        session.execute(
+            update(AssignmentRow)
+            .where(AssignmentRow.id.in_(part))
+            .values(sent_ms=now_ms, due_ms=case((AssignmentRow.state == ISSUED, now_ms + pause)))
+            .execution_options(synchronize_session=False)
+        )

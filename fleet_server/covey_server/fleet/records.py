@@ -18,9 +18,11 @@ from sqlalchemy.orm import Session
 from covey_contract.facts import Facts
 from covey_contract.messages import Hello, Reply, Status, Telemetry
 from covey_server.db.tables import Device, TelemetryRow
+from covey_server.fleet.assignments import send_again
 from covey_server.fleet.columns import clamp, clean
-from covey_server.fleet.deployments import follow
+from covey_server.fleet.deployments import follow, note_answers
 from covey_server.fleet.inbox import Incoming
+from covey_server.fleet.moved import note_presence
 from covey_server.fleet.sql import chunks, stored_keys, table_of
 
 _MAX_ERROR_KINDS = 64
@@ -52,6 +54,7 @@ class _Presence:
     counter: int
     facts_digest: str
     resources: dict[str, Any] | None
+    was_online: bool
 
 
 def store(session: Session, batch: Sequence[Incoming], now_ms: int) -> Outcome:
@@ -67,7 +70,7 @@ def store(session: Session, batch: Sequence[Incoming], now_ms: int) -> Outcome:
     outcome.assignments, outcome.foreign = followed.assignments, followed.foreign
     outcome.duplicates = followed.duplicates
     _store_telemetry(session, known, presence, outcome)
-    _write_presence(session, known, presence)
+    _write_presence(session, known, presence, now_ms)
     outcome.devices.update(incoming.device for incoming in known)
     return outcome
 
@@ -79,6 +82,7 @@ def store_facts(session: Session, device: str, facts: Facts, profile: str | None
         .values(
             facts=msgspec.to_builtins(facts),
             facts_digest=facts.digest(),
+            timezone=clean(facts.timezone, 64),
             simulated=facts.simulated,
             profile=profile,
             profile_reason=reason,
@@ -103,6 +107,7 @@ def _load_presence(session: Session, devices: set[str]) -> dict[str, _Presence]:
                 Device.counter,
                 Device.facts_digest,
                 Device.resources,
+                Device.online.label("was_online"),
             ).where(Device.id.in_(part), Device.revoked_ms.is_(None))
         ):
             held[row.id] = _Presence(*row[1:])
@@ -136,7 +141,7 @@ def _note_presence(known: Sequence[Incoming], presence: dict[str, _Presence], ou
                 pass
 
 
-def _write_presence(session: Session, known: Sequence[Incoming], presence: dict[str, _Presence]) -> None:
+def _write_presence(session: Session, known: Sequence[Incoming], presence: dict[str, _Presence], now_ms: int) -> None:
     seen = {incoming.device for incoming in known}
     if not seen:
         return
@@ -163,6 +168,9 @@ def _write_presence(session: Session, known: Sequence[Incoming], presence: dict[
             for device in sorted(seen)
         ],
     )
+    turned = sorted(device for device in seen if presence[device].online != presence[device].was_online)
+    note_presence(session, turned)
+    send_again(session, [device for device in turned if presence[device].online], now_ms)
     greeted = sorted({incoming.device for incoming in known if isinstance(incoming.message, Hello)})
     if greeted:
         # A server restored from a backup may be behind its devices; counters only go up.
@@ -186,6 +194,7 @@ def _store_telemetry(
     stored = stored_keys(session, TelemetryRow.device, TelemetryRow.seq, set(records))
     outcome.duplicates += len(stored)
     rows = []
+    answered: defaultdict[tuple[str, str, str], int] = defaultdict(int)
     for (device, seq), incoming in records.items():
         outcome.acks[device].append(seq)
         message = incoming.message
@@ -195,8 +204,12 @@ def _store_telemetry(
             continue
         outcome.telemetry.add(device)
         rows += [_telemetry_row(incoming, message, part) for part in range(len(message.windows))]
+        for window in message.windows:
+            # A fallback was answered by another build.
+            answered[device, window.model, window.build] += clamp(window.ok - window.fallbacks)
     if rows:
         session.execute(insert(table_of(TelemetryRow)), rows)
+    note_answers(session, answered)
 
 
 def _note_resources(here: _Presence, message: Telemetry) -> None:

@@ -7,8 +7,8 @@ says it runs. Everything else explains how that came about.
 from __future__ import annotations
 
 from covey_server.db.tables.base import Base, Id
-from covey_server.db.tables.campaigns import Campaign, CampaignDevice, CampaignEvent
-from covey_server.db.tables.deployments import AssignmentRow, Desired, Reported, ReportRow, TelemetryRow
+from covey_server.db.tables.campaigns import Campaign, CampaignChoice, CampaignDevice, CampaignEvent
+from covey_server.db.tables.deployments import AssignmentRow, Desired, MovedDevice, Reported, ReportRow, TelemetryRow
 from covey_server.db.tables.devices import Certificate, ClaimTokenRow, Device, Group, GroupMember
 from covey_server.db.tables.models import Blob, Build, Model, Version
 from covey_server.db.tables.notifications import Delivery, Notice, Webhook
@@ -22,6 +22,7 @@ __all__ = [
     "Blob",
     "Build",
     "Campaign",
+    "CampaignChoice",
     "CampaignDevice",
     "CampaignEvent",
     "Certificate",
@@ -37,6 +38,7 @@ __all__ = [
     "Model",
     "Notice",
     "Person",
+    "MovedDevice",
     "ReportRow",
     "Reported",
     "Setting",

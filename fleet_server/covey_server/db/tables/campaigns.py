@@ -32,19 +32,53 @@ class Campaign(Base):
     finished_ms: Mapped[int | None]
 
 
+class CampaignChoice(Base):
+    """What was chosen for one kind of device when the campaign was planned, kept once however many devices there are of it."""
+
+    __tablename__ = "campaign_choices"
+    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    build_id: Mapped[int | None] = mapped_column(ForeignKey("builds.id"))  # None: no build fits, see `why`
+    why: Mapped[dict[str, Any]] = mapped_column(default=dict)  # `covey_server.campaigns.choice.Chosen.why`
+
+
 class CampaignDevice(Base):
-    """A device's part in a campaign. `state`: planned, assigned, active, failed, rolling_back, rolled_back, restored_locally, skipped."""
+    """A device's part in a campaign. `state`: planned, assigned, active, failed, rolling_back, rolled_back, restored_locally, skipped.
+
+    `order_kind`, `heard`, `served` and `off_since_ms` repeat what orders and devices say, so that the covering index alone
+    answers how far each stage is; `campaigns.following` keeps them.
+    """
 
     __tablename__ = "campaign_devices"
-    __table_args__ = (Index("campaign_devices_by_state", "campaign_id", "stage", "state"),)
+    __table_args__ = (
+        Index(
+            "campaign_devices_by_state",
+            "campaign_id",
+            "state",
+            "stage",
+            "order_kind",
+            "heard",
+            "served",
+            "off_since_ms",
+            "active_ms",
+            "restored_ms",
+        ),
+        Index("campaign_devices_by_device", "device"),
+    )
     campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
     device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
-    stage: Mapped[int]
+    stage: Mapped[int]  # -1: left out
     state: Mapped[str] = mapped_column(String(20))
-    build_id: Mapped[int | None] = mapped_column(ForeignKey("builds.id"))  # None: left out, see `why`
+    choice: Mapped[int | None]  # the number of its `CampaignChoice`
+    build_id: Mapped[int | None] = mapped_column(ForeignKey("builds.id"))  # None: left out, see `detail`
     previous_build_id: Mapped[int | None] = mapped_column(ForeignKey("builds.id"))  # what it goes back to
     assignment: Mapped[str | None] = mapped_column(String(64))
-    why: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    order_kind: Mapped[str | None] = mapped_column(String(16))  # of `assignment`: rollout or rollback
+    heard: Mapped[bool] = mapped_column(default=False)  # the device has said a word of that order
+    served: Mapped[bool] = mapped_column(
+        default=False
+    )  # it has answered as many requests with the build as were asked for
+    off_since_ms: Mapped[int | None]  # when a device that is off was last heard of; None: it is connected
     reason: Mapped[str] = mapped_column(String(32), default="none")
     detail: Mapped[str] = mapped_column(Text, default="")
     assigned_ms: Mapped[int | None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, Index, String, Text
+from sqlalchemy import JSON, ForeignKey, Index, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from covey_server.db.tables.base import Base
+from covey_server.db.tables.base import Base, Id
 
 
 class AssignmentRow(Base):
@@ -17,6 +17,12 @@ class AssignmentRow(Base):
     __table_args__ = (
         Index("assignments_by_device", "device", "counter"),
         Index("assignments_by_campaign", "campaign_id"),
+        Index(
+            "assignments_due",
+            "due_ms",
+            sqlite_where=text("due_ms IS NOT NULL"),
+            postgresql_where=text("due_ms IS NOT NULL"),
+        ),
     )
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     device: Mapped[str] = mapped_column(ForeignKey("devices.id"))
@@ -31,6 +37,7 @@ class AssignmentRow(Base):
     issued_ms: Mapped[int]
     expires_ms: Mapped[int]
     sent_ms: Mapped[int | None]
+    due_ms: Mapped[int | None]  # when it is to be sent, again or at all; None: heard of, over, or its device is off
     state: Mapped[str] = mapped_column(String(16), default="issued")  # then a lifecycle `State`, or "superseded"
     reason: Mapped[str] = mapped_column(String(32), default="none")
     detail: Mapped[str] = mapped_column(Text, default="")
@@ -46,6 +53,9 @@ class Desired(Base):
     device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
     model: Mapped[str] = mapped_column(String(64), primary_key=True)
     assignment: Mapped[str] = mapped_column(ForeignKey("assignments.id"))
+    answers: Mapped[int] = mapped_column(
+        default=0
+    )  # requests that the build must answer before the device counts as served
 
 
 class Reported(Base):
@@ -55,6 +65,7 @@ class Reported(Base):
     device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
     model: Mapped[str] = mapped_column(String(64), primary_key=True)
     active: Mapped[str | None] = mapped_column(String(64), index=True)  # build digests
+    answered: Mapped[int] = mapped_column(default=0)  # requests that `active` has answered since it became that
     previous: Mapped[str | None] = mapped_column(String(64))
     candidate: Mapped[str | None] = mapped_column(String(64))
     assignment: Mapped[str | None] = mapped_column(String(64))
@@ -62,6 +73,19 @@ class Reported(Base):
     reason: Mapped[str] = mapped_column(String(32), default="none")
     detail: Mapped[str] = mapped_column(Text, default="")
     updated_ms: Mapped[int]
+
+
+class MovedDevice(Base):
+    """What has changed of a device since the campaigns last looked: its order, its slots, its presence, its served requests.
+
+    Written in the transaction that makes the change, taken away in the one that follows it up. Append-only: two writers never
+    wait for each other, and a change that is made while an earlier one is followed up has a row of its own.
+    """
+
+    __tablename__ = "moved_devices"
+    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=True)
+    device: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(64))  # "": all of the device's models
 
 
 class ReportRow(Base):

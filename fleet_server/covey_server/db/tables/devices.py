@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ForeignKey, String, Text
+from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, mapped_column
 
+from covey_server.core.criticality import MEDIUM
+from covey_server.core.draw import lot_of
 from covey_server.db.tables.base import Base, Id
 
 
+def _lot(context: DefaultExecutionContext) -> int:
+    row: dict[str, Any] = context.get_current_parameters()  # type: ignore[no-untyped-call]  # as SQLAlchemy declares it
+    return lot_of(row["id"])
+
+
 class Device(Base):
+    """`lot`, `site`, `criticality` and `timezone` follow from id, labels and facts; planning reads them a million at a time."""
+
     __tablename__ = "devices"
+    __table_args__ = (Index("devices_by_kind", "profile", "facts_digest", "revoked_ms", "id"),)
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    profile: Mapped[str | None] = mapped_column(String(64), index=True)  # None: no profile matches
+    lot: Mapped[int] = mapped_column(default=_lot)  # `covey_server.core.draw.lot_of(id)`
+    profile: Mapped[str | None] = mapped_column(String(64))  # None: no profile matches
     profile_reason: Mapped[str] = mapped_column(Text, default="")
     simulated: Mapped[bool] = mapped_column(default=False)
     facts: Mapped[dict[str, Any]]
     facts_digest: Mapped[str] = mapped_column(String(64))
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    site: Mapped[str | None] = mapped_column(String(256))  # the label of that name
+    criticality: Mapped[int] = mapped_column(default=MEDIUM)  # the label of that name as a number, 0 to 100
+    timezone: Mapped[str] = mapped_column(String(64), default="UTC")  # of its facts
     enrolled_ms: Mapped[int]
     last_seen_ms: Mapped[int | None]
     online: Mapped[bool] = mapped_column(default=False)

@@ -2,11 +2,103 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import sqlalchemy as sa
+from alembic import op
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_MEDIUM = 50
+
 
 def upgrade() -> None:
-    """Nothing yet."""
+    _devices()
+    _deployments()
+    _campaigns()
+
+
+def _devices() -> None:
+    """What planning reads of each device. Labels `site` and `criticality` had no meaning before; they count once they are set anew."""
+    op.add_column("devices", sa.Column("lot", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("devices", sa.Column("site", sa.String(256), nullable=True))
+    op.add_column("devices", sa.Column("criticality", sa.BigInteger(), nullable=False, server_default=str(_MEDIUM)))
+    op.add_column("devices", sa.Column("timezone", sa.String(64), nullable=False, server_default="UTC"))
+    connection = op.get_bind()
+    ids = connection.execute(sa.text("SELECT id FROM devices")).scalars().all()
+    if ids:
+        lots = [{"id": each, "lot": _lot(each)} for each in ids]
+        connection.execute(sa.text("UPDATE devices SET lot = :lot WHERE id = :id"), lots)
+    op.drop_index("ix_devices_profile", table_name="devices")
+    op.create_index("devices_by_kind", "devices", ["profile", "facts_digest", "revoked_ms", "id"])
+
+
+def _lot(device: str) -> int:
+    """As `covey_server.core.draw.lot_of` was when this was written."""
+    return int.from_bytes(hashlib.sha256(device.encode()).digest()[:4], "big") >> 1
+
+
+def _deployments() -> None:
+    op.add_column("assignments", sa.Column("due_ms", sa.BigInteger(), nullable=True))
+    op.execute("UPDATE assignments SET due_ms = issued_ms WHERE state = 'issued'")
+    op.create_index(
+        "assignments_due",
+        "assignments",
+        ["due_ms"],
+        sqlite_where=sa.text("due_ms IS NOT NULL"),
+        postgresql_where=sa.text("due_ms IS NOT NULL"),
+    )
+    op.add_column("desired", sa.Column("answers", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("reported", sa.Column("answered", sa.BigInteger(), nullable=False, server_default="0"))
+    op.create_table(
+        "moved_devices",
+        sa.Column("id", _ID, autoincrement=True, nullable=False),
+        sa.Column("device", sa.String(length=64), nullable=False),
+        sa.Column("model", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+
+
+def _campaigns() -> None:
+    op.create_table(
+        "campaign_choices",
+        sa.Column("campaign_id", _ID, nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("build_id", _ID, nullable=True),
+        sa.Column("why", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(["campaign_id"], ["campaigns.id"]),
+        sa.ForeignKeyConstraint(["build_id"], ["builds.id"]),
+        sa.PrimaryKeyConstraint("campaign_id", "number"),
+    )
+    op.drop_index("campaign_devices_by_state", table_name="campaign_devices")
+    op.drop_column("campaign_devices", "why")
+    op.add_column("campaign_devices", sa.Column("choice", sa.BigInteger(), nullable=True))
+    op.add_column("campaign_devices", sa.Column("order_kind", sa.String(16), nullable=True))
+    for name in ("heard", "served"):
+        op.add_column("campaign_devices", sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("campaign_devices", sa.Column("off_since_ms", sa.BigInteger(), nullable=True))
+    op.execute(
+        "UPDATE campaign_devices SET order_kind = (SELECT kind FROM assignments WHERE id = campaign_devices.assignment)"
+    )
+    # Whoever is in a campaign is looked at once by the first look of the new server.
+    op.execute("INSERT INTO moved_devices (device, model) SELECT DISTINCT device, '' FROM campaign_devices")
+    op.create_index("campaign_devices_by_device", "campaign_devices", ["device"])
+    op.create_index(
+        "campaign_devices_by_state",
+        "campaign_devices",
+        [
+            "campaign_id",
+            "state",
+            "stage",
+            "order_kind",
+            "heard",
+            "served",
+            "off_since_ms",
+            "active_ms",
+            "restored_ms",
+        ],
+    )

@@ -1,0 +1,205 @@
+"""Following up what has moved: the notes of `covey_server.fleet.moved`, a bounded number at a time, to the parts in campaigns.
+
+A look costs what has changed since the last one, never what the campaign is large.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, Select, and_, bindparam, delete, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from covey_server.core.engine import ACTIVE, CampaignState, DeviceState
+from covey_server.core.part import NEVER_SEEN_MS, OrderSeen, Part, Seen, step
+from covey_server.db.tables import (
+    AssignmentRow,
+    Build,
+    Campaign,
+    CampaignDevice,
+    Desired,
+    Device,
+    MovedDevice,
+    Reported,
+)
+from covey_server.fleet.moved import ALL_MODELS
+from covey_server.fleet.sql import chunks, table_of
+
+NOTES_A_LOOK = 5_000
+
+_ACTIVE = [state.value for state in ACTIVE]
+_HAS_ORDER = [DeviceState.ASSIGNED.value, DeviceState.ACTIVE.value, DeviceState.FAILED.value]
+# Devices of a campaign that has ended catch up; what becomes of the others is no longer its matter.
+_CATCHES_UP = [DeviceState.ASSIGNED.value, DeviceState.ROLLING_BACK.value]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """`campaigns`: ids of those of which a part has changed; `more`: there may be notes left."""
+
+    campaigns: frozenset[int]
+    more: bool
+
+
+def follow(session: Session, limit: int = NOTES_A_LOOK) -> Followed:
+    """Take up at most `limit` notes, and bring the parts that they are about up to date."""
+    notes = session.execute(
+        select(MovedDevice.id, MovedDevice.device, MovedDevice.model)
+        .order_by(MovedDevice.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if not notes:
+        return Followed(frozenset(), more=False)
+    for part in chunks([note.id for note in notes], 5_000):
+        session.execute(delete(MovedDevice).where(MovedDevice.id.in_(part)))
+    models: defaultdict[str, set[str]] = defaultdict(set)
+    for note in notes:
+        models[note.device].add(note.model)
+    _lock_campaigns(session, sorted(models))
+    changed = [change for part in chunks(sorted(models)) for change in _changes(session, part, models)]
+    _write(session, changed)
+    return Followed(frozenset(change["b_campaign"] for change in changed), more=len(notes) == limit)
+
+
+def _open() -> Any:
+    """A part whose campaign still wants to know."""
+    return or_(
+        and_(Campaign.state.in_(_ACTIVE), CampaignDevice.state.in_([*_HAS_ORDER, DeviceState.ROLLING_BACK.value])),
+        and_(Campaign.state != CampaignState.PLANNED.value, CampaignDevice.state.in_(_CATCHES_UP)),
+    )
+
+
+def _lock_campaigns(session: Session, devices: Sequence[str]) -> None:
+    """In the order of their ids, before any of their parts, as whoever carries out a campaign's decisions does."""
+    ids: set[int] = set()
+    for part in chunks(devices):
+        query = select(CampaignDevice.campaign_id).join(Campaign, Campaign.id == CampaignDevice.campaign_id)
+        ids.update(session.scalars(query.where(CampaignDevice.device.in_(part), _open()).distinct()))
+    if ids:
+        session.execute(select(Campaign.id).where(Campaign.id.in_(ids)).order_by(Campaign.id).with_for_update())
+
+
+def _changes(session: Session, devices: Collection[str], models: Mapping[str, Collection[str]]) -> list[dict[str, Any]]:
+    changes = []
+    for row in session.execute(_parts().where(CampaignDevice.device.in_(devices), _open())):
+        if row.model not in models[row.device] and ALL_MODELS not in models[row.device]:
+            continue
+        before = Part(
+            DeviceState(row.state),
+            row.heard,
+            row.served,
+            row.off_since_ms,
+            row.reason,
+            row.detail,
+            row.active_ms,
+            row.restored_ms,
+        )
+        after = step(before, seen_of(row))
+        if after != before:
+            changes.append(
+                {
+                    "b_campaign": row.campaign_id,
+                    "b_device": row.device,
+                    "state": after.state.value,
+                    "heard": after.heard,
+                    "served": after.served,
+                    "off_since_ms": after.off_since_ms,
+                    "reason": after.reason,
+                    "detail": after.detail,
+                    "active_ms": after.active_ms,
+                    "restored_ms": after.restored_ms,
+                }
+            )
+    return changes
+
+
+def _parts() -> Select[*tuple[Any, ...]]:
+    """Parts with all that `step` looks at."""
+    part, order = CampaignDevice, AssignmentRow
+    new, previous = aliased(Build), aliased(Build)
+    return (
+        select(
+            part.campaign_id,
+            part.device,
+            part.state,
+            part.heard,
+            part.served,
+            part.off_since_ms,
+            part.reason,
+            part.detail,
+            part.active_ms,
+            part.restored_ms,
+            Campaign.model,
+            part.assignment,
+            order.kind.label("order_kind"),
+            order.state.label("order_state"),
+            order.reason.label("order_reason"),
+            order.detail.label("order_detail"),
+            order.updated_ms.label("order_updated_ms"),
+            Desired.assignment.label("wanted"),
+            Desired.answers,
+            new.digest.label("build"),
+            previous.digest.label("previous"),
+            Reported.device.label("reported"),
+            Reported.active,
+            Reported.answered,
+            Reported.candidate,
+            Reported.assignment.label("told_of"),
+            Device.online,
+            Device.last_seen_ms,
+            Device.revoked_ms,
+        )
+        .select_from(part)
+        .join(Campaign, Campaign.id == part.campaign_id)
+        .join(Device, Device.id == part.device)
+        .outerjoin(order, order.id == part.assignment)
+        .outerjoin(new, new.id == part.build_id)
+        .outerjoin(previous, previous.id == part.previous_build_id)
+        .outerjoin(Desired, (Desired.device == part.device) & (Desired.model == Campaign.model))
+        .outerjoin(Reported, (Reported.device == part.device) & (Reported.model == Campaign.model))
+    )
+
+
+def seen_of(row: Row[Any]) -> Seen:
+    order = None
+    if row.order_kind is not None:
+        order = OrderSeen(row.order_kind, row.order_state, row.order_reason, row.order_detail, row.order_updated_ms)
+    return Seen(
+        order=order,
+        assignment=row.assignment,
+        wanted=row.wanted,
+        answers=row.answers or 0,
+        build=row.build,
+        previous=row.previous,
+        reported=row.reported is not None,
+        active=row.active,
+        answered=row.answered or 0,
+        candidate=row.candidate,
+        told_of=row.told_of,
+        off_since_ms=off_since_ms(row),
+    )
+
+
+def off_since_ms(row: Row[Any]) -> int | None:
+    """When a device was last heard of, if it is off; None if it is connected. Of a row with `online`, `last_seen_ms` and
+    `revoked_ms`."""
+    if row.revoked_ms is not None:
+        return NEVER_SEEN_MS
+    return None if row.online else row.last_seen_ms or NEVER_SEEN_MS
+
+
+def _write(session: Session, changes: Sequence[dict[str, Any]]) -> None:
+    if not changes:
+        return
+    columns = table_of(CampaignDevice).c
+    names = [name for name in changes[0] if not name.startswith("b_")]
+    session.execute(
+        update(table_of(CampaignDevice))
+        .where(columns.campaign_id == bindparam("b_campaign"), columns.device == bindparam("b_device"))
+        .values({name: bindparam(name) for name in names}),
+        list(changes),
+    )

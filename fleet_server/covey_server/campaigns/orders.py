@@ -1,0 +1,284 @@
+"""The orders of a campaign: its version to devices, and devices back to their own previous builds. A bounded number at a time.
+
+Each statement is about devices that still want it (planned ones get an order, those that have one do not), so that giving the
+same orders twice gives nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import BindParameter, Row, bindparam, select, update
+from sqlalchemy.orm import Session, aliased
+
+from covey_contract.lifecycle import BAD
+from covey_contract.reasons import Reason
+from covey_server.campaigns.following import off_since_ms
+from covey_server.core.engine import DeviceState
+from covey_server.core.part import ISSUED, ROLLBACK, ROLLOUT, SUPERSEDED_DETAIL
+from covey_server.core.spec import CampaignSpec
+from covey_server.db.tables import (
+    AssignmentRow,
+    Build,
+    Campaign,
+    CampaignChoice,
+    CampaignDevice,
+    Desired,
+    Device,
+    Reported,
+)
+from covey_server.fleet.assignments import NewOrder, action_of, issue
+from covey_server.fleet.moved import note_moved
+from covey_server.fleet.sql import table_of
+
+# A bound on the work of one look; the rest goes out in the looks that follow at once.
+ORDERS_A_LOOK = 5_000
+
+_BAD = frozenset(str(state) for state in BAD)
+_HAS_ORDER = (DeviceState.ASSIGNED.value, DeviceState.ACTIVE.value, DeviceState.FAILED.value)
+
+
+@dataclass(frozen=True)
+class Given:
+    """`devices` were taken up, `orders` went out, `waits` of the devices have to follow theirs before the campaign ends."""
+
+    devices: int = 0
+    orders: int = 0
+    waits: int = 0
+
+
+def assign(session: Session, campaign: Campaign, spec: CampaignSpec, stage: int, limit: int, now_ms: int) -> Given:
+    """The campaign's version to the planned devices of a stage. One that runs and wants that very build already counts as active
+    at once; the others' present builds are noted, to go back to."""
+    rows = _planned(session, campaign, stage, limit)
+    probation = msgspec.to_builtins(spec.probation)
+    given, parts, already = [], [], []
+    for row in rows:
+        wanted = _wanted(row.wanted_id, row.wanted_state, row.wanted_why)
+        part = {
+            "b_device": row.device,
+            "state": DeviceState.ASSIGNED.value,
+            "previous_build_id": row.running_id if wanted in {None, row.build_id} else wanted,
+            "order_kind": ROLLOUT,
+            "heard": False,
+            "served": False,
+            "off_since_ms": off_since_ms(row),
+            "detail": "",
+            "assigned_ms": now_ms,
+            "active_ms": None,
+        }
+        if row.active is not None and row.active == row.digest and wanted in {None, row.build_id}:
+            already.append(row.device)
+            part |= {
+                "state": DeviceState.ACTIVE.value,
+                "previous_build_id": row.build_id,
+                "order_kind": None,
+                "detail": "runs this build already",
+                "active_ms": now_ms,
+            }
+        else:
+            given.append(
+                NewOrder(
+                    device=row.device,
+                    model=campaign.model,
+                    version_id=campaign.version_id,
+                    build_id=row.build_id,
+                    kind=ROLLOUT,
+                    campaign_id=campaign.id,
+                    why=row.why,
+                    probation=probation,
+                    ttl_ms=spec.assignment_ttl.ms,
+                )
+            )
+        parts.append(part)
+    _issue(session, campaign.id, given, parts, now_ms)
+    note_moved(session, ((device, campaign.model) for device in already))  # whether they have served is to be seen
+    return Given(len(rows), len(given))
+
+
+def restore(session: Session, campaign: Campaign, spec: CampaignSpec, limit: int, now_ms: int) -> Given:
+    """Devices that have the campaign's order back to their own previous builds (or to none, where they had none). Those that
+    never heard of the order are re-assigned too, so that they catch up to the right build, but nobody waits for them."""
+    rows = _ordered(session, campaign, limit)
+    given, parts, waits = [], [], 0
+    for row in rows:
+        part = {
+            "b_device": row.device,
+            "state": DeviceState.ROLLING_BACK.value,
+            "order_kind": ROLLBACK,
+            "heard": False,
+            "off_since_ms": off_since_ms(row),
+            "reason": row.reason,
+            "detail": "",
+            "restored_ms": None,
+        }
+        parts.append(part)
+        if row.wanted is not None and row.wanted != row.assignment:
+            # Whoever has a newer order of someone else's must not get one to go back.
+            part |= {"state": DeviceState.SKIPPED.value, "order_kind": row.order_kind, "detail": SUPERSEDED_DETAIL}
+            part["reason"] = str(Reason.SUPERSEDED)
+            continue
+        if row.state == DeviceState.FAILED and row.order_state in _BAD and _serves_previous(row):
+            part |= {"state": DeviceState.RESTORED_LOCALLY.value, "detail": "had gone back by itself"}
+            part["restored_ms"] = max(row.told_ms or 0, campaign.halted_ms or 0)
+        elif row.order_state == ISSUED and not row.online:
+            part |= {"state": DeviceState.SKIPPED.value}
+            part["detail"] = "never heard of it; its build before is assigned again"
+        else:
+            waits += 1
+        given.append(
+            NewOrder(
+                device=row.device,
+                model=campaign.model,
+                version_id=row.previous_version_id or campaign.version_id,
+                build_id=row.previous_build_id or row.build_id,
+                kind=ROLLBACK,
+                campaign_id=campaign.id,
+                why={"reason": Reason.ROLLED_BACK.value, "campaign": campaign.name},
+                # It ran this build before; another round of probation could only take it to the bad one again.
+                probation={"seconds": 0.0},
+                action="run" if row.previous_build_id is not None else "remove",
+                ttl_ms=spec.assignment_ttl.ms,
+            )
+        )
+    _issue(session, campaign.id, given, parts, now_ms)
+    return Given(len(rows), len(given), waits)
+
+
+def try_again(session: Session, campaign: Campaign) -> None:
+    """Devices that could not go back before are to be told once more."""
+    session.execute(
+        update(CampaignDevice)
+        .where(
+            CampaignDevice.campaign_id == campaign.id,
+            CampaignDevice.state == DeviceState.FAILED.value,
+            CampaignDevice.order_kind == ROLLBACK,
+        )
+        .values(order_kind=ROLLOUT)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _planned(session: Session, campaign: Campaign, stage: int, limit: int) -> Sequence[Row[Any]]:
+    part = (
+        select(CampaignDevice)
+        .where(
+            CampaignDevice.campaign_id == campaign.id,
+            CampaignDevice.stage == stage,
+            CampaignDevice.state == DeviceState.PLANNED.value,
+        )
+        .limit(limit)
+        .subquery()
+    )
+    new, running = aliased(Build), aliased(Build)
+    rows = session.execute(
+        select(
+            part.c.device,
+            part.c.build_id,
+            CampaignChoice.why,
+            Reported.active,
+            new.digest,
+            running.id.label("running_id"),
+            AssignmentRow.build_id.label("wanted_id"),
+            AssignmentRow.state.label("wanted_state"),
+            AssignmentRow.why.label("wanted_why"),
+            Device.online,
+            Device.last_seen_ms,
+            Device.revoked_ms,
+        )
+        .select_from(part)
+        .join(Device, Device.id == part.c.device)
+        .join(new, new.id == part.c.build_id)
+        .join(
+            CampaignChoice,
+            (CampaignChoice.campaign_id == campaign.id) & (CampaignChoice.number == part.c.choice),
+        )
+        .outerjoin(Reported, (Reported.device == part.c.device) & (Reported.model == campaign.model))
+        .outerjoin(running, running.digest == Reported.active)
+        .outerjoin(Desired, (Desired.device == part.c.device) & (Desired.model == campaign.model))
+        .outerjoin(AssignmentRow, AssignmentRow.id == Desired.assignment)
+    ).all()
+    return sorted(rows, key=lambda row: str(row.device))
+
+
+def _ordered(session: Session, campaign: Campaign, limit: int) -> Sequence[Row[Any]]:
+    part = (
+        select(CampaignDevice)
+        .where(
+            CampaignDevice.campaign_id == campaign.id,
+            CampaignDevice.state.in_(_HAS_ORDER),
+            CampaignDevice.order_kind == ROLLOUT,
+        )
+        .limit(limit)
+        .subquery()
+    )
+    previous = aliased(Build)
+    rows = session.execute(
+        select(
+            part.c.device,
+            part.c.state,
+            part.c.reason,
+            part.c.order_kind,
+            part.c.assignment,
+            part.c.build_id,
+            part.c.previous_build_id,
+            previous.version_id.label("previous_version_id"),
+            previous.digest.label("previous"),
+            AssignmentRow.state.label("order_state"),
+            Desired.assignment.label("wanted"),
+            Device.online,
+            Device.last_seen_ms,
+            Device.revoked_ms,
+            Reported.device.label("reported"),
+            Reported.active,
+            Reported.candidate,
+            Reported.updated_ms.label("told_ms"),
+        )
+        .select_from(part)
+        .join(Device, Device.id == part.c.device)
+        .join(AssignmentRow, AssignmentRow.id == part.c.assignment)
+        .outerjoin(previous, previous.id == part.c.previous_build_id)
+        .outerjoin(Desired, (Desired.device == part.c.device) & (Desired.model == campaign.model))
+        .outerjoin(Reported, (Reported.device == part.c.device) & (Reported.model == campaign.model))
+    ).all()
+    return sorted(rows, key=lambda row: str(row.device))
+
+
+def _serves_previous(row: Row[Any]) -> bool:
+    """As `covey_server.core.part.serves_previous`."""
+    return row.reported is not None and row.candidate is None and (row.active or "") == (row.previous or "")
+
+
+def _wanted(build_id: int | None, state: str | None, why: dict[str, Any] | None) -> int | None:
+    """The build that the device is meant to run before the campaign; None if there is none, or it could not take it."""
+    if build_id is None or state in _BAD or action_of(why or {}) == "remove":
+        return None
+    return build_id
+
+
+def _issue(
+    session: Session, campaign_id: int, given: Sequence[NewOrder], parts: Sequence[dict[str, Any]], now_ms: int
+) -> None:
+    """Issue the orders and write the devices' parts, with the orders' ids."""
+    ids = dict(zip((order.device for order in given), issue(session, given, now_ms), strict=True))
+    columns = table_of(CampaignDevice).c
+    # A device that gets no order keeps the one it has.
+    for group in (
+        [part for part in parts if part["b_device"] in ids],
+        [part for part in parts if part["b_device"] not in ids],
+    ):
+        if not group:
+            continue
+        names = [name for name in group[0] if not name.startswith("b_")]
+        values: dict[str, BindParameter[Any]] = {name: bindparam(name) for name in names}
+        if group[0]["b_device"] in ids:
+            values["assignment"] = bindparam("b_assignment")
+        session.execute(
+            update(table_of(CampaignDevice))
+            .where(columns.campaign_id == campaign_id, columns.device == bindparam("b_device"))
+            .values(values),
+            [part | {"b_assignment": ids.get(part["b_device"])} for part in group],
+        )
