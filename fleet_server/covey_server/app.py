@@ -22,6 +22,11 @@ from covey_server.errors import StartError
 from covey_server.fleet.ca import FleetCA
 from covey_server.fleet.service import FleetService
 from covey_server.middleware import Guard
+from covey_server.notifications.mail import Mailer
+from covey_server.notifications.outbox import Mailing
+from covey_server.notifications.sealing import Seal
+from covey_server.notifications.sending import Sender
+from covey_server.notifications.service import NotificationService
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.checks import CHECK_TARGET
 from covey_server.registry.housekeeping import Housekeeping
@@ -50,6 +55,7 @@ def build_services(settings: Settings, clock: Clock = system_clock) -> Services:
         database.migrate()
         keys = SigningKeys.load_or_create(data / "keys")
         ca = FleetCA.load_or_create(data / "ca", now_ms)
+        seal = Seal.load_or_create(data)
         with database.session() as session:
             tokens.ensure_file(session, data / ADMIN_TOKEN_FILE, "admin", "admin", now_ms)
             tokens.ensure_file(session, data / WORKER_TOKEN_FILE, "local-worker", "worker", now_ms)
@@ -61,7 +67,19 @@ def build_services(settings: Settings, clock: Clock = system_clock) -> Services:
     fleet = FleetService(settings, database, clock, bus, keys, blobs, ca)
     campaigns = CampaignService(database, clock, bus, fleet.wake, settings.campaign_tick_s)
     workers = Workers(local_targets(settings) if settings.local_worker else ())
-    return Services(settings, clock, database, bus, blobs, keys, fleet, campaigns, workers)
+    notifications = NotificationService(
+        database,
+        clock,
+        bus,
+        seal,
+        Sender(Mailer(settings), private=settings.webhook_private, timeout_s=settings.webhook_timeout_s),
+        Mailing(settings.mail_to, settings.mail_events),
+        console_url=settings.console_url,
+        keep_days=settings.notices_keep_days,
+    )
+    return Services(
+        settings, clock, database, bus, blobs, keys, fleet, campaigns, workers, notifications, seal
+    )
 
 
 def create_app(services: Services) -> FastAPI:
@@ -85,7 +103,7 @@ def running(services: Services) -> Iterator[None]:
     housekeeping = Housekeeping(services.database, services.clock, services.bus, services.settings.build_attempts)
     with contextlib.ExitStack() as started:
         started.callback(services.database.close)
-        for part in (services.fleet, services.campaigns, housekeeping):
+        for part in (services.fleet, services.campaigns, housekeeping, services.notifications):
             if part is not None:
                 part.start()
                 started.callback(part.stop)

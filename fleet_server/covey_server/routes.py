@@ -24,6 +24,7 @@ from covey_server.api import (
     models,
     people,
     tokens,
+    webhooks,
 )
 from covey_server.console import routes as console
 from covey_server.errors import Invalid
@@ -48,12 +49,13 @@ _TAGS = [
     {"name": "groups", "description": "Groups of devices: fixed lists or selectors."},
     {"name": "campaigns", "description": "Staged rollouts: plan, start, watch, stop, go back."},
     {"name": "people", "description": "People, their logins, and API tokens."},
+    {"name": "notifications", "description": "Who is told of what happens: webhooks and e-mail."},
     {"name": "audit", "description": "Who did what, when, from where; hash-chained."},
     {"name": "health", "description": "For load balancers."},
     {"name": "metrics", "description": "For Prometheus."},
 ]
 # In the order of the document.
-_API = (models, builds, jobs, devices, groups, claim_tokens, enrol, campaigns, people, tokens, audit, health, metrics)
+_API = (models, builds, jobs, devices, groups, claim_tokens, enrol, campaigns, people, tokens, webhooks, audit, health, metrics)
 
 
 def application(lifespan: StatelessLifespan[FastAPI] | None = None) -> FastAPI:

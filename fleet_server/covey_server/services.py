@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database
+from covey_server.notifications.sealing import Seal
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
 from covey_server.registry.workers import Workers
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     # Only for the types: what these import needs this module in turn.
     from covey_server.campaigns.service import CampaignService
     from covey_server.fleet.service import FleetService
+    from covey_server.notifications.service import NotificationService
 
 
 @dataclass
 class Services:
-    """The server's parts. `fleet` and `campaigns` are None only where a tool uses the database alone."""
+    """The server's parts. `fleet`, `campaigns`, `notifications` and `seal` are None only where a tool uses the database alone."""
 
     settings: Settings
     clock: Clock
@@ -35,6 +37,8 @@ class Services:
     fleet: FleetService | None = None
     campaigns: CampaignService | None = None
     workers: Workers = field(default_factory=Workers)
+    notifications: NotificationService | None = None
+    seal: Seal | None = None
 
 
 def services(request: HTTPConnection) -> Services:

@@ -25,6 +25,7 @@ from typing import Any
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import check_target
 from covey_server.errors import EXIT_SETTINGS, StartError
+from covey_server.notifications.events import EMAIL_PATTERN, EVENTS
 
 PREFIX = "COVEY_SERVER_"
 # What a worker on the server's own machine can build: CPU targets. TensorRT engines are built on their own hardware.
@@ -68,6 +69,17 @@ class Settings:
     )
     database_url: str = _set("", "postgresql+psycopg://… or sqlite:///PATH; empty: SQLite in the data folder.")
 
+    # Trust.
+    production: bool = _set(
+        False, "Refuse to start while development keys are trusted: those that a first start makes for trying out."
+    )
+    key_secret_file: str = _set("", "File that holds the passphrase or PIN of the keys that the server signs with.")
+    release_timestamp_s: int = _set(
+        86_400,
+        "How long the newest state of releases is good without a fresh signature; longer for sites seldom reached.",
+    )
+    release_snapshot_s: int = _set(7 * 86_400, "How long the list of all releases is good without a fresh signature.")
+
     # Broker.
     broker_url: str = _set("", "mqtts://HOST:PORT of a broker of your own; empty: the server starts one.")
     broker_host: str = _set("", "Interface on which the server's own broker listens; empty: that of `listen`.")
@@ -83,6 +95,31 @@ class Settings:
     session_s: int = _set(12 * 3600, "How long a console session lasts.")
     token_s: int = _set(90 * 86_400, "How long a new API token is good, unless its maker says otherwise.")
     invitation_s: int = _set(3 * 86_400, "How long an invitation to choose a password is good.")
+
+    # Notifications.
+    webhook_private: bool = _set(
+        False, "Whether webhooks may go to private addresses (this machine, this network) and by plain HTTP."
+    )
+    webhook_timeout_s: float = _set(10.0, "How long a webhook's receiver may take to answer.")
+    smtp_host: str = _set("", "Mail server that e-mail is handed to; empty: no e-mail is sent.")
+    smtp_port: int = _set(587, "Port of the mail server.")
+    smtp_security: str = _set("starttls", "starttls, tls (from the first byte) or none.")
+    smtp_user: str = _set("", "Name to log in to the mail server by; empty: without.")
+    smtp_password_file: str = _set("", "File that holds the password for the mail server.")
+    mail_from: str = _set("", "Sender of e-mail; empty: covey@ and the public host.")
+    mail_to: tuple[str, ...] = _set((), "Addresses that are mailed, beside people who asked to be.")
+    mail_events: tuple[str, ...] = _set(
+        (
+            "campaign.halted",
+            "campaign.gate_breached",
+            "campaign.rolled_back",
+            "campaign.failed",
+            "campaign.done",
+            "campaign.approval_wanted",
+        ),
+        "Events that are mailed to `mail_to`.",
+    )
+    notices_keep_days: int = _set(30, "How long notices and their deliveries are kept.")
 
     # Limits of requests.
     body_max_bytes: int = _set(MIB, "Largest request body, other than uploads.")
@@ -148,6 +185,12 @@ class Settings:
     def wildcard(self) -> bool:
         """Whether it listens on every interface."""
         return self.host in _WILDCARDS
+
+    @property
+    def console_url(self) -> str:
+        """Where people find the console, for links in e-mail; empty where the port is not known beforehand."""
+        host = f"[{self.reachable_host}]" if ":" in self.reachable_host else self.reachable_host
+        return f"{'http' if self.loopback else 'https'}://{host}:{self.port}" if self.port else ""
 
     @property
     def broker_interface(self) -> str:
@@ -319,6 +362,15 @@ def _between(low: float, high: float) -> Callable[[float], str]:
     return lambda value: "" if low <= value <= high else f"{value} is not between {low:g} and {high:g}"
 
 
+def _mail_address(value: str) -> str:
+    return "" if not value or re.fullmatch(EMAIL_PATTERN, value) else f"{value!r} is not an e-mail address"
+
+
+def _events(value: tuple[str, ...]) -> str:
+    unknown = [one for one in value if one not in EVENTS]
+    return f"{unknown[0]!r} is no event; there are {', '.join(EVENTS)}" if unknown else ""
+
+
 def _targets(value: tuple[str, ...]) -> str:
     for target in value:
         try:
@@ -332,6 +384,8 @@ def _targets(value: tuple[str, ...]) -> str:
 _CHECKS: dict[str, Callable[[Any], str]] = {
     "listen": _address,
     "public_host": _host,
+    "release_timestamp_s": _between(3600, 365 * 86_400),
+    "release_snapshot_s": _between(3600, 365 * 86_400),
     "broker_port": _port,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "log_format": _one_of("human", "json"),
@@ -339,6 +393,14 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "session_s": _between(60, 30 * 86_400),
     "token_s": _between(60, 3650 * 86_400),
     "invitation_s": _between(60, 90 * 86_400),
+    "webhook_timeout_s": _between(0.1, 60),
+    "smtp_host": _host,
+    "smtp_port": _port,
+    "smtp_security": _one_of("starttls", "tls", "none"),
+    "mail_from": _mail_address,
+    "mail_to": lambda value: next(filter(None, map(_mail_address, value)), ""),
+    "mail_events": _events,
+    "notices_keep_days": _between(1, 3650),
     "body_max_bytes": _between(64 * 1024, 1024 * MIB),
     "upload_max_bytes": _between(64 * 1024, 1 << 40),
     "build_file_max_bytes": _between(64 * 1024, 1 << 40),

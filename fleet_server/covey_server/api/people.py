@@ -17,7 +17,7 @@ from covey_server.api.tokens import CreatedToken, identity_of, view
 from covey_server.audit import Actor
 from covey_server.db.tables import ConsoleSession, Person
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, TooMany, Unauthorized
-from covey_server.notifications.events import EventName
+from covey_server.notifications.events import EMAIL_PATTERN, EventName
 from covey_server.people import directory, passwords, sessions
 from covey_server.people.roles import PersonRole, Role, common
 from covey_server.problems import responses
@@ -30,7 +30,7 @@ Admin = Annotated[Actor, Depends(require("admin"))]
 Viewer = Annotated[Actor, Depends(require("viewer"))]
 Name = Annotated[str, Path(pattern=directory.NAME_PATTERN)]
 Password = Annotated[str, Field(max_length=passwords.MAX_LENGTH, examples=["a sentence that nobody guesses"])]
-Email = Annotated[str, Field(pattern=directory.EMAIL_PATTERN, max_length=254, examples=["anna@factory.example"])]
+Email = Annotated[str, Field(pattern=EMAIL_PATTERN, max_length=254, examples=["anna@factory.example"])]
 _NOTIFY = "events that are mailed to them"
 
 

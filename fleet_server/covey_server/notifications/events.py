@@ -22,6 +22,8 @@ EventName = Literal[
 ]
 EVENTS: tuple[EventName, ...] = get_args(EventName)
 
+EMAIL_PATTERN = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,186}[A-Za-z0-9])?$"
+
 # The kinds of a campaign's log that are told, and as what.
 OF_CAMPAIGNS: dict[str, EventName] = {
     "started": "campaign.started",

@@ -20,7 +20,6 @@ from covey_server.people.roles import PersonRole
 from covey_server.people.sessions import Holder, end_sessions
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
-EMAIL_PATTERN = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,186}[A-Za-z0-9])?$"
 
 
 def add(session: Session, name: str, role: PersonRole, by: str, now_ms: int) -> Person:

@@ -21,6 +21,7 @@ from covey_contract.envelope import Envelope, encode_envelope
 from covey_contract.manifest import Manifest, build_digest
 from covey_server.db.tables import Blob, Build, Version
 from covey_server.errors import Conflict, NotFound
+from covey_server.notifications.outbox import tell
 
 FINISHED = frozenset(outcome.value for outcome in Outcome)
 # The statements' objects are read anew afterwards, or not at all.
@@ -142,6 +143,8 @@ def finish(
         build.envelope = encode_envelope(signed.envelope)
         build.size = signed.manifest.size
     session.flush()
+    if report.outcome is Outcome.FAILED:
+        _tell_failure(session, build, report.reason, now_ms)
     return build
 
 
@@ -172,7 +175,15 @@ def release_expired(session: Session, attempts: int, now_ms: int) -> list[int]:
             session.execute(
                 update(Build).where(Build.id == row.id, *expired).values(**failed, **gone), execution_options=_UNSYNCED
             )
+            _tell_failure(session, session.get_one(Build, row.id), reason, now_ms)
     return [row.id for row in rows]
+
+
+def _tell_failure(session: Session, build: Build, reason: str, now_ms: int) -> None:
+    version = session.get_one(Version, build.version_id)
+    data = {"model": version.model, "version": version.name, "target": build.target, "build": build.id}
+    summary = f"{version.model} {version.name}: {build.target} could not be built: {reason or 'no reason given'}"
+    tell(session, "build.failed", summary, {**data, "reason": reason[:500]}, f"build {build.id} {now_ms}", now_ms)
 
 
 def retry(session: Session, build_id: int, can_build: Callable[[str], bool]) -> Build:

@@ -39,6 +39,7 @@ class Notice(Base):
     at_ms: Mapped[int] = mapped_column(index=True)
     summary: Mapped[str] = mapped_column(Text)  # one sentence for people
     data: Mapped[dict[str, Any]]
+    addressed_ms: Mapped[int | None] = mapped_column(index=True)  # when its deliveries were made; None: not yet
 
 
 class Delivery(Base):

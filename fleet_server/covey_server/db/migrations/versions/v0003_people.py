@@ -130,11 +130,13 @@ def _notifications() -> None:
         sa.Column("at_ms", sa.BigInteger(), nullable=False),
         sa.Column("summary", sa.Text(), nullable=False),
         sa.Column("data", sa.JSON(), nullable=False),
+        sa.Column("addressed_ms", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("key"),
         sa.UniqueConstraint("source"),
     )
     op.create_index("ix_notices_at_ms", "notices", ["at_ms"])
+    op.create_index("ix_notices_addressed_ms", "notices", ["addressed_ms"])
     op.create_table(
         "deliveries",
         sa.Column("id", _ID, autoincrement=True, nullable=False),
