@@ -63,6 +63,8 @@ def post(
         connection.request("POST", target.path, body, {"Host": target.authority, **headers})
         response = connection.getresponse()
         response.read(MAX_ANSWER_BYTES)
+        if overdue.is_set():  # hung up on in the middle of its headers, which then look as if they had ended
+            raise TimeoutError
         return Answer(response.status, _seconds(response.getheader("Retry-After")))
     except (OSError, http.client.HTTPException) as error:
         raise PostFailedError(f"no answer in {timeout_s:g} s" if overdue.is_set() else _why(error)) from error

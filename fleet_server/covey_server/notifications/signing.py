@@ -11,7 +11,6 @@ blanks: while a secret is being changed, one of the new and one of the old. A se
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import secrets
@@ -29,7 +28,7 @@ def key_of(secret: str) -> bytes:
     """The bytes of a secret. Raises `ValueError` if it is none, or has not between 24 and 64 of them."""
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ValueError("a webhook's secret is whsec_ and base64") from error
     if not secret.startswith(PREFIX) or not 24 <= len(key) <= 64:
         raise ValueError("a webhook's secret is whsec_ and the base64 of 24 to 64 bytes")
