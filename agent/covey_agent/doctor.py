@@ -71,7 +71,7 @@ def _certificate(folder: Path) -> str:
     from cryptography import x509
 
     certificate = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
-    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
     if left.total_seconds() <= 0:
         raise _Bad(f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}; enroll again")
     return f"valid for {left.days} more days"
@@ -111,7 +111,9 @@ def _disk(state: Path, margin: int) -> str:
 def _clock(book: AgentState) -> str:
     now = time.time()
     if now < _EARLIEST:
-        raise _Bad(f"the clock says {datetime.datetime.fromtimestamp(now, datetime.UTC):%Y-%m-%d}: it is not set")
+        raise _Bad(
+            f"the clock says {datetime.datetime.fromtimestamp(now, datetime.timezone.utc):%Y-%m-%d}: it is not set"
+        )
     if now * 1000 < book.time_floor_ms - 300_000:
         raise _Bad(f"the clock is {book.time_floor_ms / 1000 - now:.0f} s behind the newest order")
-    return f"{datetime.datetime.fromtimestamp(now, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{datetime.datetime.fromtimestamp(now, datetime.timezone.utc):%Y-%m-%d %H:%M:%S} UTC"

@@ -6,13 +6,13 @@ block table), `report.json` (a `BuildReport`) and `provenance.json` (an in-toto 
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated
 
 import msgspec
 
 from covey_contract.manifest import ModelName, Sha256, VersionName
 from covey_contract.messages import Millis, ShortText
+from covey_contract.strenum import StrEnum
 from covey_contract.wire import Message
 
 MANIFEST_FILE = "manifest.json"
@@ -24,7 +24,7 @@ METRIC_KEY = "metric"
 PROVENANCE_MAX_BYTES = 256 * 1024
 
 
-class Outcome(enum.StrEnum):
+class Outcome(StrEnum):
     """BUILT: passed its gates. CHECKED: the graph is fit for this target, seen by building it; what was built could not be run
     here and is not released. REFUSED: was built, but is over a budget. UNSUPPORTED: this model cannot become this target.
     FAILED: the toolchain crashed, ran out of time or memory."""
@@ -43,6 +43,7 @@ class OutputParity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     mean_error: float
     cosine: float
     top1_agreement: float | None = None
+    decisions: float | None = None  # F1 of elements above one half, where each is a probability of its own
     column_error: float | None = None  # of the worst column, relative to the column's own range
     column: tuple[int, int] | None = None  # that column: axis of the output's shape, number on it
 

@@ -16,12 +16,13 @@ True
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta, tzinfo
 from typing import Annotated, NamedTuple
 
 import msgspec
+
+from covey_contract.strenum import StrEnum
 
 MAX_WINDOWS = 32
 # A window that opens on one day a week can miss one week to a clock that is set forward.
@@ -30,7 +31,7 @@ _LOOK_AHEAD_DAYS = 15
 ClockTime = Annotated[str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
 
-class Day(enum.StrEnum):
+class Day(StrEnum):
     """In the order of `date.weekday()`."""
 
     MON = "mon"

@@ -14,12 +14,13 @@ Both sides count by these rules, so that equal data give equal counts:
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
+
+from covey_contract.strenum import StrEnum
 
 MAX_CLASSES = 1000
 SCORE_BINS = 20
@@ -34,7 +35,7 @@ ClassIndex = Annotated[int, msgspec.Meta(ge=0, lt=MAX_CLASSES)]
 TensorName = Annotated[str, msgspec.Meta(max_length=256)]
 
 
-class OutputKind(enum.StrEnum):
+class OutputKind(StrEnum):
     PROBABILITIES = "probabilities"
     LOGITS = "logits"
     VALUES = "values"

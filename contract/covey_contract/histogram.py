@@ -60,7 +60,7 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         step = math.ldexp(1.0, -self.scale)
         for index, count in enumerate(self.counts, start=self.offset):
             if count and rank <= seen + count:
-                value = math.exp2(_bounded((index + (rank - seen) / count) * step))
+                value = math.pow(2.0, _bounded((index + (rank - seen) / count) * step))
                 return min(max(value, self.min), self.max)
             seen += count
         return self.max
@@ -159,5 +159,5 @@ def _build(scale: int, buckets: dict[int, int], *, zero_count: int, total: float
 
 
 def _bounded(exponent: float) -> float:
-    """Hostile offsets must not overflow exp2; values this far out are clamped to [min, max] anyway."""
+    """Hostile offsets must not overflow; values this far out are clamped to [min, max] anyway."""
     return min(max(exponent, -1022.0), 1023.0)

@@ -6,10 +6,10 @@ rolled_back. The table of transitions is the agent's; the server only reads the 
 
 from __future__ import annotations
 
-import enum
+from covey_contract.strenum import StrEnum
 
 
-class State(enum.StrEnum):
+class State(StrEnum):
     ASSIGNED = "assigned"
     FETCHING = "fetching"
     VERIFYING = "verifying"

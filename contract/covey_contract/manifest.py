@@ -8,7 +8,6 @@ wire; `files[i]` has index i + 1), pinned by `table`.
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import msgspec
 
 from covey_contract.drift import OutputKind, Reference
 from covey_contract.errors import DecodeError
+from covey_contract.strenum import StrEnum
 from covey_contract.wire import Message
 
 BLOCK_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 VERSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
-class Runtime(enum.StrEnum):
+class Runtime(StrEnum):
     """The inference runtimes; the first part of a target's name."""
 
     ONNXRUNTIME = "onnxruntime"
@@ -43,7 +43,7 @@ class Runtime(enum.StrEnum):
     TENSORRT_RTX = "tensorrt-rtx"
 
 
-class DataType(enum.StrEnum):
+class DataType(StrEnum):
     """Tensor element types by their names in the Open Inference Protocol."""
 
     BOOL = "BOOL"

@@ -6,7 +6,6 @@ the device never uses twice; the server acknowledges what it has stored by `Ack`
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated
 
 import msgspec
@@ -20,6 +19,7 @@ from covey_contract.histogram import Histogram
 from covey_contract.lifecycle import State
 from covey_contract.manifest import ModelName, Sha256, VersionName
 from covey_contract.reasons import Reason
+from covey_contract.strenum import StrEnum
 from covey_contract.wire import Message
 
 Millis = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -171,7 +171,7 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     min_requests: int = 50  # before the latency is judged
 
 
-class Action(enum.StrEnum):
+class Action(StrEnum):
     RUN = "run"
     REMOVE = "remove"
 
@@ -206,7 +206,7 @@ class Order(Message, frozen=True, kw_only=True, omit_defaults=True):
     manifest: Envelope
 
 
-class CommandKind(enum.StrEnum):
+class CommandKind(StrEnum):
     PING = "ping"
     FACTS = "facts"
     LOGS = "logs"

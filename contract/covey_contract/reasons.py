@@ -5,10 +5,10 @@ A reason is always sent with a `detail`, a sentence for people; programs decide 
 
 from __future__ import annotations
 
-import enum
+from covey_contract.strenum import StrEnum
 
 
-class Reason(enum.StrEnum):
+class Reason(StrEnum):
     """The reason of a lifecycle transition, a refusal or a failed command."""
 
     NONE = "none"

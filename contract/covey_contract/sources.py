@@ -6,12 +6,12 @@ or allocates by what a file claims: a few bytes of head, and the table of conten
 
 from __future__ import annotations
 
-import enum
 import io
 import zipfile
 from typing import BinaryIO
 
 from covey_contract.errors import DecodeError
+from covey_contract.strenum import StrEnum
 
 MAX_MEMBERS = 20_000
 _MAX_DIRECTORY_BYTES = 8 << 20
@@ -28,7 +28,7 @@ PICKLE_HELP = (
 )
 
 
-class SourceFormat(enum.StrEnum):
+class SourceFormat(StrEnum):
     """PICKLE is refused everywhere. ONNX has no mark of its own: it stands for everything that bears no other."""
 
     ONNX = "onnx"

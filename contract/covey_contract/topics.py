@@ -11,17 +11,17 @@ which is ours.
 
 from __future__ import annotations
 
-import enum
 import re
 
 from covey_contract.errors import TopicError
+from covey_contract.strenum import StrEnum
 
 ROOT = "covey"
 DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 BUILD_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Up(enum.StrEnum):
+class Up(StrEnum):
     """What a device says."""
 
     HELLO = "hello"
@@ -32,7 +32,7 @@ class Up(enum.StrEnum):
     REPLY = "reply"
 
 
-class Down(enum.StrEnum):
+class Down(StrEnum):
     """What the server says to one device."""
 
     ASSIGNMENT = "assignment"

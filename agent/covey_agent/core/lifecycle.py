@@ -9,13 +9,12 @@ agent goes on after it was killed there; a pair that the table does not hold is 
 
 from __future__ import annotations
 
-import enum
-
 from covey_contract.lifecycle import State
 from covey_contract.reasons import Reason
+from covey_contract.strenum import StrEnum
 
 
-class Event(enum.StrEnum):
+class Event(StrEnum):
     """What happens to a deployment."""
 
     ACCEPTED = "accepted"  # every condition holds
@@ -38,7 +37,7 @@ class Event(enum.StrEnum):
     RETRY = "retry"  # what was in the way may be gone
 
 
-class Act(enum.StrEnum):
+class Act(StrEnum):
     """What is done while in a state."""
 
     EXAMINE = "examine"

@@ -69,7 +69,7 @@ class Models:
         closing = asyncio.gather(*(model.close() for model in self.all()))
         try:
             await asyncio.wait_for(asyncio.shield(closing), timeout_s)
-        except TimeoutError:
+        except asyncio.TimeoutError:
             for model in self.all():
                 model.kill()
             await closing

@@ -6,12 +6,12 @@ A failed inference counts only where the previous build answered the same reques
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 from covey_contract.histogram import Histogram
 from covey_contract.messages import Probation
 from covey_contract.reasons import Reason
+from covey_contract.strenum import StrEnum
 
 P99 = 0.99
 # Computing a quantile at every request would cost more than many an inference.
@@ -21,7 +21,7 @@ HANG_FACTOR = 50
 HANG_FLOOR_S = 2.0
 
 
-class Failing(enum.StrEnum):
+class Failing(StrEnum):
     """How a request failed. The values are the error codes of telemetry and of the gateway's answers."""
 
     ERROR = "inference_error"

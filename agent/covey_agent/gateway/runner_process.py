@@ -122,7 +122,7 @@ class RunnerProcess(asyncio.Protocol):
                 self._close()
             self._write(encode_frame(Start(background, check_golden, self._threads)))
             ready = await asyncio.wait_for(self._starting, timeout_s)
-        except TimeoutError as error:
+        except asyncio.TimeoutError as error:
             self.kill()
             raise OrderError(Reason.LOAD_TIMEOUT, f"the build was not ready within {timeout_s:g} s") from error
         except OSError as error:
@@ -143,7 +143,8 @@ class RunnerProcess(asyncio.Protocol):
             threads = str(self._threads)
             try:
                 self._process = subprocess.Popen(  # noqa: ASYNC220  # vfork and exec: about a millisecond
-                    [sys.executable, "-P", "-m", "covey_agent.runner", str(theirs.fileno()), str(self.spec.folder)],
+                    [sys.executable, "-m", "covey_agent.runner", str(theirs.fileno()), str(self.spec.folder)],
+                    cwd="/",  # `-m` looks for modules there first
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from covey_contract.reasons import Reason
+from covey_contract.strenum import StrEnum
 
 PREFIX = struct.Struct("<IQ")
 MAX_HEADER_BYTES = 1 << 20
@@ -92,7 +93,7 @@ class Result(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     inputs_seen: tuple[int, ...] = ()
 
 
-class ErrorKind(enum.StrEnum):
+class ErrorKind(StrEnum):
     """FAILED: the runtime raised. BAD_OUTPUT: it answered with NaN, or with another shape or type than the manifest says."""
 
     FAILED = "inference_error"

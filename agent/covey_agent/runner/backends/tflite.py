@@ -66,7 +66,8 @@ def _quantised(detail: Detail, array: Array) -> Array:
 def _dequantised(detail: Detail, array: Array) -> Array:
     scale, zero_point = detail["quantization"]
     if array.dtype.kind in "iu" and scale:
-        return (array.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+        real: Array = (array.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+        return real
     return array
 
 
