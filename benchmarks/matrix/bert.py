@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.matrix.subject import Array, Floats
+from benchmarks.matrix.graph import Graph
+from benchmarks.matrix.subject import Floats
 
-OPSET = 17
 _EPSILON = 1e-12
 
 
@@ -32,37 +31,9 @@ def read_safetensors(path: Path) -> dict[str, Floats]:
     return found
 
 
-class Graph:
-    """Nodes and weights as they are added. Every method gives back the name of what it adds."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.weights: list[Any] = []
-
-    def weight(self, name: str, array: Array) -> str:
-        from onnx import numpy_helper
-
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def node(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        from onnx import helper
-
-        out = name or f"{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [out], name=f"node_{out}", **attributes))
-        return out
-
-    def number(self, value: float) -> str:
-        return self.weight(f"number_{len(self.weights)}", np.array(value, np.float32))
-
-    def sizes(self, *values: int) -> str:
-        return self.weight(f"sizes_{len(self.weights)}", np.array(values, np.int64))
-
-
 def save_encoder(weights: dict[str, Floats], out: Path, *, words: int, heads: int) -> None:
     """Inputs `input_ids` and `attention_mask`, INT64 [1, words]; output `embedding`, FP32 [1, hidden]."""
-    import onnx
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     graph = Graph()
     hidden = weights["embeddings.word_embeddings.weight"].shape[1]
@@ -77,22 +48,14 @@ def save_encoder(weights: dict[str, Floats], out: Path, *, words: int, heads: in
     mean = graph.node("Div", total, graph.node("ReduceSum", mask, graph.sizes(1), keepdims=1))
     length = graph.node("ReduceL2", mean, axes=[1], keepdims=1)
     graph.node("Div", mean, length, name="embedding")
-    model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "sentence-encoder",
-            [
-                helper.make_tensor_value_info(name, TensorProto.INT64, [1, words])
-                for name in ("input_ids", "attention_mask")
-            ],
-            [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, hidden])],
-            graph.weights,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=8,
+    shape = (1, words)
+    graph.save(
+        out,
+        "sentence-encoder",
+        {"input_ids": shape, "attention_mask": shape},
+        {"embedding": (1, hidden)},
+        integers=True,
     )
-    onnx.checker.check_model(model)
-    onnx.save(model, str(out))
 
 
 def _embedded(graph: Graph, weights: dict[str, Floats], words: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.matrix.subject import Arrays, Ask, Drawn, Score, Subject
+from benchmarks.matrix.subject import Arrays, Ask, Drawn, Purpose, Score, Subject
 from covey_agent.runner.errors import LoadError
 from covey_agent.runner.protocol import Start
 from covey_agent.runner.service import load_build
@@ -19,8 +19,8 @@ from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 from covey_converters.isolation import build_isolated
 from covey_converters.spec import BuildSpec, Limits
 
-_SEEDS = {"calibration": 11, "evaluation": 12, "held out": 13}
-_CELL_SECONDS = 900.0
+# A recipe, all recipes of a cell, and the whole cell.
+_RECIPE_SECONDS, _CHAIN_SECONDS, _CELL_SECONDS = 60.0, 150.0, 300.0
 Say = Callable[[str], None]
 
 
@@ -70,9 +70,9 @@ class Row:
         if subject.make is not None:
             source = folder / f"{subject.name}.onnx"
             subject.make(self._packages, source)
-        self._write("calibration", subject.calibration)
-        self._write("evaluation", subject.evaluation)
-        held_out = self._draw("held out", subject.held_out)
+        self._write(Purpose.CALIBRATION, subject.calibration)
+        self._write(Purpose.EVALUATION, subject.evaluation)
+        held_out = self._draw(Purpose.HELD_OUT, subject.held_out)
         found = []
         for target in targets:
             report = self._build(source, target)
@@ -81,15 +81,15 @@ class Row:
             found.append(cell)
         return found
 
-    def _draw(self, purpose: str, count: int) -> Drawn:
-        return self._subject.draw(self._packages, max(count // self._share, 8), _SEEDS[purpose])
+    def _draw(self, purpose: Purpose, count: int) -> Drawn:
+        return self._subject.draw(self._packages, max(count // self._share, 8), purpose)
 
-    def _write(self, purpose: str, count: int) -> None:
+    def _write(self, purpose: Purpose, count: int) -> None:
         drawn = self._draw(purpose, count)
         arrays = dict(drawn.arrays)
-        if drawn.labels is not None and purpose == "evaluation":
+        if drawn.labels is not None and purpose is Purpose.EVALUATION:
             arrays["labels"] = drawn.labels
-        np.savez(self._folder / f"{purpose}.npz", **arrays)  # type: ignore[arg-type]  # its stub knows no names of arrays
+        np.savez(self._folder / f"{purpose.name.lower()}.npz", **arrays)  # type: ignore[arg-type]  # its stub knows no names of arrays
 
     def _build(self, source: Path, target: str) -> BuildReport:
         spec = BuildSpec(
@@ -105,6 +105,8 @@ class Row:
             metric=self._subject.metric,
             budget=self._subject.budget,
             measure_seconds=1.0,
+            recipe_seconds=_RECIPE_SECONDS,
+            chain_seconds=_CHAIN_SECONDS,
         )
         return build_isolated(spec, Limits(seconds=_CELL_SECONDS))
 

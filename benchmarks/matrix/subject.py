@@ -6,6 +6,7 @@ build has seen. Its figure is the task's own (text read, notes found, boxes matc
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,18 @@ Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
 Arrays = dict[str, Array]
 Ask = Callable[[Mapping[str, Array]], Arrays]
+
+
+class Unavailable(Exception):  # noqa: N818  # no error: a model that this machine cannot make is left out, and the page says so
+    """The model cannot be had here."""
+
+
+class Purpose(enum.IntEnum):
+    """What samples are drawn for. Its number is the seed; no sample serves two purposes."""
+
+    CALIBRATION = 11
+    EVALUATION = 12
+    HELD_OUT = 13
 
 
 @dataclass(frozen=True)
@@ -49,13 +62,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Subject:
-    """One model. `draw(packages, count, seed)` gives samples; `judge(packages, drawn, source, build)` scores."""
+    """One model. `draw(packages, count, purpose)` gives samples; `judge(packages, drawn, source, build)` scores."""
 
     name: str
     task: str
     package: str
     source: str  # below the folder of packages
-    draw: Callable[[Path, int, int], Drawn]
+    draw: Callable[[Path, int, Purpose], Drawn]
     judge: Callable[[Path, Drawn, Ask, Ask], Score]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     metric: str = ""  # what the converters' own gate judges by, as `covey-convert build --metric`

@@ -22,7 +22,8 @@ _RUNTIMES = ("onnxruntime", "openvino", "tflite")
 def record(subjects: Sequence[Subject], cells: Sequence[Cell], *, date: str, quick: bool) -> dict[str, Any]:
     """The whole run. Cells of the check for TensorRT are counted apart: nothing is built there."""
     cpu = [cell for cell in cells if not is_check(cell)]
-    classifier = next((subject.name for subject in subjects if subject.task == "vision classifier"), "")
+    present = {cell.model for cell in cells}
+    classifier = next((one.name for one in subjects if one.task == "vision classifier" and one.name in present), "")
     detector = next((subject.name for subject in subjects if subject.task == "detector"), "")
     return {
         "date": date,

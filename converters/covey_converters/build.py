@@ -27,10 +27,11 @@ from covey_contract import drift
 from covey_contract.building import Accuracy, BuildReport, Outcome, OutputParity, Try
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import Runtime, TensorSpec, Tolerance
-from covey_converters import metrics, parity
+from covey_converters import evidence, metrics, parity
 from covey_converters.backend import Array, Backend, Built, Source
 from covey_converters.backends import backend_for
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.deadline import OutOfTime, at_most
 from covey_converters.deterministic import write_npz
 from covey_converters.errors import (
     BadInputError,
@@ -42,7 +43,7 @@ from covey_converters.errors import (
 )
 from covey_converters.folder import LABELS_FILE, write_manifest
 from covey_converters.golden import GOLDEN_FILE, GOLDEN_SAMPLES, tolerance, write_golden
-from covey_converters.measure import measure
+from covey_converters.measure import Measured, measure
 from covey_converters.metrics import Declared
 from covey_converters.prepare import prepare
 from covey_converters.provenance import write_provenance
@@ -101,10 +102,16 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
     notes += _notes(spec, precision, reference)
     report = _with(report, notes=notes, toolchain=versions(backend.packages))
 
+    began = time.monotonic()
     tries: list[Try] = []
     accepted: Candidate | None = None
     best: Candidate | None = None
     for number, recipe in enumerate(recipes):
+        if time.monotonic() - began > spec.chain_seconds:
+            tries.append(
+                Try(recipe=recipe, outcome=Outcome.FAILED, detail=f"not begun: {spec.chain_seconds:g} s were over")
+            )
+            break
         say(f"building: {recipe}")
         folder = Path(spec.work) / f"{spec.target}-{number}"
         try:
@@ -132,8 +139,8 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
         _copy_labels(Path(spec.labels), out / LABELS_FILE)
     say("measuring")
     work = Path(spec.work)
-    latency = measure(backend.runtime, built, out / GOLDEN_FILE, spec.measure_seconds, work)
-    source_latency = measure(Runtime.ONNXRUNTIME, _as_built(source), out / GOLDEN_FILE, spec.measure_seconds, work)
+    both = (Measured(backend.runtime, built), Measured(Runtime.ONNXRUNTIME, _as_built(source)))
+    latency, source_latency = measure(both, out / GOLDEN_FILE, spec.measure_seconds, work)
     state = partial(write_provenance, out, spec, accepted.recipe, report.toolchain)
     write_manifest(out, spec, built, tolerances, latency.peak_rss_mb, state, accepted.answers)
     return _with(
@@ -173,10 +180,13 @@ def attempt(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        built = backend.build(source, spec.target, recipe, calibration, folder)
-        session = backend.open(built, threads=1)
-        answers = [session.run(sample) for sample in reference.samples]
-        outputs = parity.stack(answers)
+        with at_most(spec.recipe_seconds):
+            built = backend.build(source, spec.target, recipe, calibration, folder)
+            session = backend.open(built, threads=1)
+            answers = [session.run(sample) for sample in reference.samples]
+            outputs = parity.stack(answers)
+    except OutOfTime:
+        return None, _tried(recipe, Outcome.FAILED, f"did not end within {spec.recipe_seconds:g} s", began)
     except ConvertError as error:
         if isinstance(error, UnsupportedError | UnverifiableError):
             raise
@@ -190,7 +200,9 @@ def attempt(
         return None, _tried(recipe, Outcome.FAILED, str(error), began)
     _, precision = backend_for(spec.target)
     accuracy = None if judged is None else judged.accuracy
-    objections = parity.objections(precision, compared, accuracy, frozenset() if judged is None else judged.outputs)
+    objections = parity.objections(
+        precision, compared, accuracy, *(() if judged is None else (judged.outputs, judged.changed))
+    )
     objections += [] if judged is None else judged.objections
     outcome = Outcome.REFUSED if objections else Outcome.BUILT
     candidate = Candidate(
@@ -308,7 +320,9 @@ def _notes(spec: BuildSpec, precision: str, reference: Reference) -> tuple[str, 
         notes.append(
             f"no metric of the task, and no labels for an output with class scores: {compared}; accuracy is not known"
         )
-    elif rest := sorted(reference.outputs.keys() - judged.outputs):
+    elif judged.changed is not None and (few := evidence.too_few(judged.changed.trials, spec.budget)):
+        notes.append(few)
+    if judged is not None and (rest := sorted(reference.outputs.keys() - judged.outputs)):
         notes.append(f"{judged.accuracy.metric} says nothing of {', '.join(rest)}: {compared}")
     if precision == "int8" and spec.calibration is None:
         notes.append("no calibration data: weights are INT8, activations are quantised at run time or stay float")

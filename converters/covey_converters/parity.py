@@ -14,30 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey_contract.building import Accuracy, OutputParity
+from covey_converters import evidence
 from covey_converters.columns import worst_column
+from covey_converters.evidence import Changed
 
 Outputs = Mapping[str, NDArray[np.generic]]  # by name: (n, *shape of the output)
 
 
 # The error of an output that cannot be compared at all. Finite, because JSON has no infinity.
 INCOMPARABLE = sys.float_info.max
+_EVEN = 0.5  # a probability above it is a yes
 
 
 @dataclass(frozen=True)
 class Thresholds:
     """The lowest cosine similarity of an output without a metric of its own and with one; without one also the lowest top-1
-    agreement, and the highest error of a column relative to its range."""
+    agreement, the lowest F1 of decisions where the output is a map of probabilities, and the highest error of a column relative to its
+    range."""
 
     cosine: float
     cosine_judged: float
     agreement: float
+    decisions: float
     column: float
 
 
 THRESHOLDS = {
-    "fp32": Thresholds(cosine=0.9999, cosine_judged=0.999, agreement=0.999, column=0.01),
-    "fp16": Thresholds(cosine=0.999, cosine_judged=0.99, agreement=0.99, column=0.03),
-    "int8": Thresholds(cosine=0.98, cosine_judged=0.9, agreement=0.95, column=0.15),
+    "fp32": Thresholds(cosine=0.9999, cosine_judged=0.999, agreement=0.999, decisions=0.999, column=0.01),
+    "fp16": Thresholds(cosine=0.999, cosine_judged=0.99, agreement=0.99, decisions=0.99, column=0.03),
+    "int8": Thresholds(cosine=0.98, cosine_judged=0.9, agreement=0.95, decisions=0.95, column=0.15),
 }
 
 
@@ -57,11 +62,13 @@ def _compare(source: NDArray[np.generic], build: NDArray[np.generic]) -> OutputP
     cosine = float(np.sum(a * b)) / norms if norms else float(np.array_equal(a, b))
     agreement = float(np.mean(a.argmax(axis=-1) == b.argmax(axis=-1))) if is_scores(source) or _is_rows(a) else None
     worst = worst_column(source, build)
+    decided = agreement is None and _is_probabilities(a)
     return OutputParity(
         max_error=float(error.max(initial=0.0)),
         mean_error=float(error.mean()) if error.size else 0.0,
         cosine=min(cosine, 1.0),
         top1_agreement=agreement,
+        decisions=_decided_alike(a, b) if decided else None,
         column_error=None if worst is None else worst.error,
         column=None if worst is None else (worst.axis, worst.column),
     )
@@ -79,6 +86,18 @@ def _is_rows(output: NDArray[np.float64]) -> bool:
     return bool(np.abs(output.sum(axis=-1) - 1).max() < 1e-2)
 
 
+def _is_probabilities(output: NDArray[np.float64]) -> bool:
+    """Whether each element may be a probability of its own, some of them more likely than not."""
+    return bool(output.size) and bool(output.min() >= 0) and bool(_EVEN < output.max() <= 1 + 1e-6)
+
+
+def _decided_alike(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """F1 of what is more likely than not, `a` being the truth; one element more or less is no finding."""
+    wanted, made = a > _EVEN, b > _EVEN
+    wrong = int((wanted != made).sum())
+    return 1.0 if wrong <= 1 < int(wanted.sum()) else 1 - wrong / (int(wanted.sum()) + int(made.sum()))
+
+
 def top1(scores: NDArray[np.generic]) -> NDArray[np.intp]:
     """(n,): the number of each sample's highest score."""
     rows: NDArray[np.intp] = scores.reshape(len(scores), -1).argmax(axis=1)
@@ -91,9 +110,14 @@ def usable(source: NDArray[np.generic], build: NDArray[np.generic]) -> bool:
 
 
 def objections(
-    precision: str, parity: Mapping[str, OutputParity], accuracy: Accuracy | None, judged: Collection[str] = ()
+    precision: str,
+    parity: Mapping[str, OutputParity],
+    accuracy: Accuracy | None,
+    judged: Collection[str] = (),
+    changed: Changed | None = None,
 ) -> list[str]:
-    """Why the build must not ship, each with its figure; empty if it may. `judged`: the outputs that `accuracy` is of."""
+    """Why the build must not ship, each with its figure; empty if it may. `judged`: the outputs that `accuracy` is of; `changed`: the
+    single decisions behind it."""
     limits = THRESHOLDS[precision]
     found: list[str] = []
     for name, output in parity.items():
@@ -110,6 +134,8 @@ def objections(
             f"{accuracy.metric} falls by {accuracy.drop:.4f} ({accuracy.source:.4f} -> {accuracy.build:.4f} on "
             f"{accuracy.samples} samples); the budget is {accuracy.budget:g}"
         )
+    elif accuracy is not None and changed is not None and (few := evidence.objection(changed, accuracy.budget)):
+        found.append(f"{accuracy.metric}: {few}")
     return found
 
 
@@ -121,6 +147,11 @@ def _unjudged(name: str, output: OutputParity, limits: Thresholds) -> list[str]:
         found.append(
             f"output {name!r} agrees with the source's top-1 on {output.top1_agreement:.1%} of the samples; "
             f"at least {limits.agreement:.1%} is needed"
+        )
+    if output.decisions is not None and output.decisions < limits.decisions:
+        found.append(
+            f"output {name!r} says yes and no as the source does with F1 {output.decisions:.4f}; at least {limits.decisions} is needed "
+            "(a metric of the task would judge it better: --metric)"
         )
     if output.column is not None and output.column_error is not None and output.column_error > limits.column:
         axis, column = output.column

@@ -29,6 +29,8 @@ class BuildSpec(Message, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}  # by input name, for models whose shapes are open
     measure_seconds: float = 0.5  # of inference, for each of source and build
+    recipe_seconds: float = 300.0  # for one recipe: made, run on the evaluation, judged
+    chain_seconds: float = 1200.0  # after which no further recipe is begun
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

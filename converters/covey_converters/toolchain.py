@@ -115,7 +115,12 @@ def run_in(name: str, arguments: Sequence[str], *, seconds: float) -> tuple[int,
 
 
 def _run(environment: Path, name: str, arguments: Sequence[str], *, seconds: float) -> tuple[int, str]:
-    command = [str(python_of(environment)), "-I", str(RECIPES / name / "convert.py"), *arguments]
+    return run_script(environment, RECIPES / name / "convert.py", arguments, seconds=seconds)
+
+
+def run_script(environment: Path, script: Path, arguments: Sequence[str], *, seconds: float) -> tuple[int, str]:
+    """Run a script by an environment's Python: its exit status, and the last line of what it said."""
+    command = [str(python_of(environment)), "-I", str(script), *arguments]
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, check=False, errors="replace"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from benchmarks.matrix.models import (
     detector,
+    digit_reader,
     file_type,
+    image_classifier,
     notes,
     sentence,
     sound_embedding,
@@ -16,6 +18,8 @@ from benchmarks.matrix.models import (
 from benchmarks.matrix.subject import Subject
 
 SUBJECTS: tuple[Subject, ...] = (
+    digit_reader.SUBJECT,
+    image_classifier.SUBJECT,
     text_angle.SUBJECT,
     voice.SUBJECT,
     file_type.SUBJECT,

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.matrix.subject import Ask, Drawn, Score, Subject
+from benchmarks.matrix.subject import Ask, Drawn, Purpose, Score, Subject
 
 _HALF, _PADDING = 1024, 256
 _LARGEST = 4 << 20
 
 
-def draw(packages: Path, count: int, seed: int) -> Drawn:
+def draw(packages: Path, count: int, purpose: Purpose) -> Drawn:
     """The first and last kilobyte of real files, of every suffix in turn."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(purpose)
     by_suffix: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted(packages.rglob("*")):
         if path.is_file() and 8 < path.stat().st_size < _LARGEST and "__pycache__" not in path.parts:

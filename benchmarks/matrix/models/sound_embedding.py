@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.matrix import scenes
-from benchmarks.matrix.subject import Ask, Drawn, Floats, Score, Subject
+from benchmarks.matrix.subject import Ask, Drawn, Floats, Purpose, Score, Subject
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 
 _MODELS = "openwakeword/resources/models"
 _FRAMES, _RATE = 76, 16_000
 
 
-def draw(packages: Path, count: int, seed: int) -> Drawn:
-    generator = np.random.default_rng(seed)
+def draw(packages: Path, count: int, purpose: Purpose) -> Drawn:
+    generator = np.random.default_rng(purpose)
     spectra = OnnxRuntimeSession(packages / _MODELS / "melspectrogram.onnx", threads=1)
     rows: list[Floats] = []
     while len(rows) < count:

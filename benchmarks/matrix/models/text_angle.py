@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.matrix import scenes
-from benchmarks.matrix.subject import Ask, Drawn, Score, Subject
+from benchmarks.matrix.subject import Ask, Drawn, Purpose, Score, Subject
 
 _WIDTH, _HEIGHT = 192, 48
 
 
-def draw(packages: Path, count: int, seed: int) -> Drawn:
-    generator = np.random.default_rng(seed)
+def draw(packages: Path, count: int, purpose: Purpose) -> Drawn:
+    generator = np.random.default_rng(purpose)
     operations = scenes.imaging(packages, "ImageOps")
     labels = generator.integers(0, 2, count)
     lines = []

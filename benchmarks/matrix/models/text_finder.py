@@ -9,14 +9,14 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.matrix import scenes
-from benchmarks.matrix.subject import Array, Ask, Drawn, Score, Subject
+from benchmarks.matrix.subject import Array, Ask, Drawn, Purpose, Score, Subject
 
 _SIZE = 320
 _TEXT, _SMALLEST, _SAME = 0.3, 24, 0.5
 
 
-def draw(packages: Path, count: int, seed: int) -> Drawn:
-    generator = np.random.default_rng(seed)
+def draw(packages: Path, count: int, purpose: Purpose) -> Drawn:
+    generator = np.random.default_rng(purpose)
     return Drawn({"x": np.stack([scenes.channels_first(_page(packages, generator)) for _ in range(count)])})
 
 
@@ -70,7 +70,9 @@ SUBJECT = Subject(
     draw=draw,
     judge=judge,
     shapes={"x": (1, 3, _SIZE, _SIZE)},
+    metric=f"regions:threshold={_TEXT},smallest={_SMALLEST}",
+    budget=0.03,
     calibration=32,
-    evaluation=16,
-    held_out=32,
+    evaluation=48,
+    held_out=48,
 )

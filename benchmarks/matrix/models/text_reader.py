@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.matrix import scenes
-from benchmarks.matrix.subject import Array, Ask, Drawn, Score, Subject
+from benchmarks.matrix.subject import Array, Ask, Drawn, Purpose, Score, Subject
 
 _WIDTH, _HEIGHT = 320, 48
 
 
-def draw(packages: Path, count: int, seed: int) -> Drawn:
-    generator = np.random.default_rng(seed)
+def draw(packages: Path, count: int, purpose: Purpose) -> Drawn:
+    generator = np.random.default_rng(purpose)
     lines = []
     for _ in range(count):
         text = scenes.sentence(generator, 3)[:20]
@@ -59,6 +59,8 @@ SUBJECT = Subject(
     draw=draw,
     judge=judge,
     shapes={"x": (1, 3, _HEIGHT, _WIDTH)},
+    metric="characters",
+    budget=0.02,
     calibration=48,
     evaluation=32,
     held_out=48,

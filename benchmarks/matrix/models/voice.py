@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.matrix import scenes
-from benchmarks.matrix.subject import Arrays, Ask, Drawn, Floats, Score, Subject
+from benchmarks.matrix.subject import Arrays, Ask, Drawn, Floats, Purpose, Score, Subject
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 
 _RATE, _CHUNK, _CONTEXT = 16_000, 512, 64
@@ -16,9 +16,9 @@ _CHUNKS = 40  # of one recording: 1.3 s
 _SPEAKING = 0.5
 
 
-def draw(packages: Path, count: int, seed: int) -> Drawn:
+def draw(packages: Path, count: int, purpose: Purpose) -> Drawn:
     """Chunks of recordings in order, each with the state that the source had before it."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(purpose)
     session = OnnxRuntimeSession(packages / _SOURCE, threads=1)
     chunks: list[Floats] = []
     states: list[Floats] = []
@@ -62,6 +62,8 @@ SUBJECT = Subject(
     source=_SOURCE,
     draw=draw,
     judge=judge,
+    metric=f"decisions:output=output,threshold={_SPEAKING}",
+    budget=0.02,
     calibration=240,
     evaluation=200,
     held_out=400,

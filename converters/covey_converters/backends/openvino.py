@@ -25,6 +25,7 @@ from covey_converters.samples import Samples
 _ENTRY = "model.xml"
 _WEIGHTS = "model.bin"
 _PTQ = "NNCF post-training, mixed preset"
+_PTQ_NARROW = "NNCF post-training, 7-bit weights"
 _PTQ_SLOW_BIAS = "NNCF post-training, full bias correction"
 _PTQ_FLOAT_HEAD = "NNCF post-training, float head"
 _PTQ_RESTORED = "NNCF post-training, accuracy control, two rounds"
@@ -57,7 +58,7 @@ class OpenVinoBackend:
                 "openvino-int8 needs calibration data (--calibration FILE.npz): ranges cannot be guessed"
             )
         # Full bias correction and accuracy control take minutes where the others take seconds.
-        return (_PTQ, _PTQ_FLOAT_HEAD, _PTQ_TRANSFORMER, _PTQ_SLOW_BIAS, _PTQ_RESTORED, _WEIGHTS_ONLY)
+        return (_PTQ, _PTQ_FLOAT_HEAD, _PTQ_TRANSFORMER, _PTQ_NARROW, _PTQ_SLOW_BIAS, _PTQ_RESTORED, _WEIGHTS_ONLY)
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         half = target.startswith("openvino-fp16")
@@ -116,6 +117,12 @@ def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | N
     nncf.set_log_level("ERROR")
     chosen = calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)
     ignored = _head(model) if recipe == _PTQ_FLOAT_HEAD else []
+    if recipe == _PTQ_FLOAT_HEAD and not ignored:
+        raise RecipeError("the graph has no head apart from the rest")
+    if recipe == _PTQ_TRANSFORMER and "Softmax" not in source.review.operators:
+        raise RecipeError("the graph has no attention")
+    # Sums of two products overflow 16 bits on CPUs without VNNI, unless weights have 7 bits; by default the first layer's have.
+    overflow = nncf.OverflowFix.ENABLE if recipe == _PTQ_NARROW else nncf.OverflowFix.FIRST_LAYER
     try:
         if recipe == _PTQ_RESTORED:
             return _restored(model, source, calibration)
@@ -126,6 +133,7 @@ def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | N
             subset_size=len(chosen),
             model_type=nncf.ModelType.TRANSFORMER if recipe == _PTQ_TRANSFORMER else None,
             fast_bias_correction=recipe != _PTQ_SLOW_BIAS,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
             ignored_scope=nncf.IgnoredScope(names=ignored, validate=False) if ignored else None,
         )
     except Exception as error:  # noqa: BLE001  # NNCF raises its own kinds and OpenVINO's

@@ -234,7 +234,10 @@ def _quantised(
         for edge in (operation.INPUT, operation.OUTPUT):
             manager.add_quantization_config(every, edge, algorithm_key=algorithm.NO_QUANTIZE)
         if recipe == _STATIC_FLOAT_HEAD:
-            for name in _head_tensors(model):
+            found = _head_tensors(model)
+            if not found:
+                raise RecipeError("the graph has no head apart from the rest")
+            for name in found:
                 manager.add_quantization_config(
                     f"^{re.escape(name)}", operation.ALL_SUPPORTED, algorithm_key=algorithm.NO_QUANTIZE
                 )

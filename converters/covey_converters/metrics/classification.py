@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from covey_contract.building import Accuracy
 from covey_converters.errors import BadInputError
+from covey_converters.evidence import Changed
 from covey_converters.metrics.judged import Judged
 from covey_converters.parity import Outputs, is_scores, top1, usable
 from covey_converters.samples import Samples
@@ -40,7 +41,13 @@ def judge(
         budget=budget,
         figures={key: (round(found[key], 6), round(got[key], 6)) for key in _FIGURES},
     )
-    return Judged(accuracy, frozenset({name}))
+    return Judged(accuracy, frozenset({name}), (), _changed(labels, source[name], build[name]))
+
+
+def _changed(labels: NDArray[np.int64], source: NDArray[np.generic], build: NDArray[np.generic]) -> Changed:
+    before = top1(source) == labels
+    after = top1(build) == labels if usable(source, build) else np.zeros_like(before)
+    return Changed(int((before & ~after).sum()), int((after & ~before).sum()), len(labels))
 
 
 def _output(wanted: str | None, source: Outputs, labels: NDArray[np.int64]) -> str | None:

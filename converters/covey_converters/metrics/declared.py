@@ -2,6 +2,9 @@
 
 classification                              accuracy at the labels; `figure=f1` (precision, recall) judges by that one
 detection:boxes=0-3,scores=4-,format=cxcywh boxes decoded from an output, matched with the source's
+regions:threshold=0.3                       connected regions of a map, matched with the source's
+characters:blank=0                          sequences read by CTC, by character error rate
+decisions:threshold=0.5                     each element against a threshold, by F1
 embedding                                   cosine of each sample and agreement of neighbours
 package.module:function                     a function of the operator's own, see `covey_converters.metrics.custom`
 """
@@ -19,6 +22,9 @@ _ENTRY_POINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCI
 _OPTIONS = {
     "classification": {"figure", "output"},
     "detection": {"output", "axis", "boxes", "format", "scores", "scores_output", "objectness", "classes", "threshold"},
+    "regions": {"output", "threshold", "smallest"},
+    "characters": {"output", "blank"},
+    "decisions": {"output", "threshold"},
     "embedding": {"output"},
 }
 

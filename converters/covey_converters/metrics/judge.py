@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from covey_converters.errors import BadInputError
-from covey_converters.metrics import classification, custom, detection, embedding
+from covey_converters.metrics import characters, classification, custom, decisions, detection, embedding, regions
 from covey_converters.metrics.declared import CUSTOM, Declared, parse
 from covey_converters.metrics.judged import Judged
 from covey_converters.parity import Outputs
@@ -34,12 +36,16 @@ def judge(declared: Declared | None, source: Outputs, build: Outputs, samples: S
     """
     if declared is None:
         return None
-    match declared.kind:
-        case "classification":
-            return classification.judge(declared.options, source, build, samples, budget)
-        case "detection":
-            return detection.judge(declared.options, source, build, samples, budget)
-        case "embedding":
-            return embedding.judge(declared.options, source, build, samples, budget)
-        case _:
-            return custom.judge(declared.options["function"], source, build, samples, budget)
+    if declared.kind == CUSTOM:
+        return custom.judge(declared.options["function"], source, build, samples, budget)
+    return _KINDS[declared.kind](declared.options, source, build, samples, budget)
+
+
+_KINDS: dict[str, Callable[[Mapping[str, str], Outputs, Outputs, Samples, float], Judged | None]] = {
+    "classification": classification.judge,
+    "detection": detection.judge,
+    "regions": regions.judge,
+    "characters": characters.judge,
+    "decisions": decisions.judge,
+    "embedding": embedding.judge,
+}
