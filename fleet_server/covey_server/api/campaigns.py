@@ -16,7 +16,7 @@ from covey_server.campaigns import commands, views
 from covey_server.campaigns.planning import prepare
 from covey_server.core.document import MAX_BYTES, Document, DocumentError
 from covey_server.core.engine import Action, DeviceState
-from covey_server.core.spec import CampaignSpec, Duration, read_spec
+from covey_server.core.spec import CampaignSpec, read_spec, schema_hook
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unauthorized
 from covey_server.problems import responses
 from covey_server.services import Use
@@ -61,16 +61,10 @@ def _invalid(error: DocumentError) -> Invalid:
     return Invalid(str(error), field=error.field or None, code="bad_campaign_file", line=error.line)
 
 
-def _schema_hook(kind: type) -> dict[str, Any]:
-    if kind is Duration:
-        return {"type": "string", "pattern": r"^\d{1,12}(ms|s|m|h|d)$", "examples": ["15s", "10m", "2h", "7d"]}
-    raise NotImplementedError(kind)
-
-
 def _body_in_openapi() -> dict[str, Any]:
     """The grammar of the campaign file, for the OpenAPI document."""
     (reference,), definitions = msgspec.json.schema_components(
-        [CampaignSpec], schema_hook=_schema_hook, ref_template="#/x-unused/{name}"
+        [CampaignSpec], schema_hook=schema_hook, ref_template="#/x-unused/{name}"
     )
     schema = _inlined(reference, definitions)
     content = {kind: {"schema": schema} for kind in ("application/yaml", "application/json")}

@@ -22,7 +22,7 @@ from covey_server.core.document import DocumentError, Path
 from covey_server.core.draw import Permutation
 from covey_server.core.engine import DeviceState
 from covey_server.core.plan import NO_STAGE, cumulative, warnings
-from covey_server.core.spec import CampaignSpec, Stage, Target
+from covey_server.core.spec import CampaignSpec, DeviceSet, Stage
 from covey_server.db.tables import Build, CampaignChoice, CampaignDevice, Device, Id, Version
 from covey_server.errors import NotFound
 from covey_server.fleet.groups import in_group
@@ -227,7 +227,7 @@ def _target(session: Session, spec: CampaignSpec, locate: Locate) -> ColumnEleme
     return and_(wanted, not_(_any_of(session, spec.exclude, locate, "exclude")))
 
 
-def _any_of(session: Session, target: Target, locate: Locate, field: str) -> ColumnElement[bool]:
+def _any_of(session: Session, target: DeviceSet, locate: Locate, field: str) -> ColumnElement[bool]:
     terms = [_condition(session, group, locate, (field, "groups", at)) for at, group in enumerate(target.groups)]
     if target.devices:
         terms.append(Device.id.in_(target.devices))

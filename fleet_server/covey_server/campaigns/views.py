@@ -264,7 +264,7 @@ def show(session: Session, name: str, now_ms: int) -> CampaignView:
     return CampaignView(
         **_summary(row, _tallies(session, [campaign.id]).get(campaign.id, {})),
         objective=spec.objective,
-        on_breach=spec.on_breach,
+        on_breach=spec.breach.action,
         min_reached=spec.min_reached,
         seed=spec.seed,
         left_out=sum(by_stage.get(-1, {}).values()),

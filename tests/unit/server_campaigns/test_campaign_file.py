@@ -13,6 +13,7 @@ from covey_server.core.document import DocumentError, parse
 from covey_server.core.spec import (
     CampaignSpec,
     Duration,
+    LatencyGate,
     parse_duration,
     parse_spec,
     spec_from_json,
@@ -59,9 +60,13 @@ BAD = [
     (
         "group: line-a,",
         "group: line-a, count: 3,",
-        "line 9: stages[1]: needs exactly one of group, percent and count; this has group, count",
+        "line 9: stages[1]: needs exactly one of group, select, percent, count and each; this has group, count",
     ),
-    (", percent: 100", "", "line 10: stages[2]: needs exactly one of group, percent and count; this has none"),
+    (
+        ", percent: 100",
+        "",
+        "line 10: stages[2]: needs exactly one of group, select, percent, count and each; this has none",
+    ),
     ("name: line-a", "name: canary", "line 9: stages[1].name: a stage named 'canary' comes earlier"),
     (
         "  - {name: rest",
@@ -84,7 +89,7 @@ def test_the_example_is_read_as_written() -> None:
         ("line-a", "line-a", None, 10_000),
         ("rest", None, 100.0, 0),
     ]
-    assert spec.gates.latency is not None
+    assert isinstance(spec.gates.latency, LatencyGate)
     assert spec.gates.latency.max_ratio == 1.5
     assert spec.assignment_ttl == Duration(7 * 86_400_000)
 

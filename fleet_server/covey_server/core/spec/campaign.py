@@ -10,48 +10,24 @@ covey_server.core.document.DocumentError: line 5: stages[0].soak: '15x' is not a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from covey_contract.manifest import ModelName, VersionName
 from covey_server.core.document import Document, DocumentError, Path, parse
+from covey_server.core.spec.checks import check
 from covey_server.core.spec.gates import Gates
-from covey_server.core.spec.values import (
-    Devices,
-    Duration,
-    GroupName,
-    Name,
-    Names,
-    Share,
-    Strict,
-    decode_hook,
-    encode_hook,
-    span,
-)
+from covey_server.core.spec.pace import Pace
+from covey_server.core.spec.policy import BreachAction, Conditions, Conflict, OnBreach, Quarantine, Retry, Served
+from covey_server.core.spec.schedule import Maintenance, Schedule
+from covey_server.core.spec.stages import Draw, Stage
+from covey_server.core.spec.target import DeviceSet, Target
+from covey_server.core.spec.values import Duration, Name, Share, Strict, decode_hook, encode_hook, span
 
 MAX_STAGES = 50
 
 Objective = Literal["rank", "latency", "accuracy", "size"]
-OnBreach = Literal["pause", "halt", "rollback"]
-
-
-class Target(Strict, frozen=True, kw_only=True):
-    """The devices of these groups, and these devices."""
-
-    groups: Names = ()
-    devices: Devices = ()
-
-
-class Stage(Strict, frozen=True, kw_only=True):
-    """Exactly one of `group`, `percent` and `count` says who; the last two are cumulative, of the whole target."""
-
-    name: Name
-    group: GroupName | None = None
-    percent: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
-    count: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] | None = None
-    soak: Duration = span(0)
 
 
 class ProbationSpec(Strict, frozen=True, kw_only=True):
@@ -64,24 +40,63 @@ class ProbationSpec(Strict, frozen=True, kw_only=True):
 
 
 class CampaignSpec(Strict, frozen=True, kw_only=True):
-    """A whole campaign file."""
+    """A whole campaign file. `docs/campaigns.md` is its reference."""
 
     name: Name
     model: ModelName
     version: VersionName
     stages: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1, max_length=MAX_STAGES)]
     target: Target = Target(groups=("all",))
-    exclude: Target = Target()
+    exclude: DeviceSet = DeviceSet()
     objective: Objective = "rank"
+    draw: Draw = "spread"
     seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)] | None = (
         None  # of the draw; None: the server draws and records one
     )
+    approval: bool = False  # somebody else than the author has to let it start
+    conflict: Conflict = "refuse"  # where another campaign is under way with the model on devices of this one
+    priority: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0  # the highest queued campaign goes first
+    schedule: Schedule = Schedule()
+    pace: Pace | None = None
+    maintenance: Maintenance | None = None
+    conditions: Conditions = msgspec.field(default_factory=Conditions)
     min_reached: Share = 0.5  # of a stage's devices, before it may pass
     settle: Duration = span(3000)  # after a swap, before its measurements count
-    gates: Gates = Gates()
-    on_breach: OnBreach = "rollback"
+    served: Served = msgspec.field(default_factory=Served)
+    timeout: Duration | None = None  # of a device, from its first word on its order to its end; None: none
+    retry: Retry = msgspec.field(default_factory=Retry)
+    quarantine: Quarantine = msgspec.field(default_factory=Quarantine)
+    gates: Gates = msgspec.field(default_factory=Gates)
+    on_breach: BreachAction | OnBreach = "rollback"
     probation: ProbationSpec = ProbationSpec()
     assignment_ttl: Duration = span(7 * 86_400_000)
+
+    @property
+    def breach(self) -> OnBreach:
+        """`on_breach`, written out."""
+        return self.on_breach if isinstance(self.on_breach, OnBreach) else OnBreach(action=self.on_breach)
+
+    @property
+    def is_live(self) -> bool:
+        return self.target.membership == "live"
+
+    def gates_of(self, stage: int) -> Gates:
+        """Those that the stage is judged by."""
+        return self.stages[stage].gates or self.gates
+
+    def min_reached_of(self, stage: int) -> float:
+        own = self.stages[stage].min_reached
+        return self.min_reached if own is None else own
+
+    def pace_of(self, stage: int) -> Pace | None:
+        """That which holds while this is the present stage."""
+        return self.stages[stage].pace or self.pace
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether orders go out bit by bit, to devices that are connected, rather than to a whole stage at once."""
+        inside = self.maintenance is not None and self.maintenance.fetch == "inside"
+        return inside or self.pace is not None or any(stage.pace is not None for stage in self.stages)
 
 
 def parse_spec(data: str | bytes, *, is_json: bool = False) -> CampaignSpec:
@@ -98,7 +113,7 @@ def read_spec(data: str | bytes, *, is_json: bool = False) -> tuple[CampaignSpec
         spec = msgspec.convert(document.value, CampaignSpec, dec_hook=decode_hook)
     except msgspec.ValidationError as error:
         raise _located(document, str(error)) from error
-    _check(spec, document.error)
+    check(spec, document.error)
     return spec, document
 
 
@@ -116,30 +131,6 @@ def spec_from_json(plain: dict[str, Any]) -> CampaignSpec:
         raise DocumentError(str(error)) from error
 
 
-def _check(spec: CampaignSpec, error: Callable[[Path, str], DocumentError]) -> None:
-    """What the types cannot say."""
-    if not (spec.target.groups or spec.target.devices):
-        raise error(("target",), "names neither groups nor devices")
-    seen: set[str] = set()
-    percent, count = 0.0, 0
-    for index, stage in enumerate(spec.stages):
-        here = ("stages", index)
-        who = [name for name in ("group", "percent", "count") if getattr(stage, name) is not None]
-        if len(who) != 1:
-            raise error(here, f"needs exactly one of group, percent and count; this has {', '.join(who) or 'none'}")
-        if stage.name in seen:
-            raise error((*here, "name"), f"a stage named {stage.name!r} comes earlier")
-        seen.add(stage.name)
-        if stage.percent is not None:
-            if stage.percent <= percent:
-                raise error((*here, "percent"), f"{stage.percent:g} is not more than {percent:g} of an earlier stage")
-            percent = stage.percent
-        if stage.count is not None:
-            if stage.count <= count:
-                raise error((*here, "count"), f"{stage.count} is not more than {count} of an earlier stage")
-            count = stage.count
-
-
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`")
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`")
 _EXPECTED = re.compile(r"Expected `(?P<want>[^`]*)`, got `(?P<got>[^`]*)`")
@@ -149,6 +140,8 @@ def _located(document: Document, text: str) -> DocumentError:
     """msgspec's complaint, in words, with the line of what it is about."""
     message, _, place = text.partition(" - at `")
     path = _path(place.rstrip("`"))
+    if place.startswith("key` in"):
+        return document.error(path, "a key is profile, simulated, labels.NAME or facts.PATH")
     if match := _UNKNOWN.match(message):
         return document.error((*path, match["field"]), "is not a field known here")
     if match := _MISSING.match(message):
