@@ -32,6 +32,8 @@ from covey_server.registry.checks import CHECK_TARGET
 from covey_server.registry.housekeeping import Housekeeping
 from covey_server.registry.keys import SigningKeys
 from covey_server.registry.workers import Workers
+from covey_server.releases.bootstrap import open_releases
+from covey_server.releases.upkeep import Upkeep
 from covey_server.routes import application
 from covey_server.services import Services
 from covey_server.settings import LOCAL_TARGETS, Settings
@@ -54,6 +56,7 @@ def build_services(settings: Settings, clock: Clock = system_clock) -> Services:
         database = Database(settings.database)
         database.migrate()
         keys = SigningKeys.load_or_create(data / "keys")
+        releases = open_releases(settings, clock, keys)
         ca = FleetCA.load_or_create(data / "ca", now_ms)
         seal = Seal.load_or_create(data)
         with database.session() as session:
@@ -78,7 +81,7 @@ def build_services(settings: Settings, clock: Clock = system_clock) -> Services:
         keep_days=settings.notices_keep_days,
     )
     return Services(
-        settings, clock, database, bus, blobs, keys, fleet, campaigns, workers, notifications, seal
+        settings, clock, database, bus, blobs, keys, fleet, campaigns, workers, releases, notifications, seal
     )
 
 
@@ -101,9 +104,10 @@ def create_app(services: Services) -> FastAPI:
 def running(services: Services) -> Iterator[None]:
     """Run the background parts; in the end they are stopped in the opposite order. Raises `StartError`."""
     housekeeping = Housekeeping(services.database, services.clock, services.bus, services.settings.build_attempts)
+    upkeep = Upkeep(services.releases) if services.releases is not None else None
     with contextlib.ExitStack() as started:
         started.callback(services.database.close)
-        for part in (services.fleet, services.campaigns, housekeeping, services.notifications):
+        for part in (upkeep, services.fleet, services.campaigns, housekeeping, services.notifications):
             if part is not None:
                 part.start()
                 started.callback(part.stop)

@@ -28,6 +28,7 @@ from covey_server.api import (
 )
 from covey_server.console import routes as console
 from covey_server.errors import Invalid
+from covey_server.releases import door as releases
 
 DOCUMENT_URL = "/api/v1/openapi.json"
 _DESCRIPTION = """\
@@ -51,11 +52,28 @@ _TAGS = [
     {"name": "people", "description": "People, their logins, and API tokens."},
     {"name": "notifications", "description": "Who is told of what happens: webhooks and e-mail."},
     {"name": "audit", "description": "Who did what, when, from where; hash-chained."},
+    {"name": "releases", "description": "What has been released, in the metadata of The Update Framework."},
     {"name": "health", "description": "For load balancers."},
     {"name": "metrics", "description": "For Prometheus."},
 ]
 # In the order of the document.
-_API = (models, builds, jobs, devices, groups, claim_tokens, enrol, campaigns, people, tokens, webhooks, audit, health, metrics)
+_API = (
+    models,
+    builds,
+    jobs,
+    devices,
+    groups,
+    claim_tokens,
+    enrol,
+    campaigns,
+    people,
+    tokens,
+    webhooks,
+    audit,
+    releases,
+    health,
+    metrics,
+)
 
 
 def application(lifespan: StatelessLifespan[FastAPI] | None = None) -> FastAPI:

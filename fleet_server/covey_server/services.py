@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from covey_server.campaigns.service import CampaignService
     from covey_server.fleet.service import FleetService
     from covey_server.notifications.service import NotificationService
+    from covey_server.releases.releases import Releases
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Services:
     fleet: FleetService | None = None
     campaigns: CampaignService | None = None
     workers: Workers = field(default_factory=Workers)
+    releases: Releases | None = None  # likewise
     notifications: NotificationService | None = None
     seal: Seal | None = None
 

@@ -25,7 +25,7 @@ def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Can the server work? Database, files, broker", responses=responses(Unavailable))
+@router.get("/readyz", summary="Can the server work? Database, files, broker, releases", responses=responses(Unavailable))
 def readyz(use: Use) -> Health:
     failing = []
     try:
@@ -37,6 +37,8 @@ def readyz(use: Use) -> Health:
         failing.append("files")
     if use.fleet is not None and not use.fleet.health().ready:
         failing.append("broker")
+    if use.releases is not None and any(row.expired for row in use.releases.status()):
+        failing.append("releases")
     if failing:
         raise Unavailable(f"not ready: {', '.join(failing)}", code="not_ready", failing=failing)
     return Health()

@@ -21,6 +21,7 @@ from covey_server.core.engine import CampaignState
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Build, Campaign, Device, Reported, TelemetryRow, Version
 from covey_server.fleet.counters import HELP, Counters
+from covey_server.releases.upkeep import ReleasesCollector
 from covey_server.services import Use
 
 router = APIRouter(tags=["metrics"])
@@ -37,6 +38,8 @@ def metrics(use: Use) -> Response:
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     registry.register(FleetCollector(use.database, use.clock, use.fleet.counters if use.fleet else None))
+    if use.releases is not None:
+        registry.register(ReleasesCollector(use.releases))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

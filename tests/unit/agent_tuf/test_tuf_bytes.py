@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tuf.api.metadata import Metadata
+from tuf.api.serialization import SerializationError
 
 from covey_agent.tuf import trusted as rules
 from covey_agent.tuf.errors import Refused
@@ -107,13 +108,23 @@ def test_forms_that_break_parsers(data: bytes) -> None:
         assert caught.value.reason is Reason.METADATA_INVALID
 
 
-@pytest.mark.parametrize("version", [True, 1.0, "1", None, 0, -1])
+@pytest.mark.parametrize("version", [True, 1.0, "1", 0, -1])
 def test_a_version_that_is_no_whole_number(version: object) -> None:
+    """Rightly signed, as far as that can be."""
     repository = Repository(now=NOW)
     repository.timestamp.version = version  # type: ignore[assignment]
-    document = repository.roles["timestamp"].to_dict()
-    with pytest.raises(Refused):
-        take("timestamp", json.dumps(document).encode())
+    with contextlib.suppress(SerializationError):
+        repository.sign("timestamp")
+    data = json.dumps(repository.roles["timestamp"].to_dict()).encode()
+    with pytest.raises(Refused) as caught:
+        rules.with_timestamp(rules.start(repository.first_root), data, NOW)
+    assert caught.value.reason is Reason.METADATA_INVALID
+
+
+def test_no_timestamp_is_taken_under_a_root_that_has_expired() -> None:
+    with pytest.raises(Refused) as caught:
+        rules.with_timestamp(rules.start(FILES["root"]), FILES["timestamp"], NOW + timedelta(days=31))
+    assert caught.value.reason is Reason.METADATA_EXPIRED
 
 
 @pytest.mark.parametrize(("role", "other"), [("timestamp", "snapshot"), ("snapshot", "targets"), ("targets", "root")])
