@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session
 
 from covey_server.bus import Bus
 from covey_server.campaigns.apply import Applier
-from covey_server.campaigns.evidence import stage_evidence
+from covey_server.campaigns.evidence import EvidenceReader
 from covey_server.campaigns.following import follow
 from covey_server.campaigns.repository import count, deciding_campaigns, names_of, progress_of
 from covey_server.clock import Clock
 from covey_server.core.engine import CampaignState, Observed, Progress, decide
-from covey_server.core.gates import StageEvidence, Verdict, judge, judge_installs
+from covey_server.core.gates import StageEvidence, Verdict, judge, judge_installs, with_trace
 from covey_server.db.engine import Database
 from covey_server.db.tables import Campaign
 
@@ -45,6 +45,7 @@ class CampaignService:
     ) -> None:
         self._database, self._clock, self._bus, self._wake_fleet = database, clock, bus, wake_fleet
         self._tick_s = tick_s
+        self._evidence = EvidenceReader()
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -113,8 +114,13 @@ class CampaignService:
         progress = progress_of(session, campaign)
         if progress.state not in _JUDGED or not progress.stage_started:
             return progress, ()
-        counts = count(session, campaign, len(progress.spec.stages), self._clock()).stages[progress.stage]
-        return progress, judge(progress.spec.gates, stage_evidence(session, campaign, progress.spec, counts))
+        now_ms = self._clock()
+        counts = count(session, campaign, len(progress.spec.stages), now_ms).stages[progress.stage]
+        gates = progress.spec.gates_of(progress.stage)
+        evidence = self._evidence.look(session, campaign, gates, progress.spec.settle.ms, counts, now_ms)
+        shown = campaign.verdict or {}
+        earlier = shown.get("gates", []) if shown.get("stage") == progress.spec.stages[progress.stage].name else []
+        return progress, with_trace(judge(gates, evidence), earlier, now_ms)
 
     def _decide(self, session: Session, campaign_id: int, seen: Progress, verdicts: tuple[Verdict, ...]) -> _Looked:
         """Decide and carry it out."""

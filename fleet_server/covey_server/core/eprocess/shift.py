@@ -16,6 +16,7 @@ A device that was lost (crashed, silent, gone back) gives `math.inf`: it counts 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -106,12 +107,17 @@ def _kind(canaries: Sequence[float], controls: Sequence[float], rule: Rule) -> K
     n, m = len(canaries), len(controls)
     if m < MIN_CONTROLS_OF_KIND:
         return None
-    low, high = _limits(sorted(controls), rule)
-    pulled = [min(max(value, low), high) for value in controls]
-    middle = math.fsum(pulled) / m
-    spread = math.fsum((value - middle) ** 2 for value in pulled) / (m - 1)
-    spread = max(spread, (FLOOR_OF_TAU * rule.tau) ** 2)
-    estimate = math.fsum(min(max(value, low), high) for value in canaries) / n - middle
+    ordered = sorted(controls)
+    low, high = _limits(ordered, rule)
+    # In order, those that are pulled in are the two ends.
+    first, last = bisect_left(ordered, low), bisect_right(ordered, high)
+    inside = ordered[first:last]
+    pulled = [(low, first), (high, m - last)]
+    middle = (sum(inside) + sum(value * count for value, count in pulled if count)) / m
+    squares = sum((value - middle) ** 2 for value in inside)
+    squares += sum((value - middle) ** 2 * count for value, count in pulled if count)
+    spread = max(squares / (m - 1), (FLOOR_OF_TAU * rule.tau) ** 2)
+    estimate = sum(min(max(value, low), high) for value in canaries) / n - middle
     variance = spread * (1.0 / n + 1.0 / m)
     return KindShift(n, m, estimate, variance, _evidence(estimate, variance, m - 1, rule)[1])
 
@@ -121,7 +127,8 @@ def _limits(ordered: Sequence[float], rule: Rule) -> tuple[float, float]:
     low, high = (-rule.bound, rule.bound) if rule.bound is not None else (-math.inf, math.inf)
     if rule.winsorise is not None:
         middle = _median(ordered)
-        deviation = MAD_SCALE * _median(sorted(abs(value - middle) for value in ordered))
+        # Falling, then rising: sorting two runs costs little.
+        deviation = MAD_SCALE * _median(sorted([abs(value - middle) for value in ordered]))
         reach = rule.winsorise * max(deviation, FLOOR_OF_TAU * rule.tau)
         low, high = max(low, middle - reach), min(high, middle + reach)
     return low, high

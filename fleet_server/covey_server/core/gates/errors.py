@@ -104,12 +104,12 @@ def _tolerated(gate: ErrorGate, rate: float, lost: dict[str, int]) -> str:
 
 
 def _by_threshold(gate: ErrorGate, evidence: StageEvidence) -> Verdict:
-    after = [window for device in evidence.swapped for window in device.after]
-    before = [window for device in evidence.swapped for window in device.before]
+    after = [window for device in evidence.present for window in device.after]
+    before = [window for device in evidence.present for window in device.before]
     requests, failed, rate = _sums(after)
     _, _, rate_before = _sums(before)
     figures = {
-        "devices": sum(1 for device in evidence.swapped if any(window.requests for window in device.after)),
+        "devices": sum(1 for device in evidence.present if any(window.requests for window in device.after)),
         "requests": requests,
         "failed": failed,
         "rate": rounded(rate),

@@ -146,6 +146,11 @@ class StageEvidence:
         """Devices of the stage that change something."""
         return self.devices - self.already
 
+    @cached_property
+    def present(self) -> tuple[DeviceEvidence, ...]:
+        """Those that have swapped and neither crashed nor gone back; install failures count the others."""
+        return tuple(device for device in self.swapped if device.lost in {None, "silent"})
+
     @property
     def pool(self) -> int:
         return len(self.controls) if self.control_pool is None else self.control_pool

@@ -38,9 +38,9 @@ TOLERATED_SLOW = 0.1
 MAX_RATIO = 1.5
 MIN_INCREASE_MS = 2.0
 
-# By e-process: what is tolerated unless the campaign says otherwise, and the smallest shifts that matter. The second figure is ln of
+# By e-process: which ratio is tolerated unless the campaign says otherwise, and the smallest shifts that matter. The second figure is ln of
 # the share of requests above the device's own earlier quantile, over what that share was.
-MARGIN = 1.02
+MARGIN = 1.0
 TAU = 0.05
 EXCEEDANCE_TAU = 0.2
 # How much ln of that share moves for one of ln latency, by which the margin is carried over: the tail's steepness where it is steepest
@@ -238,7 +238,7 @@ class _Compared:
 def _by_threshold(gate: LatencyGate, evidence: StageEvidence, name: str) -> Verdict:
     """Each device with enough requests is compared with itself before; the stage is breached if the median device got too
     slow, or if more devices than a tenth of them did (in a small canary: any one)."""
-    devices = evidence.swapped
+    devices = evidence.present
     judged = [device for device in devices if device.had_build or gate.max_ms is not None]
     if devices and not judged:
         figures = {"devices": 0, "requests": _requests(gate, devices), "threshold": _threshold(gate)}

@@ -102,7 +102,9 @@ def _members(devices: Sequence[DeviceEvidence], number: Number) -> tuple[Member,
     for device in devices:
         if not device.had_build:
             continue
-        value = math.inf if device.lost is not None else number(device)
+        # A device that never answered anything is not lost to this figure.
+        lost = device.lost is not None and device.was.requests > 0
+        value = math.inf if lost else number(device)
         if value is not None:
             members.append(Member(device.kind, device.site, value))
     return tuple(members)
@@ -252,7 +254,7 @@ def missing_devices(evidence: StageEvidence, shift: Shift, requests: int, least:
     """What is still to come before the stage may pass on this gate."""
     reasons = []
     if evidence.loading:
-        reasons.append(f"the telemetry of {evidence.loading} devices is still being read")
+        reasons.append(f"the telemetry of {evidence.loading} devices still to be read")
     wanted = max(settings.min_devices, min(settings.min_canaries, evidence.canaries)) if not evidence.whole_sites else 1
     if shift.canaries < wanted:
         reasons.append(f"{shift.canaries} of {wanted} devices to judge by")
@@ -340,7 +342,7 @@ def _share_missing(
 ) -> list[str]:
     reasons = []
     if evidence.loading:
-        reasons.append(f"the telemetry of {evidence.loading} devices is still being read")
+        reasons.append(f"the telemetry of {evidence.loading} devices still to be read")
     wanted = max(settings.min_devices, 1 if evidence.canaries else 0)
     if judged < wanted:
         reasons.append(f"{judged} of {wanted} devices to judge by")
@@ -351,13 +353,17 @@ def _share_missing(
 
 
 def with_least(found: Verdict, evidence: StageEvidence, settings: Evidence) -> Verdict:
-    """A verdict by threshold, held back until the campaign's own minimum of devices and requests is there."""
+    """A verdict by threshold, held back until the campaign's own minimum of devices and requests is there, and while more
+    devices than a tenth have fallen silent: nobody knows how they fare."""
     if found.status != "passing" or found.kind != "threshold":
         return found
     devices, requests = int(found.figures.get("devices", 0)), int(found.figures.get("requests", 0))
+    silent = sum(device.lost == "silent" for device in evidence.swapped)
     reasons = []
+    if silent > math.floor(0.1 * len(evidence.swapped)):
+        reasons.append(f"{silent} of {len(evidence.swapped)} devices that have fallen silent")
     if evidence.loading:
-        reasons.append(f"the telemetry of {evidence.loading} devices is still being read")
+        reasons.append(f"the telemetry of {evidence.loading} devices still to be read")
     if devices < settings.min_devices:
         reasons.append(f"{devices} of {settings.min_devices} devices to judge by")
     if requests < settings.min_requests:

@@ -22,7 +22,11 @@ class Device(Base):
     """`lot`, `site`, `criticality` and `timezone` follow from id, labels and facts; planning reads them a million at a time."""
 
     __tablename__ = "devices"
-    __table_args__ = (Index("devices_by_kind", "profile", "facts_digest", "revoked_ms", "id"),)
+    __table_args__ = (
+        Index("devices_by_kind", "profile", "facts_digest", "revoked_ms", "id"),
+        Index("devices_by_lot", "lot"),
+        Index("devices_by_site", "site"),
+    )
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     lot: Mapped[int] = mapped_column(default=_lot)  # `covey_server.core.draw.lot_of(id)`
     profile: Mapped[str | None] = mapped_column(String(64))  # None: no profile matches

@@ -16,3 +16,6 @@ def upgrade() -> None:
         op.add_column("telemetry", sa.Column(name, sa.JSON(), nullable=False, server_default="{}"))
     op.add_column("telemetry", sa.Column("resources", sa.JSON(), nullable=True))
     op.create_index("telemetry_by_arrival", "telemetry", ["received_ms"])
+    # A control group is drawn by lot, and looked for at the canaries' sites.
+    op.create_index("devices_by_lot", "devices", ["lot"])
+    op.create_index("devices_by_site", "devices", ["site"])
