@@ -51,7 +51,8 @@ def images(pixels: NDArray[Any]) -> Floats:
     high, share = np.minimum(low + 1, 7), at - low
     rows = pixels[:, low] * (1 - share)[:, np.newaxis] + pixels[:, high] * share[:, np.newaxis]
     both = rows[:, :, low] * (1 - share) + rows[:, :, high] * share
-    return (both[:, np.newaxis] / 16).astype(np.float32)
+    found: Floats = (both[:, np.newaxis] / 16).astype(np.float32)
+    return found
 
 
 def draw(_packages: Path, count: int, purpose: Purpose) -> Drawn:

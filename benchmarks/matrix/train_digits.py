@@ -21,7 +21,7 @@ BATCH = 64
 RATE = 3e-3
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc]  # PyTorch is in an environment of its own
     def __init__(self, width: int, inner: int, out: int, stride: int) -> None:
         super().__init__()
         self.first, self.first_norm = nn.Conv2d(width, inner, 3, stride, 1, bias=False), nn.BatchNorm2d(inner)
@@ -33,7 +33,7 @@ class Block(nn.Module):
         return torch.relu(self.second_norm(self.second(inner)) + self.short_norm(self.short(state)))
 
 
-class Network(nn.Module):
+class Network(nn.Module):  # type: ignore[misc]  # as above
     """(n, 1, 32, 32) -> scores (n, 10). `inner`: channels inside each block."""
 
     def __init__(self, inner: tuple[int, ...]) -> None:
@@ -131,7 +131,7 @@ def main() -> None:
     train(sparse, images, labels, job["more_epochs"], two_of_four(dense))
     found = folded(dense, "dense") | folded(thin, "thin") | folded(sparse, "sparse")
     with open(job["out"], "wb") as file:  # noqa: PTH123  # this script stands alone
-        np.savez(file, **found)
+        np.savez(file, **found)  # type: ignore[arg-type]  # its stub knows no names of arrays
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import msgspec
 from covey_contract.manifest import ModelName, VersionName
 from covey_contract.wire import Message
 
+RECIPE_SECONDS = 300.0
+
 
 class BuildSpec(Message, frozen=True, kw_only=True, omit_defaults=True):
     """One target of one model version. Paths are absolute; `out` is the folder that becomes the build."""
@@ -29,7 +31,7 @@ class BuildSpec(Message, frozen=True, kw_only=True, omit_defaults=True):
     metadata: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}  # by input name, for models whose shapes are open
     measure_seconds: float = 0.5  # of inference, for each of source and build
-    recipe_seconds: float = 300.0  # for one recipe: made, run on the evaluation, judged
+    recipe_seconds: float = RECIPE_SECONDS  # for one recipe: made, run on the evaluation, judged
     chain_seconds: float = 1200.0  # after which no further recipe is begun
 
 
