@@ -30,6 +30,7 @@ from covey_server.fleet.directory import (
 )
 from covey_server.fleet.labels import check_labels, put_labels
 from covey_server.fleet.service import FleetService
+from covey_server.fleet.standing import Standing
 from covey_server.fleet.views import DeviceDetail, DeviceView, ReportView, TelemetryView
 from covey_server.problems import responses
 from covey_server.registry.versions import get_version
@@ -102,11 +103,23 @@ def get_devices(
     profile: Annotated[str | None, Query(max_length=64, description="`none`: without a profile")] = None,
     online: bool | None = None,
     model: Annotated[str | None, Query(max_length=64, description="has it or should have it")] = None,
+    version: Annotated[str | None, Query(max_length=64, description="runs this version of `model`, or of any")] = None,
+    standing: Annotated[Standing | None, Query(description="how it stands against its orders")] = None,
+    revoked: bool | None = None,
     q: Annotated[str | None, Query(max_length=128, description="part of id, profile or board")] = None,
     limit: Limit = 100,
     after: AfterName = "",
 ) -> Page[DeviceView]:
-    wanted = DeviceFilter(group=group, profile=profile, online=online, model=model, query=q)
+    wanted = DeviceFilter(
+        group=group,
+        profile=profile,
+        online=online,
+        model=model,
+        query=q,
+        version=version,
+        standing=standing,
+        revoked=revoked,
+    )
     with use.database.reading() as session:
         found = list_devices(session, wanted, after, limit + 1)
     return Page(items=found[:limit], next=found[limit - 1].id if len(found) > limit else None)

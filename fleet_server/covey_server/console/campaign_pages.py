@@ -16,8 +16,8 @@ from covey_server.campaigns import commands
 from covey_server.campaigns.planning import prepare
 from covey_server.campaigns.views import plan_view
 from covey_server.console import html, live
-from covey_server.console.fleet_pages import Viewer, live_page
 from covey_server.console.html import ConsoleRoute
+from covey_server.console.live_pages import Viewer, live_page
 from covey_server.core.document import MAX_BYTES, Document, DocumentError
 from covey_server.core.engine import Action
 from covey_server.core.spec import CampaignSpec, read_spec

@@ -13,13 +13,15 @@ from sqlalchemy.orm import Session
 from covey_contract.lifecycle import State
 from covey_server.campaigns import choice
 from covey_server.console import latency
-from covey_server.console.latency import Health
-from covey_server.db.tables import AssignmentRow, Build, Campaign, Device
+from covey_server.console.i18n import gettext as _
+from covey_server.console.latency import Curve, Health
+from covey_server.db.tables import AssignmentRow, Build, Campaign, Device, Reported, Version
 from covey_server.fleet import directory, groups
 from covey_server.fleet.directory import DeviceFilter
 from covey_server.fleet.views import DeviceDetail, DeviceView, ModelOnDevice, ReportView
 
 PAGE = 50
+MAX_CHOICES = 200
 REPORTS = 150
 DEPLOYMENTS = 12
 CHART_MS = 3_600_000
@@ -34,16 +36,20 @@ WRONG_CLOCK_MS = 60_000
 
 @dataclass(frozen=True)
 class DevicePage:
+    """`total` counts all that the filters let through."""
+
     items: list[DeviceView]
     next: str | None
+    total: int
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the filters offer."""
+    """What the filters offer. `runs`: model and version of what serves anywhere."""
 
     groups: list[str]
     profiles: list[str]
+    runs: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,27 @@ class DevicePageDetail:
 
 def devices(session: Session, wanted: DeviceFilter, after: str) -> DevicePage:
     found = directory.list_devices(session, wanted, after, PAGE + 1)
-    return DevicePage(found[:PAGE], found[PAGE - 1].id if len(found) > PAGE else None)
+    total = directory.count_devices(session, wanted)
+    return DevicePage(found[:PAGE], found[PAGE - 1].id if len(found) > PAGE else None, total)
 
 
 def choices(session: Session) -> Choices:
-    profiles = session.scalars(select(Device.profile).distinct().where(Device.profile.is_not(None)).limit(200))
-    return Choices(groups.names(session), sorted(one for one in profiles if one))
+    profiles = session.scalars(select(Device.profile).distinct().where(Device.profile.is_not(None)).limit(MAX_CHOICES))
+    serving = select(Reported.active).distinct().where(Reported.active.is_not(None))
+    runs = session.execute(
+        select(Version.model, Version.name)
+        .join(Build, Build.version_id == Version.id)
+        .where(Build.digest.in_(serving))
+        .group_by(Version.model, Version.name, Version.id)
+        .order_by(Version.model, Version.id.desc())
+        .limit(MAX_CHOICES)
+    )
+    return Choices(groups.names(session), sorted(one for one in profiles if one), [(m, v) for m, v in runs])
+
+
+def labels(session: Session, name: str) -> dict[str, str]:
+    """Raises `NotFound`."""
+    return dict(directory.get_device(session, name).labels)
 
 
 def device(session: Session, name: str, now_ms: int) -> DevicePageDetail:
@@ -217,13 +238,17 @@ def _chart(session: Session, detail: DeviceDetail, found: list[latency.Window]) 
     order = list(dict.fromkeys(one.build for one in reversed(found)))[:MAX_LINES]
     versions = {one.build: one.version for one in found}
     targets = _targets(session, order)
-    drawn = [(f"{versions[build]} {targets.get(build, '')}".strip(), frozenset({build})) for build in reversed(order)]
-    chart = latency.chart(found, drawn, f"Latency on {detail.id}")
+    drawn = [
+        Curve(f"{versions[build]} {targets.get(build, '')}".strip(), frozenset({build})) for build in reversed(order)
+    ]
+    chart = latency.chart(found, drawn, detail.id)
     last: str | None = None
     for one in found:
         if one.build != last:
             if last is not None:
-                chart.marks.append({"t": one.start_ms / 1000, "text": f"swap to {one.version}"})
+                chart.marks.append(
+                    {"t": one.start_ms / 1000, "text": _("swap to %(version)s") % {"version": one.version}}
+                )
             last = one.build
     chart.marks = chart.marks[-6:]
     return chart.to_json(), len(chart.marks)
@@ -235,10 +260,10 @@ def explain(why: dict[str, Any], target: str | None) -> tuple[str, list[Reason]]
     `why` is `covey_server.campaigns.choice.Chosen.why`; an order made by hand may lack all of it.
     """
     chosen = why.get("chosen") or {}
-    summary = str(chosen.get("reason") or why.get("reason") or "ordered by hand")
+    summary = str(chosen.get("reason") or why.get("reason") or _("ordered by hand"))
     reasons = [Reason(target, True, summary)] if target is not None else []
     reasons += [
-        Reason(str(one["target"]), False, _RANKED.sub("could run here, ranked lower", str(one["reason"])))
+        Reason(str(one["target"]), False, _RANKED.sub(_("could run here, ranked lower"), str(one["reason"])))
         for one in why.get("lost", ())
     ]
     return summary, reasons

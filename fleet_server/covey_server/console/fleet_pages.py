@@ -1,20 +1,21 @@
-"""The pages of the fleet and its devices."""
+"""The first page, and what a person prefers: language and appearance."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Form, Request, Response
+from starlette.responses import RedirectResponse
 
-from covey_server.api.security import require
-from covey_server.audit import Actor
-from covey_server.console import device_view, html, live
+from covey_server.console import html, i18n
 from covey_server.console.html import ConsoleRoute
+from covey_server.console.live_pages import Viewer, live_page
+from covey_server.console.login import inside
 from covey_server.services import Use
 
 router = APIRouter(route_class=ConsoleRoute)
 
-Viewer = Annotated[Actor, Depends(require("viewer"))]
+_YEAR_S = 365 * 86_400
 
 
 @router.get("/")
@@ -22,27 +23,17 @@ def fleet(request: Request, use: Use, _: Viewer) -> Response:
     return live_page(request, use, "fleet", {}, "fleet.html")
 
 
-@router.get("/devices")
-def devices(request: Request, use: Use, _: Viewer) -> Response:
-    given = live.parameters_of("devices", request.query_params)
-    with use.database.reading() as session:
-        choices = device_view.choices(session)
-    return live_page(request, use, "devices", given, "devices.html", choices=choices)
-
-
-@router.get("/devices/{name}")
-def device(request: Request, use: Use, name: str, _: Viewer) -> Response:
-    return live_page(request, use, "device", {"name": name}, "device.html")
-
-
-def live_page(
-    request: Request, use: Use, region: str, parameters: dict[str, str], template: str, **context: Any
+@router.post("/preferences")
+def prefer(
+    request: Request,
+    language: Annotated[str, Form(max_length=16)] = "",
+    theme: Annotated[str, Form(max_length=16)] = "",
+    next: Annotated[str, Form(max_length=2048)] = "/",  # noqa: A002
 ) -> Response:
-    """A page around a live region, which is on it from the start; the stream keeps it fresh."""
-    now_ms = use.clock()
-    checked = live.parameters_of(region, parameters)
-    found = live.find(region)
-    with use.database.reading() as session:
-        shown = found.context(session, checked, now_ms)
-    stream = live.address(region, checked)
-    return html.page(request, template, now=now_ms, stream=stream, region=found.template, **shown, **context)
+    """Kept in this browser. Nobody has to be logged in, and nothing on the server changes."""
+    response = RedirectResponse(inside(next), 303)
+    for cookie, value, known in ((i18n.COOKIE, language, i18n.LANGUAGES), (html.THEME_COOKIE, theme, html.THEMES)):
+        if value in known:
+            secure = request.url.scheme == "https"
+            response.set_cookie(cookie, value, max_age=_YEAR_S, samesite="lax", secure=secure, path="/")
+    return response

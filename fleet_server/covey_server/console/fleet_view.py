@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
-from covey_contract.lifecycle import BAD
+from covey_contract.lifecycle import BAD, State
 from covey_server.campaigns import views as campaign_views
 from covey_server.campaigns.views import CampaignSummary, CampaignView
-from covey_server.console import latency, words
+from covey_server.console import latency, states, words
+from covey_server.console.i18n import gettext as _
+from covey_server.console.i18n import ngettext
 from covey_server.console.latency import Health, Tally
+from covey_server.console.sentences import sentence
 from covey_server.core.engine import ACTIVE
 from covey_server.db.tables import (
     AssignmentRow,
@@ -25,11 +28,13 @@ from covey_server.db.tables import (
     ReportRow,
     Version,
 )
+from covey_server.fleet.standing import off_target
 
 RECENT_MS = 5 * 60_000
 MAX_SHOWN_CAMPAIGNS = 6
 ENDED_CAMPAIGNS = 3
 EVENTS = 10
+MAX_KINDS = 12
 BAD_ERROR_RATE = 0.01
 # Every campaign has them, and its own page shows them.
 _ROUTINE = ("assigned", "stage_started", "restoring", "rolling_back")
@@ -41,8 +46,27 @@ class Devices:
     total: int
     online: int
     simulated: int
-    off_target: int  # hold another build than they should
+    off_target: int  # hold another build than they should, and are on the way
     troubled: int  # their newest deployment ended badly
+    drifted: int  # had reached what they should run, and run something else now
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The devices of one firmware profile; None: no profile matches them."""
+
+    profile: str | None
+    devices: int
+    online: int
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One thing that is not well. `tone` as in `states.Look`; `link` is the page to look at."""
+
+    tone: str
+    text: str
+    link: str
 
 
 @dataclass
@@ -65,7 +89,7 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Happening:
-    """`tone` as in `words.Look`; `link` is a page of the console."""
+    """`tone` as in `states.Look`; `link` is a page of the console."""
 
     at_ms: int
     tone: str
@@ -85,37 +109,49 @@ class FleetView:
     campaigns: list[CampaignView]
     ended: list[CampaignSummary]
     happenings: list[Happening]
+    kinds: list[Kind]
 
     @property
     def sampled(self) -> bool:
         return self.span_ms < RECENT_MS
 
     @property
-    def troubles(self) -> list[tuple[str, str, str]]:
-        """What is not well: a tone, a sentence, and the page to look at. The worst first."""
+    def troubles(self) -> list[Trouble]:
+        """What is not well, the worst first."""
         found = []
         devices, health = self.devices, self.health
         if health.error_rate is not None and health.error_rate > BAD_ERROR_RATE:
-            found.append(("bad", f"{words.percent(health.error_rate)} of all requests fail", "#serving"))
+            text = _("%(share)s of all requests fail") % {"share": words.percent(health.error_rate)}
+            found.append(Trouble("bad", text, "#serving"))
         if devices.troubled:
-            found.append(("bad", f"the last deployment failed on {_devices_in_words(devices.troubled)}", "/devices"))
+            text = ngettext(
+                "the last deployment failed on %(count)s device",
+                "the last deployment failed on %(count)s devices",
+                devices.troubled,
+            )
+            text %= {"count": words.number(devices.troubled)}
+            found.append(Trouble("bad", text, "/devices?standing=failed"))
         found += [
-            (
+            Trouble(
                 "bad" if one.state == "halted" else "warn",
-                f"{one.name} is {words.look(one.state).text}",
+                _("%(campaign)s is %(state)s") % {"campaign": one.name, "state": states.look(one.state).text},
                 f"/campaigns/{one.name}",
             )
             for one in self.campaigns
             if one.state != "running"
         ]
+        if devices.drifted:
+            text = ngettext(
+                "%(count)s device runs something else than it had reached",
+                "%(count)s devices run something else than they had reached",
+                devices.drifted,
+            )
+            found.append(Trouble("warn", text % {"count": words.number(devices.drifted)}, "/devices?standing=drifted"))
         if devices.online < devices.total:
             away = devices.total - devices.online
-            found.append(("warn", f"{_devices_in_words(away)} offline", "/devices?online=no"))
+            text = ngettext("%(count)s device offline", "%(count)s devices offline", away)
+            found.append(Trouble("warn", text % {"count": words.number(away)}, "/devices?online=no"))
         return found
-
-
-def _devices_in_words(count: int) -> str:
-    return f"{words.number(count)} device{'' if count == 1 else 's'}"
 
 
 def fleet(session: Session, now_ms: int) -> FleetView:
@@ -124,7 +160,9 @@ def fleet(session: Session, now_ms: int) -> FleetView:
     running = {one.name for one in campaigns}
     newest, _ = campaign_views.list_campaigns(session, ENDED_CAMPAIGNS + MAX_SHOWN_CAMPAIGNS)
     ended = [one for one in newest if one.name not in running and one.started_ms is not None][:ENDED_CAMPAIGNS]
-    return FleetView(_devices(session), models, health, span_ms, campaigns, ended, _happenings(session))
+    return FleetView(
+        _devices(session), models, health, span_ms, campaigns, ended, _happenings(session), _kinds(session)
+    )
 
 
 def _devices(session: Session) -> Devices:
@@ -135,22 +173,31 @@ def _devices(session: Session) -> Devices:
             func.sum(case((Device.simulated, 1), else_=0)),
         ).where(Device.revoked_ms.is_(None))
     ).one()
-    # Nothing is off target that is to be removed, or that the server has no word of yet.
-    off_target = session.scalar(
-        select(func.count(Desired.device.distinct()))
-        .join(AssignmentRow, AssignmentRow.id == Desired.assignment)
-        .join(Build, Build.id == AssignmentRow.build_id)
-        .join(Device, and_(Device.id == Desired.device, Device.revoked_ms.is_(None)))
-        .outerjoin(Reported, and_(Reported.device == Desired.device, Reported.model == Desired.model))
-        .where(
-            func.coalesce(AssignmentRow.why["action"].as_string(), "run") == "run",
-            func.coalesce(Reported.active, "") != func.coalesce(Build.digest, ""),
+    # Nothing is off target that is to be removed.
+    alive = select(Device.id).where(Device.revoked_ms.is_(None))
+    off = off_target().add_columns(AssignmentRow.state).where(Desired.device.in_(alive)).subquery()
+    off_device, off_state = off.c.device, off.c.state
+    drifted = case((off_state == State.ACTIVE.value, off_device))
+    behind = case((off_state != State.ACTIVE.value, off_device))
+    moving = session.execute(select(func.count(behind.distinct()), func.count(drifted.distinct()))).one()
+    troubled = session.scalar(
+        select(func.count(Reported.device.distinct())).where(
+            Reported.state.in_(sorted(str(state) for state in BAD)), Reported.device.in_(alive)
         )
     )
-    troubled = session.scalar(
-        select(func.count(Reported.device.distinct())).where(Reported.state.in_(sorted(str(state) for state in BAD)))
+    return Devices(row[0], row[1] or 0, row[2] or 0, moving[0], troubled or 0, moving[1])
+
+
+def _kinds(session: Session) -> list[Kind]:
+    """The most common profiles first."""
+    rows = session.execute(
+        select(Device.profile, func.count(), func.sum(case((Device.online, 1), else_=0)))
+        .where(Device.revoked_ms.is_(None))
+        .group_by(Device.profile)
+        .order_by(func.count().desc(), Device.profile)
+        .limit(MAX_KINDS)
     )
-    return Devices(row[0], row[1] or 0, row[2] or 0, off_target or 0, troubled or 0)
+    return [Kind(profile, count, online or 0) for profile, count, online in rows]
 
 
 def _models(session: Session, now_ms: int) -> tuple[list[ServedModel], Health, int]:
@@ -174,7 +221,7 @@ def _models(session: Session, now_ms: int) -> tuple[list[ServedModel], Health, i
     ).all()
     served: dict[str, dict[str, ServedVersion]] = {}
     digests: dict[str, tuple[str, str]] = {}
-    for model, version, _, target, digest, count, simulated in rows:
+    for model, version, _id, target, digest, count, simulated in rows:
         one = served.setdefault(model, {}).setdefault(version, ServedVersion(version))
         one.devices += count
         one.simulated += simulated or 0
@@ -207,22 +254,6 @@ def _campaigns(session: Session, now_ms: int) -> list[CampaignView]:
     return [campaign_views.show(session, name, now_ms) for name in names]
 
 
-_EVENT_TONES = {
-    "gate_breached": "bad",
-    "halted": "bad",
-    "failed": "bad",
-    "rolling_back": "warn",
-    "rolled_back": "warn",
-    "paused": "warn",
-    "stage_passed": "ok",
-    "done": "ok",
-}
-
-
-def event_tone(kind: str) -> str:
-    return _EVENT_TONES.get(kind, "calm")
-
-
 def _happenings(session: Session) -> list[Happening]:
     events = session.execute(
         select(CampaignEvent, Campaign.name)
@@ -232,7 +263,7 @@ def _happenings(session: Session) -> list[Happening]:
         .limit(EVENTS)
     ).all()
     found = [
-        Happening(event.at_ms, event_tone(event.kind), name, event.message, f"/campaigns/{name}")
+        Happening(event.at_ms, states.event_tone(event.kind), name, sentence(event.message), f"/campaigns/{name}")
         for event, name in events
     ]
     reports = session.scalars(
@@ -246,8 +277,8 @@ def _happenings(session: Session) -> list[Happening]:
             report.received_ms,
             "bad" if report.state != "rolled_back" else "warn",
             report.device,
-            f"{report.model} {report.version} {report.state.replace('_', ' ')}: "
-            f"{report.detail or report.reason.replace('_', ' ')}",
+            f"{report.model} {report.version} {states.look(report.state).text}: "
+            f"{sentence(report.detail) or states.name(report.reason)}",
             f"/devices/{report.device}",
         )
         for report in reports
@@ -256,7 +287,9 @@ def _happenings(session: Session) -> list[Happening]:
         select(Device.id, Device.enrolled_ms, Device.simulated).order_by(Device.enrolled_ms.desc()).limit(EVENTS)
     )
     found += [
-        Happening(at_ms, "calm", device, f"enrolled{' (simulated)' if simulated else ''}", f"/devices/{device}")
+        Happening(
+            at_ms, "calm", device, _("enrolled (simulated)") if simulated else _("enrolled"), f"/devices/{device}"
+        )
         for device, at_ms, simulated in enrolled
     ]
     return sorted(found, key=lambda one: one.at_ms, reverse=True)[:EVENTS]

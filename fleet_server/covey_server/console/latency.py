@@ -177,15 +177,26 @@ def health(found: Iterable[Window], counted: Tally | None = None) -> Health:
     )
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One group of a chart: the windows of some builds (digests), on some devices or on all."""
+
+    name: str
+    builds: frozenset[str]
+    devices: frozenset[str] | None = None
+
+    def holds(self, window: Window) -> bool:
+        return window.build in self.builds and (self.devices is None or window.device in self.devices)
+
+
 def chart(
     found: Sequence[Window],
-    groups: Sequence[tuple[str, frozenset[str]]],
+    groups: Sequence[Curve],
     label: str,
     quantile: float = 0.99,
     points: int = 120,
 ) -> Chart:
-    """For each group (a name and its builds' digests) the median and the quantile over time, in at most `points` steps, none
-    shorter than a window usually is."""
+    """For each group the median and the quantile over time, in at most `points` steps, none shorter than a window usually is."""
     drawn = Chart(label)
     if not found:
         return drawn
@@ -194,10 +205,10 @@ def chart(
     step = max(math.ceil(max((last - first + 1) / points, usual) / 1000) * 1000, 1000)
     starts = list(range(first - first % step, last + 1, step))
     drawn.times = [round((start + step / 2) / 1000, 1) for start in starts]
-    for name, builds in groups:
+    for curve in groups:
         buckets: defaultdict[int, list[Histogram]] = defaultdict(list)
         for one in found:
-            if one.build in builds and one.latency.count:
+            if one.latency.count and curve.holds(one):
                 buckets[one.end_ms - one.end_ms % step].append(one.latency)
         if not buckets:
             continue
@@ -206,7 +217,13 @@ def chart(
             values = [round(merged[start].quantile(q) * 1000, 4) if start in merged else None for start in starts]
             text = f"p{q * 100:g}"
             drawn.lines.append(
-                {"name": f"{name} {text}", "group": name, "kind": kind, "quantile": text, "values": values}
+                {
+                    "name": f"{curve.name} {text}",
+                    "group": curve.name,
+                    "kind": kind,
+                    "quantile": text,
+                    "values": values,
+                }
             )
     return drawn
 

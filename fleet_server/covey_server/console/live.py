@@ -18,6 +18,7 @@ from covey_server.console import campaign_view, device_view, fleet_view, html, m
 from covey_server.core.engine import DeviceState
 from covey_server.errors import Invalid, NotFound
 from covey_server.fleet.directory import DeviceFilter
+from covey_server.fleet.standing import STANDINGS
 
 _MAX_VALUE = 128
 CAMPAIGNS = 50
@@ -52,12 +53,20 @@ def _devices(session: Session, parameters: Parameters, _: int) -> Context:
 
 
 def device_filter(parameters: Parameters) -> DeviceFilter:
-    online = {"yes": True, "no": False}.get(parameters.get("online", ""))
+    """Raises `Invalid` for a standing that is none."""
+    connection = parameters.get("online", "")
+    standing = parameters.get("standing") or None
+    if standing is not None and standing not in STANDINGS:
+        raise Invalid(f"{standing!r} is not how a device may stand", field="standing")
+    model, _, version = parameters.get("runs", "").partition("@")
     return DeviceFilter(
         group=parameters.get("group") or None,
         profile=parameters.get("profile") or None,
-        online=online,
-        model=parameters.get("model") or None,
+        online={"yes": True, "no": False}.get(connection),
+        revoked={"yes": False, "no": False, "revoked": True}.get(connection),
+        model=model or parameters.get("model") or None,
+        version=version or None,
+        standing=standing,
         query=parameters.get("q") or None,
     )
 
@@ -75,7 +84,7 @@ def _campaigns(session: Session, parameters: Parameters, _: int) -> Context:
     if not after.isdecimal() or len(after) > 15:
         raise Invalid("after is the number of a campaign", field="after")
     items, following = campaign_views.list_campaigns(session, CAMPAIGNS, int(after))
-    return {"items": items, "next": following}
+    return {"items": items, "next": following, "filters": dict(parameters)}
 
 
 def _campaign(session: Session, parameters: Parameters, now_ms: int) -> Context:
@@ -96,7 +105,7 @@ LIVE: dict[str, Live] = {
         "devices_live.html",
         _devices,
         frozenset({"device", "assignment"}),
-        ("q", "group", "profile", "online", "model", "after"),
+        ("q", "group", "profile", "online", "standing", "runs", "model", "after"),
     ),
     "device": Live(
         "device_live.html",

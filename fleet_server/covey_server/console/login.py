@@ -21,6 +21,7 @@ from covey_server.api.security import (
 )
 from covey_server.audit import Actor
 from covey_server.console.html import ConsoleRoute, page
+from covey_server.console.i18n import gettext as _
 from covey_server.db.tables import ApiToken, Person
 from covey_server.errors import Invalid, TooMany, Unauthorized
 from covey_server.people import directory, passwords, sessions
@@ -29,7 +30,6 @@ from covey_server.people.sessions import MAX_SECRET, Holder
 from covey_server.services import Services, Use
 
 router = APIRouter(route_class=ConsoleRoute)
-_ = str
 
 Next = Annotated[str, Form(max_length=512)]
 Secret = Annotated[str, Form(max_length=MAX_SECRET)]

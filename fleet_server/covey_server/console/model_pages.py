@@ -15,8 +15,8 @@ from covey_server.api.models import push_files
 from covey_server.api.security import require
 from covey_server.audit import Actor
 from covey_server.console import html, model_view
-from covey_server.console.fleet_pages import Viewer, live_page
 from covey_server.console.html import ConsoleRoute
+from covey_server.console.live_pages import Viewer, live_page
 from covey_server.errors import Invalid
 from covey_server.registry import builds, versions
 from covey_server.registry.versions import Upload
@@ -32,7 +32,9 @@ _FILES = ("source", "calibration", "evaluation", "labels")
 def models(request: Request, use: Use, _: Viewer, after: str = "") -> Response:
     with use.database.reading() as session:
         found = model_view.models(session, after[:128])
-    return html.page(request, "models.html", now=use.clock(), page=found)
+    return html.page(
+        request, "models.html", now=use.clock(), page=found, filters={"after": after[:128]} if after else {}
+    )
 
 
 @router.get("/push")
@@ -54,6 +56,14 @@ async def push(request: Request, use: Use, actor: Operator) -> Response:
 @router.get("/models/{name}")
 def model(request: Request, use: Use, name: str, _: Viewer, version: str = "") -> Response:
     return live_page(request, use, "model", {"name": name, "version": version}, "model.html")
+
+
+@router.get("/models/{name}/choices")
+def choices(request: Request, use: Use, name: str, _: Viewer, version: str = "") -> Response:
+    """A part of the model's page, asked for when it is looked at."""
+    with use.database.reading() as session:
+        found = model_view.choices(session, name, version[:64])
+    return html.page(request, "model_choices.html", choices=found)
 
 
 @router.get("/builds/{build_id}")

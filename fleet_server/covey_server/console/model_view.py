@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import func, select, true
 from sqlalchemy.orm import Session
 
 from covey_contract.building import Accuracy, Latency
+from covey_server.campaigns import choice
 from covey_server.db.tables import Build, Device, Model, Reported, Version
 from covey_server.errors import NotFound
 from covey_server.registry import checks, versions
 from covey_server.registry.versions import ModelSummary
 
 MATRIX_VERSIONS = 12
+MAX_KINDS = 50
 PAGE = 50
 
 
@@ -68,6 +70,17 @@ class ModelPage:
 
 
 @dataclass(frozen=True)
+class KindChoice:
+    """What the devices of one profile with the same answer get: a target, or nothing, and why; `lost` tells the others."""
+
+    profile: str | None
+    devices: int
+    target: str | None
+    reason: str
+    lost: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class ModelList:
     items: list[ModelSummary]
     devices: dict[str, int]
@@ -114,6 +127,19 @@ def model(session: Session, name: str, chosen: str | None) -> ModelPage:
     targets = sorted({target for row in rows for target in row.cells})
     wanted = next((row for row in rows if chosen in (None, row.version.name)), None)
     return ModelPage(held, rows, targets, wanted, len(newest) > MATRIX_VERSIONS)
+
+
+def choices(session: Session, name: str, version: str) -> list[KindChoice]:
+    """Which kind of device would get which build of this version. Raises `NotFound`."""
+    found = versions.get_version(session, name, version)
+    kinds = choice.kinds_of(session, true())
+    merged: dict[tuple[str | None, str | None, str], KindChoice] = {}
+    for kind, chosen in zip(kinds, choice.choose_for(session, found.id, kinds, "rank"), strict=True):
+        key = (kind.profile or None, chosen.target, chosen.reason)
+        before = merged[key].devices if key in merged else 0
+        lost = [(str(one["target"]), str(one["reason"])) for one in chosen.why.get("lost", ())]
+        merged[key] = KindChoice(kind.profile or None, before + kind.devices, chosen.target, chosen.reason, lost)
+    return sorted(merged.values(), key=lambda one: (-one.devices, one.profile or "", one.target or ""))[:MAX_KINDS]
 
 
 def build(session: Session, build_id: int) -> tuple[Build, Version, BuildCell]:

@@ -4,8 +4,30 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from covey_server.console import assets, campaign_pages, fleet_pages, live_pages, login, model_pages, record_pages
+from covey_server.console import (
+    assets,
+    audit_pages,
+    campaign_pages,
+    device_pages,
+    fleet_pages,
+    group_pages,
+    live_pages,
+    login,
+    model_pages,
+    settings_pages,
+)
 
 router = APIRouter(include_in_schema=False)
-for part in (assets, login, live_pages, fleet_pages, model_pages, campaign_pages, record_pages):
+for part in (
+    assets,
+    login,
+    live_pages,
+    fleet_pages,
+    device_pages,
+    group_pages,
+    model_pages,
+    campaign_pages,
+    audit_pages,
+    settings_pages,
+):
     router.include_router(part.router)

@@ -1,4 +1,5 @@
-"""Server-sent events: each live region is rendered once when it has changed, and the same bytes go to all who look at it.
+"""Server-sent events: each live region is rendered once per language when it has changed, and the same bytes go to
+all who look at it.
 
 Invariants: a region is rendered at most once a second, and not at all while nobody looks; a viewer who is slow gets the newest
 and misses what was in between; a viewer is let go after a while and comes back by itself, so that a login that has ended is
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 from starlette.concurrency import run_in_threadpool
 
-from covey_server.console import live
+from covey_server.console import i18n, live
 from covey_server.errors import ServerError, TooMany
 from covey_server.services import Services
 
@@ -53,10 +54,11 @@ class Viewer:
 
 @dataclass
 class Channel:
-    """One region with these parameters, and who looks at it."""
+    """One region with these parameters in one language, and who looks at it."""
 
     region: str
     parameters: dict[str, str]
+    language: str
     viewers: set[Viewer] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     newest: bytes | None = None
@@ -68,7 +70,7 @@ class Hub:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[tuple[str, str], Channel] = {}
         self._pump: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
 
@@ -88,9 +90,9 @@ class Hub:
         if self.viewers >= MAX_VIEWERS:
             raise TooMany(f"{MAX_VIEWERS} pages are live already")
 
-    async def watch(self, region: str, parameters: dict[str, str]) -> AsyncIterator[bytes]:
+    async def watch(self, region: str, parameters: dict[str, str], language: str) -> AsyncIterator[bytes]:
         """The region's events, the first one as soon as it is rendered."""
-        channel, viewer = self._enter(region, parameters)
+        channel, viewer = self._enter(region, parameters, language)
         until = asyncio.get_running_loop().time() + SERVED_S
         try:
             yield b"retry: 1000\n\n"
@@ -101,11 +103,11 @@ class Hub:
         finally:
             self._leave(channel, viewer)
 
-    def _enter(self, region: str, parameters: dict[str, str]) -> tuple[Channel, Viewer]:
-        address = live.address(region, parameters)
-        channel = self._channels.get(address)
+    def _enter(self, region: str, parameters: dict[str, str], language: str) -> tuple[Channel, Viewer]:
+        key = (language, live.address(region, parameters))
+        channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[address] = Channel(region, parameters)
+            channel = self._channels[key] = Channel(region, parameters, language)
             channel.changed.set()
             channel.task = asyncio.create_task(self._keep_fresh(channel))
         if self._pump is None or self._pump.done():
@@ -120,7 +122,7 @@ class Hub:
         channel.viewers.discard(viewer)
         if channel.viewers:
             return
-        self._channels.pop(live.address(channel.region, channel.parameters), None)
+        self._channels.pop((channel.language, live.address(channel.region, channel.parameters)), None)
         if channel.task is not None:
             channel.task.cancel()
         if not self._channels and self._pump is not None:
@@ -161,7 +163,7 @@ class Hub:
             await asyncio.sleep(AT_MOST_EVERY_S)
 
     def _render(self, channel: Channel) -> bytes:
-        with self._services.database.reading() as session:
+        with i18n.speaking(channel.language), self._services.database.reading() as session:
             shown = live.render(session, channel.region, channel.parameters, self._services.clock())
         return encode("live", shown)
 

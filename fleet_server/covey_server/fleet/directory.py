@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from covey_contract.histogram import Histogram
@@ -28,6 +28,7 @@ from covey_server.errors import NotFound
 from covey_server.fleet.assignments import action_of
 from covey_server.fleet.groups import groups_of, members_query
 from covey_server.fleet.sql import chunks
+from covey_server.fleet.standing import Standing, condition
 from covey_server.fleet.views import (
     BuildRef,
     CertificateView,
@@ -46,13 +47,17 @@ _MAX_WINDOWS = 5000
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFilter:
-    """All that is given must hold. `profile` "none": no profile matches. `query`: part of id, profile or board."""
+    """All that is given must hold. `profile` "none": no profile matches. `query`: part of id, profile or board. `version`: runs
+    this version of `model`, or of any model. `standing`: see `covey_server.fleet.standing`."""
 
     group: str | None = None
     profile: str | None = None
     online: bool | None = None
     model: str | None = None
     query: str | None = None
+    version: str | None = None
+    standing: Standing | None = None
+    revoked: bool | None = None
 
 
 def get_device(session: Session, device: str) -> Device:
@@ -64,25 +69,46 @@ def get_device(session: Session, device: str) -> Device:
 
 def list_devices(session: Session, wanted: DeviceFilter, after: str, limit: int) -> list[DeviceView]:
     """At most `limit` devices in the order of their ids, beginning after `after`. Raises `NotFound` for an unknown group."""
-    query = select(Device).where(Device.id > after).order_by(Device.id).limit(limit)
-    if wanted.group is not None:
-        query = query.where(Device.id.in_(members_query(session, wanted.group)))
-    if wanted.profile is not None:
-        none = wanted.profile == NO_PROFILE
-        query = query.where(Device.profile.is_(None) if none else Device.profile == wanted.profile)
-    if wanted.online is not None:
-        query = query.where(Device.online.is_(wanted.online))
-    if wanted.model is not None:
-        having = select(Reported.device).where(Reported.model == wanted.model)
-        ordered = select(Desired.device).where(Desired.model == wanted.model)
-        query = query.where(or_(Device.id.in_(having), Device.id.in_(ordered)))
-    if wanted.query:
-        board = Device.facts["board"].as_string()
-        found = (column.contains(wanted.query, autoescape=True) for column in (Device.id, Device.profile, board))
-        query = query.where(or_(*found))
+    query = select(Device).where(Device.id > after, *_conditions(session, wanted)).order_by(Device.id).limit(limit)
     devices = session.scalars(query).all()
     models = models_on(session, [device.id for device in devices])
     return [DeviceView(**_summary(device), models=models[device.id]) for device in devices]
+
+
+def count_devices(session: Session, wanted: DeviceFilter) -> int:
+    """How many `list_devices` would list in all. Raises `NotFound` for an unknown group."""
+    return session.scalar(select(func.count()).select_from(Device).where(*_conditions(session, wanted))) or 0
+
+
+def _conditions(session: Session, wanted: DeviceFilter) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if wanted.group is not None:
+        found.append(Device.id.in_(members_query(session, wanted.group)))
+    if wanted.profile is not None:
+        none = wanted.profile == NO_PROFILE
+        found.append(Device.profile.is_(None) if none else Device.profile == wanted.profile)
+    if wanted.online is not None:
+        found.append(Device.online.is_(wanted.online))
+    if wanted.revoked is not None:
+        found.append(Device.revoked_ms.is_not(None) if wanted.revoked else Device.revoked_ms.is_(None))
+    if wanted.version is not None:
+        running = select(Reported.device).join(Build, Build.digest == Reported.active)
+        running = running.join(Version, Version.id == Build.version_id).where(Version.name == wanted.version)
+        if wanted.model is not None:
+            running = running.where(Version.model == wanted.model)
+        found.append(Device.id.in_(running))
+    elif wanted.model is not None:
+        having = select(Reported.device).where(Reported.model == wanted.model)
+        ordered = select(Desired.device).where(Desired.model == wanted.model)
+        found.append(or_(Device.id.in_(having), Device.id.in_(ordered)))
+    if wanted.standing is not None:
+        # A device that was cut off is on its way nowhere.
+        found.append(and_(Device.revoked_ms.is_(None), condition(wanted.standing)))
+    if wanted.query:
+        board = Device.facts["board"].as_string()
+        columns = (Device.id, Device.profile, board)
+        found.append(or_(*(column.contains(wanted.query, autoescape=True) for column in columns)))
+    return found
 
 
 def device_detail(session: Session, device: str) -> DeviceDetail:

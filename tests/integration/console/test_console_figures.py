@@ -68,16 +68,20 @@ def test_a_halted_campaign_shows_its_evidence_first_and_compares_two_versions(vi
     assert [line["group"] for line in chart["lines"] if line["kind"] == "quantile"] == [
         "before: digits 1.1",
         "new: digits 1.3",
+        "beside them, not reached",
     ]
     assert [mark["text"] for mark in chart["marks"]] == ["started", "halted", "restored"]
-    before, new = (
+    before, new, beside = (
         [value for value in line["values"] if value is not None]
         for line in chart["lines"]
         if line["kind"] == "quantile"
     )
     assert min(new) > max(before)
+    assert min(new) > max(beside)
     page = visitor.page
-    expect(page.locator("figure .legend .key:not(.plain)")).to_have_text(["before: digits 1.1", "new: digits 1.3"])
+    expect(page.locator("figure .legend .key:not(.plain)")).to_have_text(
+        ["before: digits 1.1", "new: digits 1.3", "beside them, not reached"]
+    )
     evidence = page.locator("#live section").first
     expect(evidence).to_contain_text("Halted by the gate “latency” in stage canary")
     expect(evidence).to_contain_text("31.6 ms")

@@ -86,24 +86,40 @@ document.body.addEventListener("htmx:sseBeforeMessage", (event) => {
   refresh();
 });
 
-/* ---- times ---- */
+/* ---- words and times, in the page's language and the viewer's zone ---- */
+
+const words = JSON.parse(document.body.dataset.words);
+const said = (pattern, values) => pattern.replace(/%\((\w+)\)s/g, (_, name) => values[name]);
+
+// The browser's own variant of the page's language (en-GB writes dates otherwise than en-US), else the language itself.
+const pageLanguage = document.documentElement.lang;
+const locale = (navigator.languages ?? []).find((one) => one.split("-")[0] === pageLanguage.split("-")[0]) ?? pageLanguage;
+const exact = new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "long" });
+const short = new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "medium" });
 
 function ago(span) {
   const seconds = span / 1000;
-  if (seconds < 5) return "just now";
+  if (seconds < 5) return words.ago.now;
   for (const [unit, factor, most] of [["s", 1, 60], ["min", 60, 60], ["h", 3600, 48]]) {
-    if (seconds < factor * most) return `${Math.floor(seconds / factor)} ${unit} ago`;
+    if (seconds < factor * most) return said(words.ago[unit], { n: Math.floor(seconds / factor) });
   }
-  return `${Math.floor(seconds / 86400)} d ago`;
+  return said(words.ago.d, { n: Math.floor(seconds / 86400) });
 }
 
 function refreshTimes() {
   const now = Date.now();
   for (const time of document.querySelectorAll("time[data-ms]")) {
-    const span = now - Number(time.dataset.ms);
-    if (span < 0) continue;
-    const text = ago(span);
+    const at = Number(time.dataset.ms);
+    const title = exact.format(at);
+    if (time.title !== title) time.title = title;
+    if (now < at) continue;
+    const text = ago(now - at);
     if (time.textContent !== text) time.textContent = text;
+  }
+  for (const time of document.querySelectorAll("time[data-at]")) {
+    const at = Number(time.dataset.at);
+    const text = short.format(at);
+    if (time.textContent !== text) [time.textContent, time.title] = [text, exact.format(at)];
   }
 }
 
@@ -111,15 +127,27 @@ function refreshTimes() {
 
 const drawn = new WeakMap();
 
-const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-function axisMs(values) {
-  return values.map((value) => (value >= 1000 ? `${value / 1000} s` : `${Number(value.toPrecision(3))} ms`));
+// A colour of the present theme as rgb(): what the style sheet gives is light-dark(), which a canvas does not read.
+const probe = document.createElement("span");
+probe.hidden = true;
+document.body.append(probe);
+function style(name, alpha = 1) {
+  probe.style.color = `var(${name})`;
+  const [red, green, blue] = getComputedStyle(probe).color.match(/[\d.]+/g);
+  return alpha < 1 ? `rgb(${red} ${green} ${blue} / ${alpha})` : `rgb(${red} ${green} ${blue})`;
 }
+
+// What the values of a chart are: latency in ms, log10 of an e-value, a factor, or degrees.
+const UNITS = {
+  latency: (value) => (value >= 1000 ? `${value / 1000} s` : `${Number(value.toPrecision(3))} ms`),
+  evidence: (value) => (Math.abs(value - Math.round(value)) > 1e-6 ? "" : value <= 4 && value >= -2 ? String(Number((10 ** value).toPrecision(3))) : `1e${Math.round(value)}`),
+  change: (value) => `${value < 1 ? "−" : "+"}${Number((Math.abs(value - 1) * 100).toPrecision(3))} %`,
+  degrees: (value) => `${value < 0 ? "−" : "+"}${Number(Math.abs(value).toPrecision(3))} °C`,
+};
 
 function axisTime(plot, ticks) {
   const seconds = plot.scales.x.max - plot.scales.x.min < 600;
-  const format = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", ...(seconds ? { second: "2-digit" } : {}) });
+  const format = new Intl.DateTimeFormat(locale, { hourCycle: "h23", hour: "2-digit", minute: "2-digit", ...(seconds ? { second: "2-digit" } : {}) });
   return ticks.map((tick) => format.format(tick * 1000));
 }
 
@@ -172,23 +200,64 @@ function gaps(data) {
 
 const isPowerOfTen = (value) => value > 0 && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) < 1e-9;
 
+// A horizontal line that means something: the boundary that halts, the change that is tolerated.
+function limitLine(limit) {
+  return (plot) => {
+    if (!limit) return;
+    const { ctx, bbox } = plot;
+    const y = Math.round(plot.valToPos(limit.value, "y", true));
+    if (y < bbox.top || y > bbox.top + bbox.height) return;
+    ctx.save();
+    ctx.strokeStyle = ctx.fillStyle = style("--bad");
+    ctx.lineWidth = devicePixelRatio;
+    ctx.setLineDash([6 * devicePixelRatio, 4 * devicePixelRatio]);
+    ctx.beginPath();
+    ctx.moveTo(bbox.left, y);
+    ctx.lineTo(bbox.left + bbox.width, y);
+    ctx.stroke();
+    ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+    ctx.textAlign = "right";
+    const above = y - bbox.top > 16 * devicePixelRatio;
+    ctx.fillText(limit.text, bbox.left + bbox.width - 2 * devicePixelRatio, y + (above ? -4 : 13) * devicePixelRatio);
+    ctx.restore();
+  };
+}
+
+function verticalScale(data, log) {
+  const limits = data.limit ? [data.limit.value] : [];
+  if (data.kind === "evidence") return { range: (_, low, high) => [Math.min(0, low, ...limits) - 0.2, Math.max(high, ...limits) + 0.4] };
+  if (data.kind === "change" || data.kind === "degrees") {
+    const rest = data.kind === "change" ? 1 : 0;
+    return { range: (_, low, high) => {
+      const [from, to] = [Math.min(low, rest, ...limits), Math.max(high, rest, ...limits)];
+      const room = (to - from || 0.02) * 0.12;
+      return [from - room, to + room];
+    } };
+  }
+  return log ? { distr: 3 } : { range: (_, low, high) => [0, high * 1.15 || 1] };
+}
+
 function draw(figure) {
   const body = figure.querySelector(".chart-body");
   const source = figure.dataset.chart;
-  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const state = `${body.clientWidth}/${dark}/${source}`;
+  const state = `${body.clientWidth}/${style("--ink")}/${source}`;
   const before = drawn.get(figure);
   if (!body.clientWidth || before?.state === state) return;
   before?.plot.destroy();
   const data = JSON.parse(source);
   const groups = [...new Set(data.lines.map((line) => line.group))];
   const values = data.lines.flatMap((line) => line.values).filter((value) => value > 0);
-  const log = values.length > 0 && Math.max(...values) / Math.min(...values) > 30;
+  const kind = data.kind ?? "latency";
+  const log = kind === "latency" && values.length > 0 && Math.max(...values) / Math.min(...values) > 30;
   const axis = { stroke: style("--soft"), grid: { stroke: style("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
   const series = data.lines.map((line) => {
-    const colour = style(`--s${groups.indexOf(line.group) % 4}`);
-    return { label: line.name, stroke: line.kind === "quantile" ? colour : `${colour}90`, width: line.kind === "quantile" ? 2 : 1.25, points: { show: data.t.length < 3 }, gaps: gaps(data) };
+    const name = kind === "latency" ? `--s${groups.indexOf(line.group) % 4}` : "--s1";
+    const strong = line.kind === "quantile";
+    const edge = line.kind === "low" || line.kind === "high";
+    return { label: line.name, stroke: style(name, strong ? 1 : edge ? 0.25 : 0.56), width: strong ? 2 : 1.25, points: { show: data.t.length < 3 }, ...(kind === "latency" ? { gaps: gaps(data) } : {}) };
   });
+  const low = data.lines.findIndex((line) => line.kind === "low") + 1;
+  const bands = low ? [{ series: [low + 1, low], fill: style("--s1", 0.16) }] : [];
   const rows = markRows(data, body.clientWidth);
   const grid = log ? { ...axis.grid, filter: (_, splits) => splits.map((value) => (isPowerOfTen(value) ? value : null)) } : axis.grid;
   const options = {
@@ -197,10 +266,11 @@ function draw(figure) {
     height: body.clientHeight,
     legend: { show: false },
     cursor: { drag: { x: false, y: false } },
-    scales: { x: { time: true }, y: log ? { distr: 3 } : { range: (_, low, high) => [0, high * 1.15 || 1] } },
-    axes: [{ ...axis, size: 30, space: 80, values: axisTime }, { ...axis, grid, size: 62, values: (_, ticks) => axisMs(ticks.map((tick) => tick ?? 0)).map((text, i) => (ticks[i] === null ? "" : text)) }],
+    scales: { x: { time: true }, y: verticalScale(data, log) },
+    axes: [{ ...axis, size: 30, space: 80, values: axisTime }, { ...axis, grid, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : UNITS[kind](tick))) }],
     series: [{}, ...series],
-    hooks: { draw: [marks(data, rows)] },
+    bands,
+    hooks: { draw: [marks(data, rows), limitLine(data.limit)] },
   };
   const plot = new window.uPlot(options, [data.t, ...data.lines.map((line) => line.values)], body);
   drawn.set(figure, { plot, state });
@@ -220,8 +290,8 @@ function liveState(state, text) {
   }
 }
 
-document.body.addEventListener("htmx:sseOpen", () => liveState("live", "live"));
-document.body.addEventListener("htmx:sseError", () => liveState("lost", "connection lost, trying again"));
+document.body.addEventListener("htmx:sseOpen", () => liveState("live", words.live));
+document.body.addEventListener("htmx:sseError", () => liveState("lost", words.lost));
 
 let noticeTimer;
 function notice(text) {
@@ -232,8 +302,8 @@ function notice(text) {
   noticeTimer = setTimeout(() => { box.hidden = true; }, 8000);
 }
 
-document.body.addEventListener("htmx:responseError", ({ detail }) => notice(detail.xhr.responseText || "That did not work."));
-document.body.addEventListener("htmx:sendError", () => notice("The server does not answer."));
+document.body.addEventListener("htmx:responseError", ({ detail }) => notice(detail.xhr.responseText || words.failed));
+document.body.addEventListener("htmx:sendError", () => notice(words.silent));
 
 document.body.addEventListener("htmx:confirm", (event) => {
   if (!event.detail.question) return;
@@ -252,6 +322,40 @@ document.body.addEventListener("htmx:confirm", (event) => {
     dialog.returnValue = "";
   }, { once: true });
   dialog.showModal();
+});
+
+/* ---- forms: what sends itself, what copies, how far an upload is ---- */
+
+document.body.addEventListener("change", ({ target }) => {
+  if (target.matches("[data-submit]")) target.form.requestSubmit();
+});
+
+document.body.addEventListener("click", async ({ target }) => {
+  const button = target.closest("[data-copy]");
+  if (!button) return;
+  const source = document.querySelector(button.dataset.copy);
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+    notice(words.copied);
+  } catch {
+    getSelection().selectAllChildren(source); // the clipboard is closed to pages without HTTPS; Ctrl+C copies what is marked
+  }
+});
+
+const megabytes = (size) => `${new Intl.NumberFormat(locale, { maximumFractionDigits: 1 }).format(size / 1e6)} MB`;
+
+document.body.addEventListener("htmx:xhr:progress", ({ target, detail }) => {
+  const box = target.closest("[data-upload]")?.querySelector(".upload");
+  if (!box || !detail.lengthComputable) return;
+  box.hidden = false;
+  box.querySelector("progress").value = (100 * detail.loaded) / detail.total;
+  const whole = detail.loaded >= detail.total;
+  box.querySelector("[role=status]").textContent = whole ? words.checking : said(words.sent, { done: megabytes(detail.loaded), total: megabytes(detail.total) });
+});
+
+document.body.addEventListener("htmx:afterRequest", ({ target, detail }) => {
+  const box = target.closest?.("[data-upload]")?.querySelector(".upload");
+  if (box && !detail.successful) box.hidden = true;
 });
 
 setInterval(refreshTimes, 5000);

@@ -1,0 +1,82 @@
+"""The engine's sentences in the present language.
+
+The engine, the gates and the choice of builds write English sentences into the database (why a campaign waits, what a gate has
+seen, why a device is left out), since programs and logs read them too. Here each is recognised by its pattern and said again with
+the same figures; one that no pattern fits is shown as it is. `%(..._text)s` stands for a part that is a sentence itself.
+
+>>> sentence("canary: 3 of 10 active; 7 in progress; latency p99 end_to_end 3.4234 -> 20.9515 ms")
+'canary: 3 of 10 active; 7 in progress; latency p99 end to end 3.42 → 21 ms'
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from covey_server.console import i18n, states
+from covey_server.console.i18n import gettext as _
+from covey_server.console.patterns import PATTERNS
+
+# Not a part of a version such as 1.7.1.116.
+_LONG_NUMBER = re.compile(r"(?<![\w.])\d+\.\d{3,}(?!\.?\d)")
+_TIMES = re.compile(r"(?<![\w-])x(?=\d)")
+_PLACE = re.compile(r"%\\?\((\w+)\\?\)s")
+_MAX_DEPTH = 6
+_MAX_LENGTH = 2000
+
+
+def sentence(text: str) -> str:
+    """A sentence of the engine for people."""
+    return _plain(text if i18n.current() == i18n.DEFAULT else _said(text[:_MAX_LENGTH], 0))
+
+
+def _said(text: str, depth: int) -> str:
+    if depth > _MAX_DEPTH or not text:
+        return text
+    parts = _parts(text)
+    if len(parts) > 1:
+        return _("; ").join(_said(part, depth + 1) for part in parts)
+    for pattern, message in _compiled():
+        found = pattern.fullmatch(text)
+        if found is None:
+            continue
+        values = {
+            name: _said(value, depth + 1) if name.endswith("_text") else _name(name, value)
+            for name, value in found.groupdict().items()
+        }
+        return _(message) % values
+    return text
+
+
+def _name(place: str, value: str) -> str:
+    return states.name(value) if place in ("gate", "measure", "state", "objective") else value
+
+
+def _parts(text: str) -> list[str]:
+    """Split at semicolons outside of brackets."""
+    parts, depth, start = [], 0, 0
+    for at, letter in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if depth == 0 and text.startswith("; ", at):
+            parts.append(text[start:at])
+            start = at + 2
+    return [*parts, text[start:]]
+
+
+@cache
+def _compiled() -> list[tuple[re.Pattern[str], str]]:
+    return [(re.compile(_regular(message)), message) for message in PATTERNS]
+
+
+def _regular(message: str) -> str:
+    def group(found: re.Match[str]) -> str:
+        name = found[1]
+        # A figure is one word; a text may be anything.
+        return f"(?P<{name}>{'.+' if name.endswith(('_text', '_list')) else '[^;]+?' if name.endswith('_name') else '[^ ;,]+?'})"
+
+    return _PLACE.sub(group, re.escape(message))
+
+
+def _plain(text: str) -> str:
+    text = text.replace("end_to_end", states.name("end_to_end")).replace("->", "→")
+    return _TIMES.sub("×", _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.3g}", text))
