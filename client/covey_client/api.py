@@ -21,6 +21,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from covey_client.administration import Administration
 from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable, Untrusted
 from covey_client.transport import CountedFile, Json, Progress, Transport
 from covey_contract.building import BuildJob, BuildReport, LeaseRequest
@@ -36,7 +37,6 @@ _COMMAND_S = 30.0  # a command waits for the device's reply
 _UPLOAD_S = 300.0  # the server checks and signs before it answers
 CampaignAction = Literal["start", "pause", "resume", "abort", "rollback", "skip-soak"]
 M = TypeVar("M", bound=Message)
-Role = Literal["viewer", "operator", "admin", "worker"]
 
 
 class Client:
@@ -55,6 +55,7 @@ class Client:
     ) -> None:
         self._api = Transport(url, token, timeout, transport, ca)
         self.url = self._api.url
+        self.admin = Administration(self._api)
 
     def __enter__(self) -> Client:
         return self
@@ -80,27 +81,9 @@ class Client:
     def whoami(self) -> Json:
         return self._get("/whoami")
 
-    def tokens(self) -> list[Json]:
-        return self._list("/tokens")
-
-    def create_token(self, name: str, role: Role, ttl_s: int | None = None) -> Json:
-        """A new API token; its secret is `token`, shown this once."""
-        return self._post("/tokens", _given(name=name, role=role, ttl_s=ttl_s))
-
-    def revoke_token(self, name: str) -> None:
-        self._delete(f"/tokens/{_name(name)}")
-
     def create_login_code(self) -> Json:
         """{code, expires_ms}: `/login?code=CODE` opens the console once."""
         return self._post("/login-codes")
-
-    def audit(self, limit: int | None = 100) -> list[Json]:
-        """The newest entries first; all with `limit` None."""
-        return self._list("/audit", cursor="before", limit=limit)
-
-    def verify_audit(self) -> Json:
-        """{whole, entries, first_bad}"""
-        return self._get("/audit/verify")
 
     # --- models and builds --------------------------------------------------------------------------------------------
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +98,20 @@ def duration(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration (90, 15s, 10m, 2h, 7d)")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def since(text: str, now_s: float | None = None) -> int:
+    """A moment as Unix time in milliseconds: so long ago, or a date with or without a time (UTC).
+
+    >>> since("7d", now_s=1_000_000.0), since("1970-01-02"), since("1970-01-01T00:01")
+    (395200000, 86400000, 60000)
+    """
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        ago_s = duration(text)
+        return round(((time.time() if now_s is None else now_s) - ago_s) * 1000)
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import getpass
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from covey_client import __version__
@@ -27,7 +27,8 @@ from covey_client.arguments import (
     UsageError,
     duration,
 )
-from covey_client.commands import account, campaigns, devices, groups, models
+from covey_client.commands import account, audit, campaigns, devices, groups, models, people, webhooks
+from covey_client.commands.people import ask_secret
 from covey_client.output import Output, plain
 from covey_client.settings import Account, SettingsError, find_account, find_ca, read_stored, read_token, store
 from covey_client.transport import check_url
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
         options = _parser().parse_args(arguments)
-        code: int = options.handler(options) if options.handler in _WITHOUT_SERVER else _on_server(options, as_json)
+        code = _without_server(options)
+        if code is None:
+            code = _on_server(options, as_json)
         # A reader that has gone away shows here, and not when Python ends.
         sys.stdout.flush()
         return code
@@ -58,6 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except (ClientError, OSError) as error:
         return _failed(error, as_json)
+
+
+def _without_server(options: argparse.Namespace) -> int | None:
+    """Commands that need no server, or not with these options; None for all others."""
+    if options.handler in _WITHOUT_SERVER:
+        code: int = options.handler(options)
+        return code
+    local: Callable[[argparse.Namespace], int | None] | None = getattr(options, "without_server", None)
+    return None if local is None else local(options)
 
 
 def _on_server(options: argparse.Namespace, as_json: bool) -> int:
@@ -108,6 +120,8 @@ def _login(options: argparse.Namespace) -> int:
         raise SettingsError("covey login needs the server's address, e.g. http://127.0.0.1:8080, or --data FOLDER")
     elif token_file is not None:
         found = Account(options.url, read_token(token_file), ca)
+    elif options.name is not None:
+        found = _by_password(options.url, options.name, ca)
     elif sys.stdin.isatty():
         found = Account(options.url, getpass.getpass("Token: ").strip(), ca)
     else:
@@ -121,6 +135,13 @@ def _login(options: argparse.Namespace) -> int:
     else:
         print(plain(f"logged in to {answer['server']} as {who['name']} ({who['role']}); kept in {path}"))
     return OK
+
+
+def _by_password(url: str, name: str, ca: Path | None) -> Account:
+    """A token of this person, good for as long as a session of the console."""
+    with Client(url, ca=ca) as client:
+        made = client.admin.log_in(name, ask_secret("Password: "))
+        return Account(client.url, str(made["token"]), ca)
 
 
 def _known_ca(url: str) -> Path | None:
@@ -172,10 +193,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = Adder(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"), common)
-    for noun in (devices, groups, models, campaigns, account):
+    for noun in (devices, groups, models, campaigns, people, webhooks, audit, account):
         noun.add(commands)
-    login = commands.command("login", _login, "check a token (asked for, or read from standard input) and keep it")
+    login = commands.command(
+        "login",
+        _login,
+        "check a token (asked for, or read from standard input) and keep it; or log in by name and password",
+    )
     login.add_argument("url", nargs="?", metavar="URL")
+    login.add_argument("--name", help="log in as this person; the password is asked for, or read from standard input")
     commands.command("version", _version, "print the version of this client")
     return parser
 

@@ -9,6 +9,7 @@ import hashlib
 import http
 import ipaddress
 import json
+import os
 import ssl
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -137,6 +138,21 @@ class Transport:
                         progress(size)
             if digest.hexdigest() != sha256:
                 raise BadAnswer(f"the file that came as {sha256[:12]}… has the SHA-256 {digest.hexdigest()}")
+            part.replace(to)
+        finally:
+            part.unlink(missing_ok=True)
+        return size
+
+    def save(self, path: str, to: Path, limit: int) -> int:
+        """Stream an answer to `to`, which appears only once all of it is there; its size."""
+        part = to.with_name(f"{to.name}.part")
+        size = 0
+        try:
+            with part.open("wb") as file:
+                for chunk in self._stream("GET", path, limit, {}):
+                    size += file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
             part.replace(to)
         finally:
             part.unlink(missing_ok=True)

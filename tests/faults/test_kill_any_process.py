@@ -124,7 +124,7 @@ def test_the_fleet_ends_in_the_right_state(fleet: Fleet, kill: Callable[[Fleet],
     kill(fleet)
     wait_for(f"{version} to be active after {kill.__name__}", lambda: fleet.serves(version), 60)
     assert client.device(DEVICE)["counter"] > counter
-    assert client.verify_audit()["whole"]
+    assert client.admin.verify_audit()["whole"]
 
 
 def test_a_dead_runner_is_replaced(fleet: Fleet) -> None:

@@ -130,7 +130,7 @@ def test_lists_are_read_page_by_page(server: FakeServer) -> None:
 def test_the_audit_log_goes_backwards_and_stops_at_the_limit(server: FakeServer) -> None:
     server.on("GET /api/v1/audit", {"items": [{"id": 9}, {"id": 8}], "next": "8"}, {"items": [{"id": 7}], "next": "7"})
     with Client(server.url) as client:
-        assert [one["id"] for one in client.audit(limit=3)] == [9, 8, 7]
+        assert [one["id"] for one in client.admin.audit(limit=3)] == [9, 8, 7]
     assert server.asked[1].query["before"] == ["8"]
 
 
@@ -298,7 +298,7 @@ def test_what_the_other_methods_ask(server: FakeServer) -> None:
         ask("PUT /api/v1/groups/h", {"selector": {"k": "v"}}, lambda: client.set_group("h", selector={"k": "v"}))
         ask("POST /api/v1/campaigns/c/skip-soak", None, lambda: client.campaign_action("c", "skip-soak"))
         ask("POST /api/v1/models/m/versions/1/builds", {"targets": ["t"]}, lambda: client.add_builds("m", "1", ["t"]))
-        ask("POST /api/v1/tokens", {"name": "ci", "role": "viewer"}, lambda: client.create_token("ci", "viewer"))
+        ask("POST /api/v1/tokens", {"name": "ci", "role": "viewer"}, lambda: client.admin.create_token("ci", "viewer"))
     assert [f"{asked.method} {asked.path}" for asked in server.asked] == [route for route, _ in expected]
     assert [asked.json if asked.body else None for asked in server.asked] == [body for _, body in expected]
 
