@@ -26,6 +26,7 @@ from covey_agent.gateway.locks import LOCK_FILE, Locks
 from covey_agent.gateway.models import Models, system_ms
 from covey_agent.gateway.routes import Routes, refuse
 from covey_agent.gateway.settings import Settings
+from covey_agent.gateway.shared_memory import SharedMemory
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ async def _serve_on(
     activity = Activity(loop.time)
     locks = Locks(settings.run_dir / LOCK_FILE, system_ms)
     locks.load()
-    routes = Routes(models, limits, loop.time, activity=activity, locks=LockDoor(locks))
+    memory = SharedMemory(limits.buffered_bytes)
+    routes = Routes(models, limits, loop.time, activity=activity, locks=LockDoor(locks), memory=memory)
     connections = Connections(routes.handle, refuse, limits, loop.time)
     port = tcp.getsockname()[1]
     control = ControlServer(

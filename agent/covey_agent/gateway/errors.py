@@ -8,6 +8,10 @@ from covey_agent.gateway.probation import Failing
 from covey_contract.reasons import Reason
 
 
+class BadRequest(Exception):  # noqa: N818  # named as HTTP names it
+    """The request is malformed; the text names the field."""
+
+
 class ServeError(Exception):
     """The request cannot be answered."""
 
@@ -29,6 +33,14 @@ class QueueFullError(ServeError):
 
     status = 429
     code = "queue_full"
+    retry_after_s = 1
+
+
+class MemoryFullError(ServeError):
+    """The tensors of the requests that wait already take all the memory that they may."""
+
+    status = 503
+    code = "memory_full"
     retry_after_s = 1
 
 

@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import msgspec
 
+from covey_agent.gateway.errors import BadRequest
 from covey_agent.gateway.http_protocol import HttpRequest, HttpResponse
 from covey_agent.gateway.locks import LockRequest, Locks, TooManyLocksError, UnlockRequest
-from covey_agent.gateway.oip import BadRequest
 
 PATH = "/v2/covey/lock"
 _MAX_BODY_BYTES = 4096

@@ -10,11 +10,13 @@ import math
 import struct
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from covey_agent.gateway.errors import BadRequest
+from covey_agent.gateway.shared_memory import Place, Visit
 from covey_agent.runner.protocol import TensorInfo
 from covey_contract.manifest import DataType, Manifest, TensorSpec
 
@@ -34,10 +36,6 @@ ARRAY_CODES = {
 STRUCT_CODES = {DataType.FP16: "e", DataType.BOOL: "?"}
 MAX_RANK = 16
 MAX_ELEMENT_BYTES = 128  # of one number in JSON, with the white space around it
-
-
-class BadRequest(Exception):  # noqa: N818  # named as HTTP names it
-    """The request is malformed; the text names the field."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -76,6 +74,7 @@ class InferRequest:
     outputs: tuple[str, ...]
     binary: frozenset[str]  # the outputs that are wanted as bytes
     timeout_s: float | None
+    places: Mapping[str, Place] = field(default_factory=dict)  # the outputs that are wanted in shared memory
 
     def fits(self, manifest: Manifest) -> bool:
         """Whether the request may as well go to another build of the model: same names, types and shapes."""
@@ -96,10 +95,12 @@ class InferRequest:
 _header = msgspec.json.Decoder(Header)
 
 
-def parse_request(body: bytes | bytearray | memoryview, header_bytes: int | None, manifest: Manifest) -> InferRequest:
+def parse_request(
+    body: bytes | bytearray | memoryview, header_bytes: int | None, manifest: Manifest, memory: Visit
+) -> InferRequest:
     """Read the body of `POST …/infer`; `header_bytes` is the value of `Inference-Header-Content-Length`, None without one.
 
-    Raises `BadRequest`. Binary tensors are views of `body`.
+    Raises `BadRequest`, and `MemoryFullError` for what lies in shared memory. Binary tensors are views of `body`.
     """
     view = memoryview(body)
     if header_bytes is not None and not 0 <= header_bytes <= len(view):
@@ -109,13 +110,13 @@ def parse_request(body: bytes | bytearray | memoryview, header_bytes: int | None
         header = _header.decode(view[:size])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the request is not valid: {error}") from error
-    infos, data = _inputs(header.inputs, view[size:], manifest)
-    outputs, binary = _outputs(header, manifest)
-    return InferRequest(header.id, infos, data, outputs, binary, _timeout(header.parameters))
+    infos, data = _inputs(header.inputs, view[size:], manifest, memory)
+    outputs, binary, places = _outputs(header, manifest)
+    return InferRequest(header.id, infos, data, outputs, binary, _timeout(header.parameters), places)
 
 
 def _inputs(
-    tensors: Sequence[Tensor], rest: memoryview, manifest: Manifest
+    tensors: Sequence[Tensor], rest: memoryview, manifest: Manifest, memory: Visit
 ) -> tuple[tuple[TensorInfo, ...], tuple[bytes | memoryview, ...]]:
     specs = {spec.name: spec for spec in manifest.inputs}
     seen: set[str] = set()
@@ -136,6 +137,10 @@ def _inputs(
             piece = _binary(field, tensor, binary_size, size, rest)
             rest = rest[size:]
             data.append(piece)
+        elif (place := _place(field, tensor.parameters)) is not None:
+            if tensor.data:
+                raise BadRequest(f"{field}.data: given beside shared_memory_region")
+            data.append(memory.read(f"{field}.parameters", place, size))
         else:
             data.append(_from_json(field, tensor, spec, size // spec.datatype.itemsize))
         infos.append(TensorInfo(tensor.name, spec.datatype.value, tensor.shape, size))
@@ -175,10 +180,8 @@ def _binary(field: str, tensor: Tensor, given: object, size: int, rest: memoryvi
 
 
 def _from_json(field: str, tensor: Tensor, spec: TensorSpec, count: int) -> bytes:
-    if "shared_memory_region" in tensor.parameters:
-        raise BadRequest(f"{field}.parameters.shared_memory_region: shared memory is not supported")
     if not tensor.data:
-        raise BadRequest(f"{field}.data: missing (neither data nor binary_data_size)")
+        raise BadRequest(f"{field}.data: missing (neither data, binary_data_size nor shared_memory_region)")
     if (
         memoryview(tensor.data).nbytes > MAX_ELEMENT_BYTES * count + MAX_ELEMENT_BYTES
     ):  # before it becomes a list many times its size
@@ -233,14 +236,15 @@ def unpack(data: bytes | memoryview, datatype: DataType) -> list[Any]:
     return list(struct.unpack(f"<{len(data) // datatype.itemsize}{STRUCT_CODES[datatype]}", data))
 
 
-def _outputs(header: Header, manifest: Manifest) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Names of the outputs to answer with, and those of them in binary."""
+def _outputs(header: Header, manifest: Manifest) -> tuple[tuple[str, ...], frozenset[str], dict[str, Place]]:
+    """Names of the outputs to answer with, those of them in binary, and those in shared memory."""
     default = _flag("parameters.binary_data_output", header.parameters.get("binary_data_output", False))
     known = [spec.name for spec in manifest.outputs]
     if not header.outputs:
-        return tuple(known), frozenset(known if default else ())
+        return tuple(known), frozenset(known if default else ()), {}
     names: list[str] = []
     binary: set[str] = set()
+    places: dict[str, Place] = {}
     for index, wanted in enumerate(header.outputs):
         field = f"outputs[{index}]"
         if wanted.name not in known:
@@ -249,13 +253,23 @@ def _outputs(header: Header, manifest: Manifest) -> tuple[tuple[str, ...], froze
             )
         if wanted.name in names:
             raise BadRequest(f"{field}.name: output {_quote(wanted.name)} is asked for twice")
-        for unsupported in ("classification", "shared_memory_region"):
-            if wanted.parameters.get(unsupported):
-                raise BadRequest(f"{field}.parameters.{unsupported}: not supported")
+        if wanted.parameters.get("classification"):
+            raise BadRequest(f"{field}.parameters.classification: not supported")
         names.append(wanted.name)
-        if _flag(f"{field}.parameters.binary_data", wanted.parameters.get("binary_data", default)):
+        if (place := _place(field, wanted.parameters)) is not None:
+            places[wanted.name] = place
+        elif _flag(f"{field}.parameters.binary_data", wanted.parameters.get("binary_data", default)):
             binary.add(wanted.name)
-    return tuple(names), frozenset(binary)
+    return tuple(names), frozenset(binary), places
+
+
+def _place(field: str, parameters: Mapping[str, Any]) -> Place | None:
+    if "shared_memory_region" not in parameters:
+        return None
+    try:
+        return msgspec.convert(parameters, Place)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"{field}.parameters: {error}") from error
 
 
 def _flag(field: str, value: object) -> bool:
@@ -279,17 +293,26 @@ def _quote(text: str) -> str:
 
 
 def render_answer(
-    request: InferRequest, manifest: Manifest, build: str, outputs: Sequence[TensorInfo], data: Sequence[memoryview]
+    request: InferRequest,
+    manifest: Manifest,
+    build: str,
+    outputs: Sequence[TensorInfo],
+    data: Sequence[memoryview],
+    memory: Visit,
 ) -> tuple[list[bytes | memoryview], int | None]:
     """The body of the answer in pieces, and the length of its JSON part if binary tensors follow it.
 
-    `manifest` and `build` are those of the build that answered. Raises `ValueError` where an output cannot be put in JSON.
+    `manifest` and `build` are those of the build that answered. Raises `ValueError` where an output cannot be put in JSON, and
+    `BadRequest` where it has no room in its place in shared memory.
     """
     rendered: list[dict[str, Any]] = []
     binary: list[bytes | memoryview] = []
     for info, content in zip(outputs, data, strict=True):
         output: dict[str, Any] = {"name": info.name, "datatype": info.datatype, "shape": info.shape}
-        if info.name in request.binary:
+        if (place := request.places.get(info.name)) is not None:
+            memory.write(f"output {info.name!r}", place, content)
+            output["parameters"] = {**msgspec.to_builtins(place), "shared_memory_byte_size": info.size}
+        elif info.name in request.binary:
             output["parameters"] = {"binary_data_size": info.size}
             binary.append(content)
         else:

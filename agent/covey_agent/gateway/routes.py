@@ -10,15 +10,17 @@ from typing import Any
 import msgspec
 
 import covey_contract
-from covey_agent.gateway import lock_door
+from covey_agent.gateway import lock_door, shared_memory_door
 from covey_agent.gateway.activity import Activity
-from covey_agent.gateway.errors import NoBuildError, ServeError
+from covey_agent.gateway.errors import BadRequest, NoBuildError, ServeError
 from covey_agent.gateway.http_protocol import HttpRequest, HttpResponse
 from covey_agent.gateway.lock_door import LockDoor
 from covey_agent.gateway.model import Model
 from covey_agent.gateway.models import Models
-from covey_agent.gateway.oip import BadRequest, model_config, model_metadata, parse_request, render_answer
+from covey_agent.gateway.oip import model_config, model_metadata, parse_request, render_answer
 from covey_agent.gateway.settings import Limits
+from covey_agent.gateway.shared_memory import SharedMemory, Visit
+from covey_agent.gateway.shared_memory_door import SharedMemoryDoor
 from covey_agent.runner.protocol import split_payload
 from covey_contract.manifest import MODEL_NAME
 
@@ -41,13 +43,22 @@ class Routes:
     """`clock`: monotonic seconds."""
 
     def __init__(
-        self, models: Models, limits: Limits, clock: Callable[[], float], *, activity: Activity, locks: LockDoor
+        self,
+        models: Models,
+        limits: Limits,
+        clock: Callable[[], float],
+        *,
+        activity: Activity,
+        locks: LockDoor,
+        memory: SharedMemory,
     ) -> None:
         self._models = models
         self._limits = limits
         self._clock = clock
         self._activity = activity
         self._locks = locks
+        self._memory = memory
+        self._memory_door = SharedMemoryDoor(memory)
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Never raises."""
@@ -63,10 +74,12 @@ class Routes:
 
     async def _route(self, request: HttpRequest) -> HttpResponse:
         path = request.url.partition(b"?")[0].decode("latin-1")
-        match = _MODEL.fullmatch(path)
+        match = None if path == "/v2/models/stats" else _MODEL.fullmatch(path)
         if match is None:
             if path == lock_door.PATH:
                 return await self._locks.handle(request)
+            if path.startswith(shared_memory_door.PREFIX):
+                return self._memory_door.handle(request, path)
             return self._about_server(request.method, path)
         name, version, what = match.groups()
         wanted = "POST" if what == "infer" else "GET"
@@ -81,27 +94,27 @@ class Routes:
         if version is not None and version != serving:
             return refuse(404, f"version {version!r} of {name!r} does not serve here; {serving!r} does")
         if what == "infer":
-            with self._activity:
-                return await self._infer(model, request)
+            with self._activity, self._memory.visit() as memory:
+                return await self._infer(model, request, memory)
         return self._about_model(model, what)
 
     # --- inference ----------------------------------------------------------------------------------------------------
 
-    async def _infer(self, model: Model, request: HttpRequest) -> HttpResponse:
+    async def _infer(self, model: Model, request: HttpRequest, memory: Visit) -> HttpResponse:
         deadline = self._clock() + self._limits.deadline_s
         if (encoding := request.headers.get(b"content-encoding", b"identity")) != b"identity":
             return refuse(
                 415, f"Content-Encoding {encoding.decode('latin-1')!r} is not supported; send it uncompressed"
             )
         spec = model.active_spec()
-        call = parse_request(request.body, _header_length(request), spec.manifest)
+        call = parse_request(request.body, _header_length(request), spec.manifest, memory)
         if call.timeout_s is not None:
             deadline = min(deadline, self._clock() + call.timeout_s)
         answer = await model.infer(call, deadline)
         outputs = answer.reply.result.outputs
         data = split_payload(outputs, answer.reply.payload)
         try:
-            body, header_bytes = render_answer(call, answer.spec.manifest, answer.spec.build, outputs, data)
+            body, header_bytes = render_answer(call, answer.spec.manifest, answer.spec.build, outputs, data, memory)
         except ValueError as error:
             return refuse(500, str(error))
         if header_bytes is None:
@@ -117,6 +130,7 @@ class Routes:
             "/v2/health/live": lambda: _json({"live": True}),
             "/v2/health/ready": self._ready,
             "/v2/repository/index": self._index,
+            "/v2/models/stats": self._all_statistics,
         }
         page = pages.get(path.rstrip("/"))
         if page is None:
@@ -124,7 +138,14 @@ class Routes:
         return page() if method == wanted else _wrong_method(wanted)
 
     def _server(self) -> HttpResponse:
-        extensions = ["binary_tensor_data", "model_configuration", "model_repository", "statistics", "covey_lock"]
+        extensions = [
+            "binary_tensor_data",
+            "model_configuration",
+            "model_repository",
+            "statistics",
+            "system_shared_memory",
+            "covey_lock",
+        ]
         return _json({"name": "covey", "version": covey_contract.__version__, "extensions": extensions})
 
     def _ready(self) -> HttpResponse:
@@ -142,6 +163,9 @@ class Routes:
             state = "READY" if model.is_serving else "UNAVAILABLE"
             entries.append({"name": model.name, "version": version, "state": state, "reason": reason})
         return _json(entries)
+
+    def _all_statistics(self) -> HttpResponse:
+        return _json({"model_stats": [_statistics(model) for model in self._models.all() if model.slots.active]})
 
     def _model_ready(self, model: Model, version: str | None) -> HttpResponse:
         ready = model.is_serving and version in (None, model.active_spec().manifest.version)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from covey_agent.gateway.activity import Activity
+from covey_agent.gateway.errors import BadRequest
 from covey_agent.gateway.http_protocol import HttpRequest
 from covey_agent.gateway.lock_door import LockDoor
 from covey_agent.gateway.locks import MAX_LOCKS, Locks
-from covey_agent.gateway.oip import BadRequest
 
 HOUR = 3_600_000
 

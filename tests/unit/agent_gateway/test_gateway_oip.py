@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from covey_agent.gateway.errors import BadRequest
 from covey_agent.gateway.oip import (
-    BadRequest,
     model_config,
     model_metadata,
     pack,
@@ -19,8 +19,11 @@ from covey_agent.gateway.oip import (
     render_answer,
     unpack,
 )
+from covey_agent.gateway.shared_memory import SharedMemory
 from covey_agent.runner.protocol import TensorInfo
 from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec
+
+VISIT = SharedMemory(0).visit()  # nothing is registered
 
 
 def manifest(
@@ -47,7 +50,7 @@ def request(**changes: Any) -> bytes:
 
 
 def test_json_request() -> None:
-    parsed = parse_request(request(id="a", parameters={"timeout": 2_000_000}), None, manifest())
+    parsed = parse_request(request(id="a", parameters={"timeout": 2_000_000}), None, manifest(), VISIT)
     assert parsed.id == "a"
     assert parsed.inputs == (TensorInfo("x", "FP32", (2, 2), 16),)
     assert bytes(parsed.data[0]) == struct.pack("<4f", 1, 2, 3, 4.5)
@@ -58,7 +61,7 @@ def test_json_request() -> None:
 
 def test_nested_data_is_row_major() -> None:
     tensor = {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [[1, 2], [3, 4]]}
-    parsed = parse_request(json.dumps({"inputs": [tensor]}).encode(), None, manifest())
+    parsed = parse_request(json.dumps({"inputs": [tensor]}).encode(), None, manifest(), VISIT)
     assert bytes(parsed.data[0]) == struct.pack("<4f", 1, 2, 3, 4)
 
 
@@ -67,7 +70,7 @@ def test_binary_request_is_not_copied() -> None:
         {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}]}
     ).encode()
     body = head + b"12345678"
-    parsed = parse_request(body, len(head), manifest())
+    parsed = parse_request(body, len(head), manifest(), VISIT)
     assert isinstance(parsed.data[0], memoryview)
     assert parsed.data[0].obj is body
     assert bytes(parsed.data[0]) == b"12345678"
@@ -81,12 +84,13 @@ def test_output_selection() -> None:
         ),
         None,
         manifest(),
+        VISIT,
     )
     assert parsed.outputs == ("z", "y")
     assert parsed.binary == {"z"}
     infos = (TensorInfo("z", "FP32", (1, 2), 8), TensorInfo("y", "FP32", (1, 2), 8))
     data = [memoryview(struct.pack("<2f", 1, 2)), memoryview(struct.pack("<2f", 3, 4))]
-    body, length = render_answer(parsed, manifest(), "d" * 64, infos, data)
+    body, length = render_answer(parsed, manifest(), "d" * 64, infos, data, VISIT)
     answer = json.loads(bytes(body[0]))
     assert length == len(body[0])
     assert bytes(body[1]) == bytes(data[0])
@@ -98,10 +102,10 @@ def test_output_selection() -> None:
 
 
 def test_infinity_is_not_said_in_json() -> None:
-    parsed = parse_request(request(), None, manifest(outputs=("y",)))
+    parsed = parse_request(request(), None, manifest(outputs=("y",)), VISIT)
     info = TensorInfo("y", "FP32", (1, 2), 8)
     with pytest.raises(ValueError, match="infinite"):
-        render_answer(parsed, manifest(), "d" * 64, [info], [memoryview(struct.pack("<2f", 1, float("inf")))])
+        render_answer(parsed, manifest(), "d" * 64, [info], [memoryview(struct.pack("<2f", 1, float("inf")))], VISIT)
 
 
 @pytest.mark.parametrize("datatype", list(DataType))
@@ -134,11 +138,11 @@ def test_numbers_that_do_not_fit(values: list[Any], datatype: DataType) -> None:
 def test_data_far_longer_than_the_shape_is_not_even_decoded() -> None:
     tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1] * 10_000}
     with pytest.raises(BadRequest, match="too long"):
-        parse_request(json.dumps({"inputs": [tensor]}).encode(), None, manifest())
+        parse_request(json.dumps({"inputs": [tensor]}).encode(), None, manifest(), VISIT)
 
 
 def test_a_request_fits_builds_of_one_signature() -> None:
-    parsed = parse_request(request(), None, manifest())
+    parsed = parse_request(request(), None, manifest(), VISIT)
     assert parsed.fits(manifest(shape=(2, 2)))
     assert not parsed.fits(manifest(shape=(3, 2)))
     assert not parsed.fits(manifest(DataType.FP16))
@@ -185,7 +189,7 @@ REQUESTS = st.fixed_dictionaries(
 def test_any_request_is_parsed_or_refused(document: Any, rest: bytes, announced: bool) -> None:
     head = json.dumps(document).encode()
     try:
-        parsed = parse_request(head + rest, len(head) if announced else None, manifest())
+        parsed = parse_request(head + rest, len(head) if announced else None, manifest(), VISIT)
     except BadRequest:
         return
     assert [info.size for info in parsed.inputs] == [len(data) for data in parsed.data]
@@ -195,4 +199,4 @@ def test_any_request_is_parsed_or_refused(document: Any, rest: bytes, announced:
 @given(st.binary(max_size=200), st.none() | st.integers(-10, 300))
 def test_any_bytes_are_refused(body: bytes, header_bytes: int | None) -> None:
     with pytest.raises(BadRequest):
-        parse_request(body, header_bytes, manifest())
+        parse_request(body, header_bytes, manifest(), VISIT)
