@@ -74,7 +74,7 @@ def _current(here: str, address: str, more: tuple[str, ...]) -> bool:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
-        extensions=["jinja2.ext.i18n"],
+        extensions=["jinja2.ext.i18n", "jinja2.ext.do"],
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

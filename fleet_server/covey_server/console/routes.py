@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from covey_server.console import (
     assets,
     audit_pages,
+    builder_pages,
     campaign_pages,
     device_pages,
     fleet_pages,
@@ -26,6 +27,7 @@ for part in (
     device_pages,
     group_pages,
     model_pages,
+    builder_pages,
     campaign_pages,
     audit_pages,
     settings_pages,

@@ -5,7 +5,7 @@ seen, why a device is left out), since programs and logs read them too. Here eac
 the same figures; one that no pattern fits is shown as it is. `%(..._text)s` stands for a part that is a sentence itself.
 
 >>> sentence("canary: 3 of 10 active; 7 in progress; latency p99 end_to_end 3.4234 -> 20.9515 ms")
-'canary: 3 of 10 active; 7 in progress; latency p99 end to end 3.42 → 21 ms'
+'canary: 3 of 10 active; 7 in progress; latency p99 end to end 3.423 → 20.95 ms'
 """
 
 from __future__ import annotations
@@ -79,4 +79,4 @@ def _regular(message: str) -> str:
 
 def _plain(text: str) -> str:
     text = text.replace("end_to_end", states.name("end_to_end")).replace("->", "→")
-    return _TIMES.sub("×", _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.3g}", text))
+    return _TIMES.sub("×", _LONG_NUMBER.sub(lambda found: f"{float(found[0]):.4g}", text))
