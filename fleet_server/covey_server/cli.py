@@ -17,6 +17,7 @@ from covey_server.clock import system_clock
 from covey_server.db.engine import Database
 from covey_server.errors import EXIT_FAILED, EXIT_SETTINGS, ServerError, StartError
 from covey_server.people.roles import ROLES
+from covey_server.releases import cli as keys_cli
 from covey_server.settings import Settings
 
 
@@ -114,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--ttl-s", type=_seconds, help="how long it is good, in seconds")
     create.set_defaults(command=_create_token)
     _add_settings(create, "data", "database_url", "token_s")
+
+    keys = commands.add_parser("keys", help="who may release and who may order: status, ceremony, rotate, export …")
+    keys_cli.add_commands(keys, _add_settings, _settings)
 
     commands.add_parser("openapi", help="print the API's OpenAPI document").set_defaults(command=_show_api)
     return parser

@@ -83,10 +83,10 @@ def create_for_development(releases: Releases, keys: SigningKeys) -> None:
     director = director_key(keys.trust.director[0])
     keyring.add(director, "director", "file:director.pem", development=True)
     make("publisher", publishes=True)
-    releases.create(
-        {ROOT: several(ROOT), TARGETS: several(TARGETS), SNAPSHOT: make(SNAPSHOT), TIMESTAMP: make(TIMESTAMP)},
-        Trustees([director]),
-    )
+    roles = {ROOT: several(ROOT), TARGETS: several(TARGETS), SNAPSHOT: make(SNAPSHOT), TIMESTAMP: make(TIMESTAMP)}
+    root, _ = releases.propose_first(roles, Trustees([director]), {})
+    releases.sign_here(root)
+    releases.create(root)
     log.warning(
         "made a repository of releases with DEVELOPMENT keys: all of them, those of root too, lie unprotected in %s. "
         "Whoever reads that folder can release to every device that enrols. For production: `covey-server keys ceremony`",

@@ -49,6 +49,7 @@ class Draft:
         self._as_they_are: set[str] = set()  # signed elsewhere: published as they came
         self._root: Metadata[Root] | None = None
         self._new_snapshot = False
+        self._grown: set[str] = set()
 
     @property
     def empty(self) -> bool:
@@ -78,7 +79,7 @@ class Draft:
         role = self._role_for(model, target.path)
         if self.targets_of(role).targets.get(target.path) != target:
             self.change(role).targets[target.path] = target
-            self._spread(model)
+            self._grown.add(model)
 
     def remove(self, model: str, path: str) -> None:
         """Take a target out; one that is not there is no error."""
@@ -99,12 +100,10 @@ class Draft:
         publisher = publisher_role(model)
         old = bins_of(self.targets_of(publisher))
         held = [publisher, *old]
-        if not old and len(self.targets_of(publisher).targets) < self._policy.bins[-1][0]:
-            return
-        every = {path: target for role in held for path, target in self.targets_of(role).targets.items()}
-        wanted = self._policy.bin_count(len(every))
+        wanted = self._policy.bin_count(sum(len(self.targets_of(role).targets) for role in held))
         if wanted <= len(old):
             return
+        every = {path: target for role in held for path, target in self.targets_of(role).targets.items()}
         parent = self.change(publisher)
         entry, keys = self._delegation(publisher)
         prefixes = bin_prefixes(wanted)
@@ -179,6 +178,8 @@ class Draft:
 
     def finish(self, sign: Sign) -> list[tuple[str, bytes]]:
         """The edition's new files in the order in which they are to be written: bottom up, `timestamp.json` last."""
+        for model in sorted(self._grown):
+            self._spread(model)
         files: list[tuple[str, bytes]] = []
         meta = dict(self._edition.snapshot.signed.meta)
         for role, metadata in self._changed.items():

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,12 +27,22 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
+from securesystemslib.signer import (
+    AWSSigner,
+    AzureSigner,
+    CryptoSigner,
+    GCPSigner,
+    HSMSigner,
+    Key,
+    Signer,
+    SSlibKey,
+    VaultSigner,
+)
 from tuf.api.metadata import Metadata, Role
 
 from covey_server.errors import StartError
 from covey_server.fleet.durable import write_durably
-from covey_server.releases.errors import KeysMissing
+from covey_server.releases.errors import BadMetadata, KeysMissing
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +59,14 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     public: dict[str, Any]
     development: bool = False
     publishes: bool = False
+
+
+class PublicKeyFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What its holder hands over for a ceremony."""
+
+    keyid: str
+    public: dict[str, Any]
+    uri: str = ""
 
 
 def no_secrets(what: str) -> str:
@@ -77,6 +96,11 @@ class Keyring:
             return cls(folder, msgspec.json.decode(data, type=dict[str, KeyRecord]), secrets)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise StartError(f"{folder / KEYRING_FILE} is damaged: {error}") from error
+
+    def refresh(self) -> None:
+        """Read it again: a command beside the running server may have added a key. Raises `StartError`."""
+        self._records = Keyring.load(self.folder, self._secrets)._records
+        self._signers = {keyid: signer for keyid, signer in self._signers.items() if keyid in self._records}
 
     def record(self, keyid: str) -> KeyRecord | None:
         return self._records.get(keyid)
@@ -155,6 +179,44 @@ class Keyring:
         document = msgspec.json.format(msgspec.json.encode(self._records, order="sorted"))
         write_durably(self.folder / KEYRING_FILE, document + b"\n", 0o600)
         self._signers.clear()
+
+
+def read_public(path: Path) -> tuple[Key, str]:
+    """A public key's file, as `covey-server keys new` writes it: the key, and where its private half is ("" if it does not say).
+    Raises `BadMetadata`."""
+    try:
+        document = msgspec.json.decode(path.read_bytes(), type=PublicKeyFile)
+        return Key.from_dict(document.keyid, document.public), document.uri
+    except OSError as error:
+        raise BadMetadata(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
+        raise BadMetadata(f"{path} is no public key: {error}") from error
+
+
+def write_public(path: Path, key: Key, uri: str) -> None:
+    """Raises `OSError`."""
+    document = PublicKeyFile(keyid=key.keyid, public=key.to_dict(), uri=uri)
+    write_durably(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+
+
+def public_key_at(uri: str, secrets: Secrets) -> tuple[str, Key]:
+    """The public half of a key in a token or a key management service, and its address in full. Raises whatever its library does,
+    and `BadMetadata` for an address that it does not know."""
+    scheme, _, rest = uri.partition(":")
+    if scheme == HSMSigner.SCHEME:
+        number, _, query = rest.partition("?")
+        label = dict(parse_qsl(query)).get("label")
+        return HSMSigner.import_(int(number) if number else None, label, secrets)
+    if scheme == AWSSigner.SCHEME:
+        return AWSSigner.import_(rest)
+    if scheme == GCPSigner.SCHEME:
+        return GCPSigner.import_(rest)
+    if scheme == AzureSigner.SCHEME:
+        vault, _, name = rest.removeprefix("//").partition(".vault.azure.net/keys/")
+        return AzureSigner.import_(vault, name.split("/")[0])
+    if scheme == VaultSigner.SCHEME:
+        return VaultSigner.import_(rest)
+    raise BadMetadata(f"{uri!r}: a key is at hsm:, awskms:, gcpkms:, azurekms: or hv:, or in a file")
 
 
 def open_signer(uri: str, key: Key, secrets: Secrets, folder: Path) -> Signer:

@@ -7,12 +7,12 @@ old edition stands. Methods raise `KeysMissing` where a role's keys are not at h
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from covey_server.clock import Clock
 from covey_server.errors import NotFound
@@ -24,6 +24,7 @@ from covey_server.releases.ceremony import (
     director_keys,
     first_root,
     next_root,
+    signers_of,
 )
 from covey_server.releases.draft import Draft
 from covey_server.releases.edition import Edition
@@ -38,29 +39,13 @@ from covey_server.releases.policy import (
     Policy,
     model_of,
     publisher_role,
-    target_path,
 )
+from covey_server.releases.release import Release, counters_of, target_of, with_counter
 from covey_server.releases.shelf import Shelf, metadata_name
 
 log = logging.getLogger(__name__)
 
-CUSTOM = "covey"  # our part of a target's custom fields
 _TOP = (ROOT, TARGETS, SNAPSHOT, TIMESTAMP)
-
-
-@dataclass(frozen=True)
-class Release:
-    """One build to be released: the exact bytes of its manifest, and what a device compares with its order."""
-
-    model: str
-    version: str
-    target: str
-    manifest: bytes
-    fields: Mapping[str, Any]
-
-    @property
-    def path(self) -> str:
-        return target_path(self.model, self.version, self.target)
 
 
 @dataclass(frozen=True)
@@ -132,12 +117,12 @@ class Releases:
         def edit(draft: Draft, edition: Edition) -> None:
             for model in dict.fromkeys(build.model for build in builds):
                 self._ensure_publisher(draft, edition, model)
-            taken = {model: _counters(edition.targets(model)) for model in {build.model for build in builds}}
+            taken = {model: counters_of(edition.targets(model)) for model in {build.model for build in builds}}
             for build in builds:
                 known = taken[build.model]
                 counter = known.setdefault(build.version, max(known.values(), default=0) + 1)
                 counters[build.path] = counter
-                draft.put(build.model, _target(build, counter))
+                draft.put(build.model, target_of(build, counter))
 
         for build in builds:
             name = TargetFile.from_data(build.path, build.manifest, ["sha256"]).get_prefixed_paths()[0]
@@ -152,14 +137,14 @@ class Releases:
         def edit(draft: Draft, edition: Edition) -> None:
             nonlocal counter
             every = list(edition.targets(model))
-            known = _counters(every)
+            known = counters_of(every)
             if version not in known:
                 raise NotFound(f"{model} {version} was never released")
             highest = max(known.values())
             counter = known[version] if known[version] == highest else highest + 1
             for path, target in every:
                 if path.split("/")[2] == version:
-                    draft.put(model, _with_counter(target, counter))
+                    draft.put(model, with_counter(target, counter))
 
         self._change(edit)
         return counter
@@ -277,21 +262,32 @@ class Releases:
 
     # --- who is trusted -----------------------------------------------------------------------------------------
 
-    def create(self, roles: Mapping[str, Trustees], director: Trustees, root: Metadata[Root] | None = None) -> None:
-        """The first edition. `root`, where it was signed elsewhere; else it is signed here. `roles` names all four."""
-        now = self.now()
+    def create(self, root: Metadata[Root], targets: Metadata[Targets] | None = None) -> None:
+        """The first edition, by a root that is signed. `targets`, where they were signed elsewhere too. Raises `BadMetadata`."""
         with self.shelf.locked():
             if self.exists:
                 raise BadMetadata("there is a repository already")
-            if root is None:
-                root = first_root(roles, director, self.policy, now)
-                self._sign_root(root, None)
             check_root(root, None)
-            empty = _EmptyEdition(root, now)
-            draft = Draft(empty, self.policy, now)
+            draft = Draft(_EmptyEdition(root, self.now()), self.policy, self.now())
             draft.accept(ROOT, root)
-            draft.change(TARGETS)
+            if targets is None:
+                draft.change(TARGETS)
+            else:
+                check_signed(root.signed, TARGETS, targets)
+                draft.accept(TARGETS, targets)
             self.shelf.publish(draft.finish(self.keyring.sign))
+
+    def propose_first(
+        self, roles: Mapping[str, Trustees], director: Trustees, families: Mapping[str, Trustees]
+    ) -> tuple[Metadata[Root], Metadata[Targets]]:
+        """The first root and targets, unsigned. `roles` names all four; `families`: who speaks for which models."""
+        root = first_root(roles, director, self.policy, self.now())
+        edition = _EmptyEdition(root, self.now())
+        draft = Draft(edition, self.policy, self.now())
+        draft.change(TARGETS)
+        for model, trustees in families.items():
+            draft.delegate(model, list(trustees.keys), trustees.threshold)
+        return root, _unsigned(draft, edition, self.policy, self.now())
 
     def propose_root(self, change: RootChange) -> Metadata[Root]:
         """The next root, unsigned."""
@@ -313,11 +309,10 @@ class Releases:
 
     def sign_here(self, document: Metadata[Any]) -> None:
         """Add the signatures of all keys at hand that have a say in a root or targets document."""
-        edition = self.edition()
-        if isinstance(document.signed, Root):
-            self._add_signatures(document, [edition.root.signed, document.signed], ROOT)
-        else:
-            self._add_signatures(document, [edition.root.signed], TARGETS)
+        current = self.edition().root.signed if self.exists else None
+        for keyid, key in signers_of(document, current).items():
+            if self.keyring.has(keyid) and keyid not in document.signatures:
+                document.sign(self.keyring.signer(key), append=True)
 
     def accept(self, *documents: Metadata[Any]) -> None:
         """Publish a root, a targets document, or both at once: a root that changes the keys of targets needs a targets document
@@ -353,21 +348,15 @@ class Releases:
             self.accept(document)
         return document.signed.version
 
-    def _sign_root(self, document: Metadata[Root], current: Root | None) -> None:
-        delegators = [root for root in (current, document.signed) if root is not None]
-        self._add_signatures(document, delegators, ROOT)
+    def _sign_root(self, document: Metadata[Root], current: Root) -> None:
+        self.sign_here(document)
         check_root(document, current)
-
-    def _add_signatures(self, document: Metadata[Any], delegators: Iterable[Root], role: str) -> None:
-        for delegator in delegators:
-            for keyid in delegator.roles[role].keyids:
-                if self.keyring.has(keyid) and keyid not in document.signatures:
-                    document.sign(self.keyring.signer(delegator.keys[keyid]), append=True)
 
     # --- the way of every change ------------------------------------------------------------------------------
 
     def _change(self, edit: Callable[[Draft, Edition], None], *, always: bool = False) -> None:
         with self.shelf.locked():
+            self.keyring.refresh()
             edition = self.edition()
             draft = Draft(edition, self.policy, self.now())
             edit(draft, edition)
@@ -395,29 +384,9 @@ def _is_signed(delegator: Root, role: str, metadata: Metadata[Any]) -> bool:
     return True
 
 
-def _unsigned(draft: Draft, edition: Edition, policy: Policy, now: datetime) -> Metadata[Any]:
+def _unsigned(draft: Draft, edition: Edition, policy: Policy, now: datetime) -> Metadata[Targets]:
     document = Metadata(draft.targets_of(TARGETS))
-    document.signed.version = edition.snapshot.signed.meta["targets.json"].version + 1
+    known = edition.snapshot.signed.meta.get("targets.json")
+    document.signed.version = known.version + 1 if known is not None else 1
     document.signed.expires = now + policy.lifetime(TARGETS)
     return document
-
-
-def _target(build: Release, counter: int) -> TargetFile:
-    target = TargetFile.from_data(build.path, build.manifest, ["sha256"])
-    target.unrecognized_fields["custom"] = {CUSTOM: {**build.fields, "release": counter}}
-    return target
-
-
-def _with_counter(target: TargetFile, counter: int) -> TargetFile:
-    custom = target.unrecognized_fields["custom"]
-    fields = {"custom": {**custom, CUSTOM: {**custom[CUSTOM], "release": counter}}}
-    return TargetFile(target.length, dict(target.hashes), target.path, {**target.unrecognized_fields, **fields})
-
-
-def _counters(targets: Iterable[tuple[str, TargetFile]]) -> dict[str, int]:
-    """Release counters by version."""
-    found: dict[str, int] = {}
-    for path, target in targets:
-        version = path.split("/")[2]
-        found[version] = max(found.get(version, 0), int(target.unrecognized_fields["custom"][CUSTOM]["release"]))
-    return found

@@ -25,7 +25,8 @@ from covey_server.registry.keys import SigningKeys
 from covey_server.releases.bootstrap import create_for_development
 from covey_server.releases.keyring import Keyring
 from covey_server.releases.policy import Policy
-from covey_server.releases.releases import Release, Releases
+from covey_server.releases.release import Release
+from covey_server.releases.releases import Releases
 from covey_server.releases.shelf import Shelf
 
 START_MS = 1_800_000_000_000
