@@ -97,6 +97,7 @@ def _environment() -> jinja2.Environment:
         named=states.name,
         role=states.role,
         action=states.action,
+        event=states.event,
         sentence=sentences.sentence,
         entry=words.entry,
         span=words.span,

@@ -16,6 +16,7 @@ from covey_server.console import (
     login,
     model_pages,
     settings_pages,
+    webhook_pages,
 )
 
 router = APIRouter(include_in_schema=False)
@@ -31,5 +32,6 @@ for part in (
     campaign_pages,
     audit_pages,
     settings_pages,
+    webhook_pages,
 ):
     router.include_router(part.router)

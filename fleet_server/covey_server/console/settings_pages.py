@@ -1,4 +1,4 @@
-"""Settings: oneself, people and their roles, API tokens, signing keys. What changes anything goes through the API's own
+"""Settings: oneself, people and their roles, API tokens, signing keys (webhooks have a module of their own). What changes anything goes through the API's own
 functions, so that both obey the same rules and write the same audit log."""
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from covey_server.console.html import ConsoleRoute
 from covey_server.console.i18n import gettext as _
 from covey_server.console.live_pages import Viewer
 from covey_server.errors import Invalid
+from covey_server.notifications.events import EVENTS
 from covey_server.people import passwords
 from covey_server.people.roles import PERSON_ROLES, ROLES, Role
 from covey_server.services import Use
@@ -39,6 +40,8 @@ def oneself(request: Request, use: Use, actor: Viewer) -> Response:
         "settings.html",
         now=use.clock(),
         me=people_api.show_me(use, request, actor),
+        events=EVENTS,
+        mail=bool(use.settings.smtp_host),
         shortest=passwords.MIN_LENGTH,
     )
 
@@ -51,6 +54,23 @@ def password(
         raise Invalid(_("The two passwords are not the same."))
     people_api.change_password(use, request, people_api.NewPassword(current=current, new=new), actor)
     return _done(request, _("The password is changed. Your other sessions have ended."))
+
+
+@router.post("/notify")
+def notify(
+    request: Request,
+    use: Use,
+    actor: Viewer,
+    email: Annotated[str, Form(max_length=254)] = "",
+    events: Annotated[list[str] | None, Form(max_length=len(EVENTS))] = None,
+) -> Response:
+    """What one is told of by e-mail, and where."""
+    try:
+        body = people_api.OwnChange.model_validate({"email": email.strip() or None, "notify": events or []})
+    except pydantic.ValidationError as error:
+        raise Invalid(_("this is no e-mail address"), field="email") from error
+    people_api.change_me(use, request, body, actor)
+    return _done(request, _("Kept."))
 
 
 @router.post("/logout-everywhere")
@@ -155,9 +175,10 @@ def revoke_token(request: Request, use: Use, actor: Viewer, name: str) -> Respon
 
 @router.get("/keys")
 def keys(request: Request, use: Use, _actor: Viewer) -> Response:
-    trust = use.keys.trust
-    roles = [("release", [key_id(one) for one in trust.release]), ("director", [key_id(one) for one in trust.director])]
-    return html.page(request, "settings_keys.html", now=use.clock(), roles=roles)
+    """How the roles of the releases stand, and whose orders devices follow."""
+    rows = use.releases.status() if use.releases is not None else []
+    director = [key_id(one) for one in use.keys.trust.director]
+    return html.page(request, "settings_keys.html", now=use.clock(), rows=rows, director=director)
 
 
 def _invited(request: Request, use: Use, name: str, made: people_api.Invitation) -> Response:

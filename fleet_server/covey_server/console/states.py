@@ -79,7 +79,7 @@ _LOOKS: dict[str, Look] = {
     "disabled": Look(_CALM, "ring", noted("disabled")),
     "delivered": Look(_OK, "check", noted("delivered")),
     "pending": Look(_BUSY, "clock", noted("pending")),
-    "given_up": Look(_BAD, "cross", noted("given up")),
+    "dead": Look(_BAD, "cross", noted("given up")),
 }
 
 # Names of the engine and the contract, as people say them.
@@ -208,6 +208,13 @@ _ACTIONS: dict[str, str] = {
     "token.create": noted("made an API token"),
     "token.revoke": noted("revoked an API token"),
     "version.push": noted("pushed a version"),
+    "webhook.add": noted("added a webhook"),
+    "webhook.change": noted("changed a webhook"),
+    "webhook.remove": noted("removed a webhook"),
+    "webhook.rotate": noted("changed a webhook’s secret"),
+    "webhook.test": noted("tested a webhook"),
+    "mail.test": noted("sent a test by e-mail"),
+    "delivery.retry": noted("delivered something again"),
 }
 
 
@@ -233,6 +240,30 @@ def action(word: str) -> str:
     """What was done, of the audit log: `campaign.start` as "started a campaign"."""
     found = _ACTIONS.get(word)
     return spaced(word.replace(".", " ")) if found is None else _(found)
+
+
+_EVENTS: dict[str, str] = {
+    "campaign.started": noted("a campaign starts"),
+    "campaign.stage_passed": noted("a stage passes"),
+    "campaign.gate_breached": noted("a gate is breached"),
+    "campaign.paused": noted("a campaign pauses"),
+    "campaign.halted": noted("a campaign halts"),
+    "campaign.rolling_back": noted("a campaign begins to go back"),
+    "campaign.rolled_back": noted("a campaign has gone back"),
+    "campaign.done": noted("a campaign is done"),
+    "campaign.aborted": noted("a campaign is aborted"),
+    "campaign.failed": noted("a campaign fails"),
+    "campaign.approval_wanted": noted("a campaign wants approval"),
+    "device.quarantined": noted("a device is quarantined"),
+    "build.failed": noted("a build fails"),
+    "webhook.test": noted("a test"),
+}
+
+
+def event(name: str) -> str:
+    """What somebody is told of: `campaign.halted` as "a campaign halts"."""
+    found = _EVENTS.get(name)
+    return spaced(name.replace(".", " ")) if found is None else _(found)
 
 
 _KINDS: dict[str, str] = {
