@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import and_, bindparam, delete, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from covey_contract.lifecycle import FINAL
 from covey_contract.messages import Hello, Report
 from covey_contract.reasons import Reason
 from covey_server.db.tables import AssignmentRow, Desired, Reported, ReportRow
@@ -28,6 +29,7 @@ class Followed:
     duplicates: int = 0
     foreign: int = 0
     assignments: set[str] = field(default_factory=set)  # those that moved
+    ended: list[tuple[str, str]] = field(default_factory=list)  # model and final state, of new reports
 
 
 @dataclass
@@ -87,6 +89,7 @@ def follow(session: Session, batch: Sequence[Incoming], now_ms: int) -> Followed
         duplicates=len(reports) - len(world.rows) - world.foreign,
         foreign=world.foreign,
         assignments=assignments,
+        ended=[(row["model"], row["state"]) for row in world.rows if row["state"] in FINAL],
     )
 
 

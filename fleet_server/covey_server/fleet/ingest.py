@@ -23,6 +23,7 @@ from covey_server.fleet.counters import Counters
 from covey_server.fleet.inbox import Incoming
 from covey_server.fleet.records import Outcome, store, store_facts
 from covey_server.fleet.sql import chunks
+from covey_server.fleet.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Ingest:
         clock: Clock,
         bus: Bus,
         counters: Counters,
+        traffic: Traffic,
         messages: queue.Queue[Incoming],
         send: Callable[[str, Down, bytes], bool],
         desk: Desk,
@@ -64,6 +66,7 @@ class Ingest:
         self._clock = clock
         self._bus = bus
         self._counters = counters
+        self._traffic = traffic
         self._messages = messages
         self._send = send
         self._desk = desk
@@ -140,6 +143,8 @@ class Ingest:
         ):
             for key in keys:
                 self._bus.publish(topic, key)
+        self._traffic.note_windows(outcome.windows)
+        self._traffic.note_swaps(outcome.ended)
         for reason, number in (("unknown_device", outcome.ignored), ("foreign_assignment", outcome.foreign)):
             if number:
                 self._counters.add("covey_messages_refused_total", number, reason=reason)

@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from covey_contract.facts import Facts
-from covey_contract.messages import Hello, Reply, Status, Telemetry
+from covey_contract.messages import BuildWindow, Hello, Reply, Status, Telemetry
 from covey_server.db.tables import Device, TelemetryRow
 from covey_server.fleet.assignments import send_again
 from covey_server.fleet.columns import clamp, clean
@@ -40,6 +40,8 @@ class Outcome:
     devices: set[str] = field(default_factory=set)
     assignments: set[str] = field(default_factory=set)
     telemetry: set[str] = field(default_factory=set)
+    windows: list[BuildWindow] = field(default_factory=list)  # that were not stored before
+    ended: list[tuple[str, str]] = field(default_factory=list)  # deployments: model and final state
     ignored: int = 0  # of unknown or revoked devices
     foreign: int = 0  # reports about another device's assignment
     duplicates: int = 0
@@ -69,6 +71,7 @@ def store(session: Session, batch: Sequence[Incoming], now_ms: int) -> Outcome:
         outcome.acks[device].append(seq)
     outcome.assignments, outcome.foreign = followed.assignments, followed.foreign
     outcome.duplicates = followed.duplicates
+    outcome.ended = followed.ended
     _store_telemetry(session, known, presence, outcome)
     _write_presence(session, known, presence, now_ms)
     outcome.devices.update(incoming.device for incoming in known)
@@ -203,6 +206,7 @@ def _store_telemetry(
         if (device, seq) in stored:
             continue
         outcome.telemetry.add(device)
+        outcome.windows += message.windows
         rows += [_telemetry_row(incoming, message, part) for part in range(len(message.windows))]
         for window in message.windows:
             # A fallback was answered by another build.

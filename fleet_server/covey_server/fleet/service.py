@@ -40,6 +40,7 @@ from covey_server.fleet.mosquitto_config import Layout
 from covey_server.fleet.pacing import Gate
 from covey_server.fleet.reconcile import Reconciler
 from covey_server.fleet.retention import prune
+from covey_server.fleet.traffic import Traffic
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
 from covey_server.settings import Settings
@@ -88,6 +89,7 @@ class FleetService:
         self.settings = settings
         self.ca = ca
         self.counters = Counters()
+        self.traffic = Traffic()
         self._database = database
         self._clock = clock
         self._bus = bus
@@ -118,6 +120,7 @@ class FleetService:
             clock,
             bus,
             self.counters,
+            self.traffic,
             self._messages,
             self._send,
             self.commands,

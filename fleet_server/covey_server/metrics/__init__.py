@@ -1,0 +1,1 @@
+"""What Prometheus is told. One module for each subject; `exporter` puts them together."""
