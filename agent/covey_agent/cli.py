@@ -68,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--inference-port", type=int, default=8090, metavar="N", help="on 127.0.0.1; 0: any free one (%(default)s)"
     )
+    sub.add_argument(
+        "--inference-socket",
+        type=Path,
+        metavar="PATH",
+        help="Unix socket for applications of every user (in the state folder, for this user alone)",
+    )
     sub.add_argument("--facts", type=Path, metavar="FILE", help="be a simulated device with these facts")
     sub.add_argument("--telemetry-interval", type=float, default=10.0, metavar="S", help="seconds (%(default)s)")
     sub.add_argument("--heartbeat", type=float, default=30.0, metavar="S", help="seconds (%(default)s)")
@@ -79,6 +85,12 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--load-timeout", type=float, default=120.0, metavar="S", help="for one runner to get warm (%(default)s)"
+    )
+    sub.add_argument(
+        "--swap",
+        choices=["auto", "parallel", "sequential"],
+        default="auto",
+        help="load a new build beside the one that serves, or in its place (by the memory there is)",
     )
     sub.add_argument("--quota-mb", type=int, metavar="MB", help="for all builds together (no limit but the disk's)")
     sub.add_argument("--margin-mb", type=int, default=64, metavar="MB", help="of the disk, never used (%(default)s)")
@@ -152,6 +164,7 @@ def enroll(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     from covey_agent import daemon
+    from covey_agent.core.swap import SwapMode
     from covey_agent.fetch import FetchLimits
     from covey_agent.settings import Settings
 
@@ -163,12 +176,14 @@ def run(options: argparse.Namespace) -> int:
     settings = Settings(
         state=options.state.resolve(),
         inference_port=options.inference_port,
+        inference_socket=options.inference_socket.absolute() if options.inference_socket is not None else None,
         facts_file=options.facts,
         telemetry_interval_s=options.telemetry_interval,
         heartbeat_s=options.heartbeat,
         quota=options.quota_mb * 1_000_000 if options.quota_mb is not None else None,
         margin=options.margin_mb * 1_000_000,
         load_timeout_s=options.load_timeout,
+        swap=SwapMode(options.swap),
         retry_first_s=options.retry,
         fetch=FetchLimits(silence_s=options.silence),
     )

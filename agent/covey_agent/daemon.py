@@ -33,6 +33,7 @@ from covey_agent.identity import FACTS, load_identity
 from covey_agent.jobs import Jobs
 from covey_agent.link import Link
 from covey_agent.measure import Meter
+from covey_agent.memory import available_mb
 from covey_agent.outbox import Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
@@ -65,7 +66,9 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
         machine.read()
         log.info("covey-agent %s, device %s%s", __version__, identity.device, machine.words)
 
-        gateway = GatewayProcess(prepare_run_folder(settings.state), settings.gateway_log, settings.inference_port)
+        gateway = GatewayProcess(
+            prepare_run_folder(settings.state), settings.gateway_log, settings.inference_port, settings.inference_socket
+        )
         if gateway.find() is None:
             gateway.check_port()
         boot_id = uuid.uuid4().hex
@@ -101,6 +104,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             machine=machine.read,
             surroundings=look_around,
             free=lambda: psutil.disk_usage(str(settings.state)).free,
+            memory=available_mb,
             report=report,
             request=request,
             clock=system_clock,

@@ -19,9 +19,10 @@ from covey_agent.core.conditions import Surroundings, Wait, binding, waits_for
 from covey_agent.core.lifecycle import RESUME, Act, Event, may_retry
 from covey_agent.core.reports import report_of, report_of_refusal
 from covey_agent.core.state import AgentState, Deployment, ModelRecord, moved, protected
+from covey_agent.core.swap import Memory, SwapMode, choose
 from covey_agent.downloads import Downloads
 from covey_agent.errors import GatewayError, StepError
-from covey_agent.gateway.control_api import GatewayStatus, Revert, Switch
+from covey_agent.gateway.control_api import GatewayStatus, ModelSlots, Revert, Switch
 from covey_agent.jobs import Finished, Jobs, Key
 from covey_agent.orders import OrderFolder
 from covey_agent.serving import RESTORE, Serving
@@ -48,8 +49,8 @@ _TRY_AGAIN = frozenset({Reason.RUNNER_CRASHED, Reason.RUNNER_HUNG, Reason.LOAD_T
 
 
 class Deployments:
-    """Called by the control loop alone. `surroundings` is asked when an order has conditions; `free` gives the disk's free bytes; `report`
-    spools, `request` asks the server for blocks."""
+    """Called by the control loop alone. `surroundings` is asked when an order has conditions; `free` gives the disk's free bytes,
+    `memory` the available MB; `report` spools, `request` asks the server for blocks."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Deployments:
         machine: Callable[[], Machine],
         surroundings: Callable[[int, int, GatewayStatus | None], Surroundings],
         free: Callable[[], int],
+        memory: Callable[[], float],
         report: Callable[[Report], None],
         request: Callable[[BlockRequest], None],
         clock: Callable[[], int],
@@ -78,6 +80,7 @@ class Deployments:
         self._machine = machine
         self._surroundings = surroundings
         self._free = free
+        self._memory = memory
         self._report = report
         self._clock = clock
         self._orders = OrderFolder(settings.state / "orders", trust)
@@ -276,11 +279,22 @@ class Deployments:
             return
         self._serving.reconcile(model, self._now)
         if not any(one.state == "loading" for one in mine) and self._serving.ready_for_candidate(model, record):
-            beside = record.active is not None
+            in_place = record.active is not None and self._swap_mode(slots, deployment) is SwapMode.SEQUENTIAL
+            beside = record.active is not None and not in_place
             self._jobs.submit(
                 Key(model, LOAD, deployment.build, deployment.order.counter),
-                lambda: self._serving.load(model, deployment.build, background=beside),
+                lambda: self._serving.load(model, deployment.build, background=beside, in_place=in_place),
             )
+
+    def _swap_mode(self, slots: ModelSlots | None, deployment: Deployment) -> SwapMode:
+        """Beside the build that serves or in its place, by what the build's runner took where it was built, or what that one takes."""
+        measured = self._orders.manifest(deployment.order)[0].memory_mb
+        serving = [one.rss_mb for one in (slots.runners if slots is not None else ()) if one.state == "serving"]
+        needed = measured or (serving[0] if serving else None)
+        mode = choose(self._settings.swap, Memory(needed, self._memory(), self._settings.memory_margin_mb))
+        if mode is SwapMode.SEQUENTIAL:
+            log.info("%s: %s in place of the build that serves", deployment.order.model, deployment.build[:12])
+        return mode
 
     def _loaded(self, model: str, deployment: Deployment, finished: Finished) -> None:
         self._serving.refresh()

@@ -52,11 +52,12 @@ def prepare_run_folder(state: Path) -> Path:
 class GatewayProcess:
     """`poll` gives the living gateway's status, starting one where there is none; None while there is none yet."""
 
-    def __init__(self, folder: Path, log_file: Path, port: int) -> None:
+    def __init__(self, folder: Path, log_file: Path, port: int, socket_path: Path | None = None) -> None:
         self.client = GatewayClient(folder / "gateway.sock")
         self._folder = folder
         self._log_file = log_file
         self._port = port
+        self._socket_path = socket_path
         self._child: subprocess.Popen[bytes] | None = None
         self._pid: int | None = None
         self._silent_since: float | None = None
@@ -140,6 +141,7 @@ class GatewayProcess:
             str(self._folder),
             "--port",
             str(self._port),
+            *(["--socket", str(self._socket_path)] if self._socket_path is not None else []),
         ]
         try:
             with self._log_file.open("ab") as output:

@@ -127,7 +127,7 @@ class Serving:
         elif slots.candidate is not None and slots.candidate != on_trial:
             self.ask(Unload(model=model, build=slots.candidate))
 
-    def load(self, model: str, build: str, *, background: bool) -> None:
+    def load(self, model: str, build: str, *, background: bool, in_place: bool = False) -> None:
         """Verify the build's bytes and let the gateway load it. In the jobs' thread. Raises what went wrong."""
         self._store.verify(build)
         self._gateway.load(
@@ -136,6 +136,7 @@ class Serving:
                 build=build,
                 folder=str(self._store.build(build).resolve()),
                 background=background,
+                in_place=in_place,
                 timeout_s=self._settings.load_timeout_s,
             )
         )

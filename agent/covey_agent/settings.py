@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from covey_agent.core.swap import SwapMode
 from covey_agent.fetch import FetchLimits
 
 
@@ -14,12 +15,15 @@ class Settings:
 
     state: Path
     inference_port: int = 8090  # 0: any free one
+    inference_socket: Path | None = None  # None: in the run folder, for this user alone
     facts_file: Path | None = None  # of a simulated device
     telemetry_interval_s: float = 10.0
     heartbeat_s: float = 30.0
     quota: int | None = None  # for all builds together
     margin: int = 64_000_000  # of the disk, never used
     load_timeout_s: float = 120.0
+    swap: SwapMode = SwapMode.AUTO
+    memory_margin_mb: float = 64.0  # to be left when two builds are loaded side by side
     max_starts: int = 3  # of one build under one order
     retry_first_s: float = 30.0
     retry_most_s: float = 900.0

@@ -1,4 +1,4 @@
-"""The gateway's composition root: one process, two doors for applications (TCP and `inference.sock`), one for control.
+"""The gateway's composition root: one process, two doors for applications (TCP and a Unix socket), one for control.
 
 It belongs to nobody's session and ignores SIGHUP: it goes on serving when its control process dies. One gateway has a run folder
 at a time (`gateway.pid` is locked); sockets that a dead one left are replaced.
@@ -52,7 +52,7 @@ async def serve(settings: Settings) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with _own(settings.run_dir), contextlib.ExitStack() as held:
         tcp = held.enter_context(_listen_tcp(settings.host, settings.port))
-        inference = held.enter_context(_listen_unix(settings.run_dir / INFERENCE_SOCKET, 0o666))
+        inference = held.enter_context(_listen_unix(settings.socket or settings.run_dir / INFERENCE_SOCKET, 0o666))
         orders = held.enter_context(_listen_unix(settings.run_dir / CONTROL_SOCKET, 0o600))
         await _serve_on(settings, tcp, inference, orders, stop)
 

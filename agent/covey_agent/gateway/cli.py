@@ -25,10 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address for HTTP (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8600, help="port for HTTP; 0: any free one (default: %(default)s)")
+    parser.add_argument("--socket", type=Path, help="path of the Unix socket for applications (in the run folder)")
     parser.add_argument("--threads", type=int, default=1, help="compute threads of each runner (default: %(default)s)")
     parser.add_argument("--queue", type=int, default=Limits.queue, help="requests that may wait (default: %(default)s)")
     parser.add_argument(
         "--deadline-s", type=float, default=Limits.deadline_s, help="of requests that name none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--switch-s",
+        type=float,
+        default=Limits.switch_s,
+        help="until a build in another's place is given up (%(default)s)",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s gateway %(levelname)s %(message)s")
@@ -36,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_dir=options.run_dir.absolute(),
         host=options.host,
         port=options.port,
+        socket=options.socket.absolute() if options.socket is not None else None,
         threads=options.threads,
-        limits=Limits(queue=options.queue, deadline_s=options.deadline_s),
+        limits=Limits(queue=options.queue, deadline_s=options.deadline_s, switch_s=options.switch_s),
     )
     with contextlib.suppress(PermissionError):  # we lead a session already
         os.setsid()

@@ -18,13 +18,15 @@ MAX_LINE_BYTES = 1 << 20
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Start a runner for a verified build, warm it up and check its golden vectors -> `Loaded`. It does not serve yet.
 
-    `folder` holds the manifest's files under their paths and the manifest's exact bytes as `manifest.json`.
+    `folder` holds the manifest's files under their paths and the manifest's exact bytes as `manifest.json`. Where it does not get ready
+    `in_place`, or no `Switch` comes, the build that served is started again.
     """
 
     model: str
     build: str  # digest
     folder: str
     background: bool = True  # at idle priority, beside a build that serves
+    in_place: bool = False  # end the runner that serves first, to have its memory; requests wait until the `Switch`
     timeout_s: float = 120.0
     check_golden: bool = True
 

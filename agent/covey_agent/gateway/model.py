@@ -3,7 +3,8 @@
 A request goes to the active build's runner; one inference is in flight per runner, the others wait in line. A switch is one
 change of `slots`: requests in line go to the new build, the old runner finishes what it has. In probation a request that the
 new build fails is answered by the previous one, and the verdict of `probation.Judge` may take the new build back. Without a way
-back a runner that died is started anew, while requests wait in line until their deadlines.
+back a runner that died is started anew, while requests wait in line until their deadlines. So they do where a build is loaded in the
+place of the one that serves, because there is no memory for both; the way back is then to start that one again.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Model:
         self._restart: asyncio.Task[None] | None = None
         self._restarts = 0
         self._restarted_at = float("-inf")
+        self._away: str | None = None  # the held build whose runner was ended to make room for another
+        self._patience: asyncio.TimerHandle | None = None
 
     # --- orders of the control process ------------------------------------------------------------------------------
 
@@ -106,15 +109,45 @@ class Model:
         try:
             self._specs[spec.build] = spec
             self._become(self.slots.with_candidate(spec.build))
-            return await self._start(
+            if order.in_place:
+                await self._put_away()
+            loaded = await self._start(
                 spec, background=order.background, check_golden=order.check_golden, timeout_s=order.timeout_s
             )
+            if self._away is not None:
+                loop = asyncio.get_running_loop()
+                self._patience = loop.call_later(self._limits.switch_s, self._no_switch, spec.build)
+            return loaded
         except OrderError:
             if self.slots.candidate == spec.build:
                 self._become(self.slots.without(spec.build))
+            self._bring_back()
             raise
         finally:
             self._loading.pop(spec.build, None)
+
+    async def _put_away(self) -> None:
+        """End the runner that serves, once it has answered what it has, and wait for its memory."""
+        runner = self._ready(self.slots.active)
+        if runner is None:
+            return
+        log.info("%s: build %s makes room for another", self.name, runner.spec.build[:12])
+        self._away = runner.spec.build
+        del self._runners[runner.spec.build]
+        self._ending.add(runner)
+        runner.retire()
+        await runner.ended.wait()
+
+    def _bring_back(self) -> None:
+        """The build that made room is to serve after all."""
+        away, self._away = self._away, None
+        if away is not None and away == self.slots.active and self._restart is None:
+            self._restart = asyncio.create_task(self._start_anew(self._specs[away], in_place=True))
+
+    def _no_switch(self, build: str) -> None:
+        if self.slots.candidate == build:
+            log.warning("%s: nobody lets build %s serve; the one before comes back", self.name, build[:12])
+            self.unload(build)
 
     async def _start(self, spec: BuildSpec, *, background: bool, check_golden: bool, timeout_s: float) -> Loaded:
         runner = RunnerProcess(
@@ -152,8 +185,12 @@ class Model:
             slots = self.slots.switched(build, probation)
         except SlotError as error:
             raise OrderError(Reason.INTERNAL, str(error)) from error
-        if before is None and slots.previous is not None:  # it is being started anew: no way back to it
+        if before is None and slots.previous not in (None, self._away):  # it is being started anew: no way back to it
             slots = replace(slots, previous=None)
+        if self._patience is not None:
+            self._patience.cancel()
+        if slots.previous != self._away:
+            self._away = None
         self._judge = Judge(probation) if probation is not None else None
         self.stats_of(runner.spec).probation = probation is not None
         self._since_switch = Recorder()
@@ -167,7 +204,7 @@ class Model:
         self._pump()
 
     def settle(self) -> None:
-        self._judge = None
+        self._judge = self._away = None
         self._hang_s = self._limits.hang_s
         self._become(self.slots.settled())
         self._pump()
@@ -182,12 +219,15 @@ class Model:
         self._judge = None
         self._hang_s = self._limits.hang_s
         self._become(slots)
+        self._bring_back()
         self._pump()
 
     def unload(self, build: str | None) -> None:
         self._become(self.slots.without(build))
         if self.slots.active is None:
             self._judge = None
+        if self.slots.candidate is None and self._judge is None:
+            self._bring_back()
         self._pump()
 
     async def close(self) -> None:
@@ -262,6 +302,9 @@ class Model:
                 reply = await self._ask(runner, request, deadline, may_fall_back=may_fall_back)
             except InferFailed as failure:
                 if strike is not None or not (may_fall_back or failure.how in (Failing.CRASHED, Failing.HUNG)):
+                    if self._away is not None and failure.how is not Failing.LATE:
+                        # The build before cannot be asked whether the request is at fault.
+                        self._count(Strike(runner, failure.how, str(failure)))
                     raise BY_FAILING[failure.how](str(failure)) from failure
                 # A crash has been dealt with by `_lost`; whatever serves now is asked again.
                 if failure.how not in (Failing.CRASHED, Failing.HUNG):
@@ -329,7 +372,7 @@ class Model:
             timer.cancel()
 
     def _expire(self, turn: Turn) -> None:
-        waited_for = "its turn" if self.is_serving else "its runner, which is being started anew"
+        waited_for = "its turn" if self.is_serving else "a runner, which is being started"
         self._line.expire(turn, DeadlineError(f"the request's time was over while it waited for {waited_for}"))
 
     def _target(self) -> RunnerProcess | None:
@@ -378,11 +421,13 @@ class Model:
         self._reverted = Reverted(build=build, to=to, reason=reason, detail=detail, time_ms=self._now_ms())
         self.revert(reason, detail)
 
-    async def _start_anew(self, spec: BuildSpec) -> None:
-        """Until the active build serves again, or another takes its place."""
+    async def _start_anew(self, spec: BuildSpec, *, in_place: bool = False) -> None:
+        """Until the active build serves again, or another takes its place. `in_place`: there is no memory for it beside another."""
         if self._clock() - self._restarted_at > HEALTHY_S:
             self._restarts = 0
         try:
+            if in_place:
+                await asyncio.gather(*(runner.ended.wait() for runner in self._ending))
             while self.slots.active == spec.build:
                 await asyncio.sleep(RESTART_DELAYS_S[min(self._restarts, len(RESTART_DELAYS_S) - 1)])
                 self._restarts += 1

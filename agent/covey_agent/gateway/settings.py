@@ -20,6 +20,7 @@ class Limits:
     queue: int = 64  # waiting requests of one model
     deadline_s: float = 10.0  # of a request that names none
     hang_s: float = 30.0  # an inference that takes longer means that its runner hangs
+    switch_s: float = 10.0  # for control to let a build serve that was loaded in another's place
     retire_s: float = 3.0  # for a runner to end by itself once its socket is closed
     control_connections: int = 16
 
@@ -29,5 +30,6 @@ class Settings:
     run_dir: Path
     host: str = "127.0.0.1"
     port: int = 8600  # 0: any free one
+    socket: Path | None = None  # where applications find the Unix socket; None: `inference.sock` in the run folder
     threads: int = 1  # of each runner
     limits: Limits = field(default_factory=Limits)

@@ -82,6 +82,7 @@ class PlayedGateway:
         self.reverted: dict[str, Reverted] = {}
         self.bad: dict[str, Reason] = {}
         self.loads: list[str] = []
+        self.in_place: list[bool] = []
         self.gone = False
 
     def lose_everything(self) -> None:
@@ -91,6 +92,7 @@ class PlayedGateway:
     def load(self, request: Load) -> Loaded:
         self._alive()
         self.loads.append(request.build)
+        self.in_place.append(request.in_place)
         if request.build in self.bad:
             raise StepError(self.bad[request.build], "it does not load")
         assert (Path(request.folder) / "manifest.json").exists()
@@ -134,7 +136,10 @@ class PlayedGateway:
                     active=slots.active,
                     previous=slots.previous,
                     candidate=slots.candidate,
-                    runners=tuple(RunnerStatus(build=b, pid=1, state="ready", rss_mb=1) for b in sorted(slots.builds)),
+                    runners=tuple(
+                        RunnerStatus(build=b, pid=1, state="serving" if b == slots.active else "ready", rss_mb=1)
+                        for b in sorted(slots.builds)
+                    ),
                     in_probation=slots.probation is not None,
                     reverted=self.reverted.get(name),
                 )
@@ -196,6 +201,7 @@ class World:
         self.now = 1000.0
         self.reports: list[Report] = []
         self.free = 10**9
+        self.memory_mb = 1e6
         self.mains_power = True
         self.idle_s = 1e6
         self.locked_until = 0.0
@@ -228,6 +234,7 @@ class World:
             machine=lambda: MACHINE,
             surroundings=self._look_around,
             free=lambda: self.free,
+            memory=lambda: self.memory_mb,
             report=self.reports.append,
             request=self.asked.append,
             clock=self.clock,

@@ -72,6 +72,25 @@ def test_a_deployments_whole_life_swap_and_return(site: Site, make: Make, wait_f
     wait_for(lambda: device.gateway is None, "the gateway to end with the agent")
 
 
+def test_a_device_with_memory_for_one_build_swaps_in_place(site: Site, make: Make, wait_for: Wait) -> None:
+    server, device = site.server, site.device
+    one, two, three = make("1.0", 2.0), make("1.1", 3.0), make("1.2", 4.0)
+    device.start("--swap", "sequential")
+    for build in (one, two):
+        server.reached(server.order(build), State.ACTIVE)
+    assert device.infer(5.0) == 15.0
+    assert "in place of the build that serves" in device.log()
+    # In probation there is one runner; when it dies the build before is started again, and both sides know.
+    order = server.order(three, probation=Probation(seconds=60))
+    server.reached(order, State.PROBATION)
+    status = wait_for(lambda: device.serving == three.digest and device.gateway, "the switch")
+    (runner,) = status.models[0].runners
+    psutil.Process(runner.pid).kill()
+    report = server.reached(order, State.ROLLED_BACK)
+    assert (report.reason, report.previous) == (Reason.RUNNER_CRASHED, two.digest)
+    assert device.infer(5.0) == 15.0
+
+
 def test_three_builds_leave_only_two_on_disk(site: Site, make: Make) -> None:
     site.device.start()
     builds = [make(f"1.{n}", 1.0 + n, filler=100_000) for n in range(3)]
