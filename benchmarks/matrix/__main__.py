@@ -1,6 +1,7 @@
 """Every real model for every target: `./dev matrix [--quick] [--json] [--keep] [--model NAME] [--target NAME]`.
 
-A whole run writes `docs/matrix.md`; parts and quick runs, which draw fewer samples, only print. Exit status 0 if no cell is wrong.
+A whole run, which also measures the cost of a build and pruned models, writes `docs/matrix.md`; parts and quick runs, which draw fewer
+samples, only print. Exit status 0 if no cell is wrong.
 """
 
 from __future__ import annotations
@@ -9,20 +10,25 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 
+from benchmarks.matrix import cost, pruning
 from benchmarks.matrix.cells import Cell, Row
 from benchmarks.matrix.models import SUBJECTS
 from benchmarks.matrix.packages import CACHE, unpacked
-from benchmarks.matrix.table import page, record
+from benchmarks.matrix.subject import Subject, Unavailable
+from benchmarks.matrix.table import Run, page, record
 from covey_converters.backends import CPU_TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "matrix.md"
 TARGETS = (*CPU_TARGETS, "tensorrt-rtx-fp32")
+_ROUNDS = 2
 _QUICK = ("text-angle", "voice-activity", "file-type")
 
 
@@ -40,25 +46,58 @@ def main() -> int:
     # Toolchains are found and silenced as in every other task.
     os.environ.setdefault("CI", "true")
     packages = unpacked()
+    began = time.monotonic()
+    load = [os.getloadavg()[0]]
     cells: list[Cell] = []
+    absent: dict[str, str] = {}
     for subject in subjects:
-        kept = CACHE / "cells" / f"{subject.name}.json"
-        if options.keep and kept.exists():
-            cells += msgspec.json.decode(kept.read_bytes(), type=list[Cell])
-            continue
-        row = Row(subject, packages, CACHE / "builds" / subject.name, quick=options.quick)
-        made = row.cells(targets, _say)
-        if targets == TARGETS and not options.quick:
-            kept.parent.mkdir(exist_ok=True)
-            kept.write_bytes(msgspec.json.encode(made))
-        cells += made
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    result = record(subjects, cells, date=date, quick=options.quick)
+        try:
+            cells += _cells(subject, packages, targets, options)
+        except Unavailable as why:
+            absent[subject.name] = str(why)
+            _say(f"{subject.name}: not in this run: {why}")
+        load.append(os.getloadavg()[0])
+    whole = len(subjects) == len(SUBJECTS) and targets == TARGETS and not options.quick
+    rounds, pruned = _studies() if whole else ([], [])
+    result = record(
+        subjects,
+        cells,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        quick=options.quick,
+        run=Run(minutes=(time.monotonic() - began) / 60, load=max(load), absent=absent, rounds=rounds, pruned=pruned),
+    )
     text = page(subjects, cells, result)
-    if len(subjects) == len(SUBJECTS) and targets == TARGETS and not options.quick:
+    if whole:
         PAGE.write_text(text)
     print(json.dumps(result, indent=2) if options.json else text)
     return 1 if result["wrong"] else 0
+
+
+def _cells(subject: Subject, packages: Path, targets: tuple[str, ...], options: argparse.Namespace) -> list[Cell]:
+    kept = CACHE / "cells" / f"{subject.name}.json"
+    if options.keep and kept.exists():
+        return msgspec.json.decode(kept.read_bytes(), type=list[Cell])
+    found = Row(subject, packages, CACHE / "builds" / subject.name, quick=options.quick).cells(targets, _say)
+    if targets == TARGETS and not options.quick:
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(msgspec.json.encode(found))
+    return found
+
+
+def _studies() -> tuple[list[cost.Round], list[pruning.Kept]]:
+    """Cost and pruning, on the trained classifier; nothing where it cannot be trained."""
+    folder = CACHE / "studies"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        pruned = pruning.study(folder / "pruning", _say)
+    except Unavailable as why:
+        _say(f"no figures of cost and pruning: {why}")
+        return [], []
+    data = folder / "pruning"
+    paths = (data / "dense.onnx", data / "calibration.npz", data / "evaluation.npz")
+    rounds = cost.compare(*paths, folder / "cost", rounds=_ROUNDS)
+    _say(f"cost: {', '.join(f'{one.ratio:.3f}' for one in rounds)}")
+    return rounds, pruned
 
 
 def _say(line: str) -> None:

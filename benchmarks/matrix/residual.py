@@ -5,6 +5,7 @@ Training takes the Python of toolchain `torch` (`covey-convert toolchain install
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import json
@@ -64,7 +65,9 @@ def draw(_packages: Path, count: int, purpose: Purpose) -> Drawn:
 def trained() -> dict[str, Floats]:
     """Weights of the networks `dense`, `thin` and `sparse`; raises `Unavailable` without PyTorch."""
     settings = json.dumps({"trained": _TRAINED, "epochs": _EPOCHS, "more_epochs": _MORE})
-    digest = hashlib.sha256(_SCRIPT.read_bytes() + settings.encode()).hexdigest()[:16]
+    # Its meaning, not its text: a comment must not cost a training.
+    script = ast.dump(ast.parse(_SCRIPT.read_text()))
+    digest = hashlib.sha256((script + settings).encode()).hexdigest()[:16]
     out = CACHE / "trained" / f"residual-{digest}.npz"
     if not out.exists():
         _train(out)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from benchmarks.matrix.cells import Cell
+from benchmarks.matrix.cost import Round, ratio
+from benchmarks.matrix.pruning import Kept, section
 from benchmarks.matrix.subject import Subject
+from benchmarks.matrix.vendor import TOOLS
 from covey_converters.measure import machine
 
 _PACKAGES = (
@@ -19,7 +24,18 @@ _PACKAGES = (
 _RUNTIMES = ("onnxruntime", "openvino", "tflite")
 
 
-def record(subjects: Sequence[Subject], cells: Sequence[Cell], *, date: str, quick: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Run:
+    """The run itself. `load`: the machine's highest load average seen; `absent`: models left out, and why."""
+
+    minutes: float = 0.0
+    load: float = 0.0
+    absent: dict[str, str] = field(default_factory=dict)
+    rounds: Sequence[Round] = ()
+    pruned: Sequence[Kept] = ()
+
+
+def record(subjects: Sequence[Subject], cells: Sequence[Cell], *, date: str, quick: bool, run: Run) -> dict[str, Any]:
     """The whole run. Cells of the check for TensorRT are counted apart: nothing is built there."""
     cpu = [cell for cell in cells if not is_check(cell)]
     present = {cell.model for cell in cells}
@@ -31,6 +47,9 @@ def record(subjects: Sequence[Subject], cells: Sequence[Cell], *, date: str, qui
         "python": platform.python_version(),
         "versions": versions(),
         "quick": quick,
+        "minutes": round(run.minutes, 1),
+        "load": round(run.load, 1),
+        "absent": run.absent,
         "models": len({cell.model for cell in cells}),
         "cells": len(cpu),
         "built": sum(cell.built for cell in cpu),
@@ -38,8 +57,19 @@ def record(subjects: Sequence[Subject], cells: Sequence[Cell], *, date: str, qui
         "checked": sum(cell.outcome == "checked" for cell in cells),
         "wrong": sum(bool(cell.wrong) for cell in cells),
         "int8_speedup": by_runtime(cpu, classifier, lambda cell: cell.speedup),
+        "int8_speedup_on_the_clock": by_runtime(cpu, classifier, lambda cell: cell.speedup_on_the_clock),
         "int8_accuracy_drop": by_runtime(cpu, classifier, _drop),
         "detector_recall": {cell.target: cell.build_score for cell in cpu if cell.model == detector and cell.built},
+        "int8_by_model": {
+            name: {
+                "speedup": by_runtime(cpu, name, lambda cell: cell.speedup),
+                "accuracy_drop": by_runtime(cpu, name, _drop),
+            }
+            for name in (one.name for one in subjects if one.task == "vision classifier" and one.name in present)
+        },
+        "cost_ratio": ratio(list(run.rounds)) if run.rounds else None,
+        "cost_rounds": [msgspec.to_builtins(one) for one in run.rounds],
+        "pruned": [msgspec.to_builtins(one) for one in run.pruned],
         "table": [msgspec.to_builtins(cell) for cell in cells],
     }
 
@@ -81,19 +111,71 @@ def page(subjects: Sequence[Subject], cells: Sequence[Cell], result: dict[str, A
         f"{result['checked']} of {len({cell.model for cell in cells})} graphs fit for TensorRT.",
         "",
     ]
+    lines += _summary(result)
     present = {cell.model for cell in cells}
     if missing := [subject.name for subject in subjects if subject.name not in present]:
-        lines += [f"Not in this run: {', '.join(missing)}.", ""]
+        why = [f"{name} ({result['absent'].get(name, 'not asked for')})" for name in missing]
+        lines += [f"Not in this run: {', '.join(why)}.", ""]
     for subject in subjects:
         mine = [cell for cell in cells if cell.model == subject.name]
         if mine:
             lines += _section(subject, mine)
+    if result["pruned"]:
+        lines += section(msgspec.convert(result["pruned"], list[Kept]))
+    lines += _cost(result)
     lines += [
-        "p50: one thread, this machine; *faster* compares with the source in ONNX Runtime FP32, measured beside each build. The",
-        "metric's source is 1 where the source's own answers are the truth. A cell that is not built says why.",
+        "p50: one thread, this machine; *faster* compares with the source in ONNX Runtime FP32, measured in turns with each build: p50 by the",
+        "clock, and median processor time of an inference, which neighbours on the machine do not stretch (summed up above). The metric's",
+        "source is 1 where the source's own answers are the truth. A cell that is not built says why.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _summary(result: dict[str, Any]) -> list[str]:
+    lines = []
+    if result["load"] > (os.cpu_count() or 1):
+        lines += [
+            f"**Busy machine**: its load average rose to {result['load']:g} while this ran ({result['minutes']:g} min). Ratios are of runs in",
+            "turns, which a neighbour slows alike; single p50s say little.",
+            "",
+        ]
+    if result["int8_by_model"]:
+        lines += ["| INT8 of vision classifiers | | ONNX Runtime | OpenVINO | LiteRT |", "|---|---|---:|---:|---:|"]
+        for name, figures in result["int8_by_model"].items():
+            lines.append(
+                f"| {name} | faster than its FP32 source (processor time) | {_row(figures['speedup'], '.2f', '×')} |"
+            )
+            lines.append(f"| {name} | accuracy lost at the labels | {_row(figures['accuracy_drop'], '+.4f', '')} |")
+        lines.append("")
+    if result["detector_recall"]:
+        recall = ", ".join(f"`{target}` {value:.3f}" for target, value in result["detector_recall"].items())
+        lines += [f"Detector, share of the source's boxes that are found again: {recall}.", ""]
+    return lines
+
+
+def _row(figures: dict[str, float | None], form: str, unit: str) -> str:
+    return " | ".join("not built" if figures[name] is None else f"{figures[name]:{form}}{unit}" for name in _RUNTIMES)
+
+
+def _cost(result: dict[str, Any]) -> list[str]:
+    rounds = result["cost_rounds"]
+    if not rounds:
+        return []
+    lines = [
+        "## What a build costs",
+        "",
+        f"`covey-convert build` of digit-reader for {len(TOOLS)} targets, beside one script a target that calls the vendors' tools directly",
+        "(`benchmarks/matrix/vendor.py`): the same conversion and quantisation, the same evaluation of source and result, the same",
+        "timing of both. CPU seconds of all processes, in turns. Conversion alone is the vendors' side without evaluation and timing.",
+        "",
+        "| round | covey-convert | vendors' tools | conversion alone | ratio |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for number, one in enumerate(rounds, 1):
+        figures = " | ".join(f"{one[key]:.1f} s" for key in ("covey", "vendor", "vendor_bare"))
+        lines.append(f"| {number} | {figures} | {one['covey'] / one['vendor']:.2f} |")
+    return [*lines, "", f"Median ratio: **{result['cost_ratio']}**.", ""]
 
 
 def _section(subject: Subject, cells: Sequence[Cell]) -> list[str]:
@@ -105,8 +187,8 @@ def _section(subject: Subject, cells: Sequence[Cell]) -> list[str]:
         f"`{subject.source.rpartition('/')[2]}` of `{subject.package}`, {size / 1e6:.2f} MB"
         + "".join(f"; `{name}` {'×'.join(map(str, shape))}" for name, shape in subject.shapes.items()),
         "",
-        f"| target | outcome | MB | {metric}: source | build | p50 ms | source ms | faster | recipe, or why not |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+        f"| target | outcome | MB | {metric}: source | build | p50 ms | source ms | faster: clock | processor | recipe, or why not |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     return [*lines, *map(_line, cells), ""]
 
@@ -122,7 +204,7 @@ def _line(cell: Cell) -> str:
         _figure(cell.build_score, 3),
         _figure(cell.p50_ms, 2),
         _figure(cell.source_p50_ms, 2),
-        "" if cell.speedup is None else f"{cell.speedup:.2f}×",
+        *("" if one is None else f"{one:.2f}×" for one in (cell.speedup_on_the_clock, cell.speedup)),
         " ".join(why.split())[:220].replace("|", "/"),
     ]
     return f"| {' | '.join(columns)} |"

@@ -14,7 +14,7 @@ from covey_converters.backends import BACKENDS, CPU_TARGETS, backend_for
 # The toolchains of their own that a runtime's builds need.
 _TOOLCHAINS = {Runtime.TFLITE: "onnx2tf"}
 _NEED_HARDWARE = ("tensorrt-fp32-smNN", "tensorrt-fp16-smNN", "tensorrt-int8-smNN")
-_CHECKS = ("tensorrt-rtx-fp32",)
+_CHECKS = ("tensorrt-rtx-fp32", "tensorrt-rtx-fp16", "tensorrt-rtx-int8")
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,30 +1,38 @@
 """TensorRT: an engine for one kind of NVIDIA GPU, built and verified on a machine that has that GPU.
 
-An engine loads only with the exact TensorRT version and GPU it was built for, so the manifest pins both. FP16 is a builder flag up to
-TensorRT 10; TensorRT 11 is strongly typed and takes the graph's own types. INT8 is explicit QDQ in the form that TensorRT
-accepts: symmetric, per channel, no quantised bias.
+An engine loads only with the exact TensorRT version and GPU it was built for, so the manifest pins both. How TensorRT 8, 10 and 11 are
+asked for one is `tensorrt_engine`'s; the graphs that they take are `tensorrt_graphs`'s. Kernel timings measured by one build are kept
+for the next, and an engine that was built from the same before is taken again.
 """
 
 from __future__ import annotations
 
 import ctypes
-import platform
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 import numpy as np
 
-from covey_contract.manifest import Runtime
+from covey_contract.manifest import Runtime, check_target
 from covey_converters.backend import Array, Built, Source
 from covey_converters.backends import tensorrt_rtx
-from covey_converters.backends.onnxruntime import CalibrationReader
+from covey_converters.backends.tensorrt_engine import (
+    EnginePlan,
+    Platform,
+    engine_key,
+    l4t_release,
+    plan,
+    serialised,
+    timing_cache,
+)
+from covey_converters.backends.tensorrt_graphs import explicit_qdq, typed_half
 from covey_converters.errors import RecipeError, UnsupportedError
 from covey_converters.samples import Samples
 
 _ENTRY = "model.engine"
-_WORKSPACE_BYTES = 1 << 30
-_CALIBRATION_SAMPLES = 200
 
 
 class TensorRtBackend:
@@ -46,18 +54,22 @@ class TensorRtBackend:
         wanted = target.rpartition("-sm")[2] if "-sm" in target else capability.replace(".", "")
         if wanted != capability.replace(".", ""):
             raise UnsupportedError(f"no builder of that kind: this machine's GPU is SM {capability}, not {wanted}")
-        graph = source.graph
-        if "-int8" in target:
-            graph = _explicit_qdq(source, calibration)
-        (folder / _ENTRY).write_bytes(_engine(tensorrt, graph, half="-fp16" in target, int8="-int8" in target))
+        version = str(tensorrt.__version__)
+        _, precision = check_target(target)
+        how, platform = plan(int(version.split(".")[0]), precision), Platform(capability, version, l4t_release())
+        graph = _graph(source, how.typed, calibration)
+        shapes = {spec.name: spec.shape for spec in source.review.inputs}
+        key = engine_key(_digest(graph), precision, shapes, platform)
+        cache = timing_cache(source.work.parent, platform)
+        (folder / _ENTRY).write_bytes(_kept(source.work, key, lambda: _engine(tensorrt, how, graph, cache)))
         return Built(
             folder=folder,
             files=(_ENTRY,),
             entry=_ENTRY,
             inputs=source.review.inputs,
             outputs=source.review.outputs,
-            runtime_exact=str(tensorrt.__version__),
-            architecture=platform.machine(),
+            runtime_exact=version,
+            architecture=machine(),
             compute_capability=capability,
         )
 
@@ -121,60 +133,44 @@ def _tensorrt(source: Source, target: str) -> Any:
         # Not installed, or the registry's stub, or no driver: not a builder of that kind.
         pass
     raise UnsupportedError(
-        f"no builder of that kind here: {target} is built on a machine with that GPU; {tensorrt_rtx.check(source)}"
+        f"no builder of that kind here: {target} is built on a machine with that GPU; {tensorrt_rtx.check(source.graph)}"
     )
 
 
-def _engine(tensorrt: Any, graph: Path, *, half: bool, int8: bool) -> bytes:
-    major = int(tensorrt.__version__.split(".")[0])
+def _graph(source: Source, typed: str, calibration: Samples | None) -> Path:
+    if typed == "int8":
+        return explicit_qdq(source, calibration)
+    return typed_half(source) if typed == "fp16" else source.graph
+
+
+def _engine(tensorrt: Any, how: EnginePlan, graph: Path, cache: Path) -> bytes:
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
-    builder = tensorrt.Builder(logger)
-    flags = 0
-    if major < 10:
-        flags = 1 << int(tensorrt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
-    network = builder.create_network(flags)
-    tensorrt_rtx.parse(tensorrt, network, logger, graph)
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
-    if major < 11:
-        if half:
-            config.set_flag(tensorrt.BuilderFlag.FP16)
-        if int8:
-            config.set_flag(tensorrt.BuilderFlag.INT8)
-    elif half:
-        raise UnsupportedError("TensorRT 11 is strongly typed: FP16 needs a source that is FP16 already")
-    engine = builder.build_serialized_network(network, config)
+    engine = serialised(
+        tensorrt,
+        logger,
+        how,
+        lambda network: tensorrt_rtx.parse(tensorrt, network, logger, graph),
+        lambda _: None,
+        cache,
+    )
     if engine is None:
         raise RecipeError("TensorRT could not build an engine; the log says why")
-    return bytes(engine)
+    return engine
 
 
-def _explicit_qdq(source: Source, calibration: Samples | None) -> Path:
-    """QDQ as TensorRT takes it. ONNX Runtime's default form, with a quantised bias, is refused by its parser."""
-    from onnxruntime import quantization
+def _kept(folder: Path, key: str, make: Callable[[], bytes]) -> bytes:
+    """An engine that was built before from the same, or a new one: building takes minutes on a Jetson."""
+    path = folder / f"tensorrt-{key}.engine"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(make())
+        partial.replace(path)
+    return path.read_bytes()
 
-    if calibration is None:
-        raise RecipeError("explicit QDQ needs calibration data")
-    out = source.work / "tensorrt-qdq.onnx"
-    quantization.quantize_static(
-        str(source.graph),
-        str(out),
-        CalibrationReader(calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)),
-        quant_format=quantization.QuantFormat.QDQ,
-        activation_type=quantization.QuantType.QInt8,
-        weight_type=quantization.QuantType.QInt8,
-        per_channel=True,
-        op_types_to_quantize=["Conv", "Gemm", "MatMul", "Add"],
-        extra_options={
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            "QuantizeBias": False,
-            "DedicatedQDQPair": True,
-            "AddQDQPairToWeight": True,
-            "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul", "Add"],
-        },
-    )
-    return out
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cudart() -> Any:

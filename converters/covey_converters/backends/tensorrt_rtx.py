@@ -10,8 +10,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from covey_contract.manifest import Runtime
+from covey_contract.manifest import Runtime, check_target
 from covey_converters.backend import Built, Session, Source
+from covey_converters.backends.tensorrt_engine import plan, serialised
+from covey_converters.backends.tensorrt_graphs import explicit_qdq, typed_half
 from covey_converters.errors import RecipeError, UnsupportedError, UnverifiableError
 from covey_converters.samples import Samples
 
@@ -20,23 +22,26 @@ CHECKED_SMS = ("75", "80", "86", "89", "120")
 
 
 class TensorRtRtxBackend:
-    """`tensorrt-rtx-fp32`: built, and only checked as long as it cannot be run where it was built."""
+    """`tensorrt-rtx-fp32`, `-fp16`, `-int8`: built, and only checked as long as it cannot be run where it was built."""
 
     runtime = Runtime.TENSORRT_RTX
     module = "tensorrt_rtx"
     packages = ("tensorrt-rtx", "onnx", "onnxslim")
 
     def recipes(self, precision: str, *, calibrated: bool) -> tuple[str, ...]:
-        del calibrated
-        if precision != "fp32":
-            raise UnsupportedError(f"tensorrt-rtx-{precision} is not built yet; tensorrt-rtx-fp32 checks the graph")
-        return ("TensorRT-RTX engine",)
+        if precision == "int8" and not calibrated:
+            raise UnsupportedError("tensorrt-rtx-int8 needs calibration data (--calibration FILE.npz)")
+        return (f"TensorRT-RTX engine, {precision}",)
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
-        del recipe, calibration, folder
+        del recipe, folder
+        _, precision = check_target(target)
+        graph = source.graph
+        if precision != "fp32":
+            graph = typed_half(source) if precision == "fp16" else explicit_qdq(source, calibration)
         wanted = (target.rpartition("-sm")[2],) if "-sm" in target else CHECKED_SMS
         raise UnverifiableError(
-            f"{check(source, wanted)}; no engine was run, which takes an NVIDIA GPU, so none was compared with the source and "
+            f"{check(graph, wanted)}; no engine was run, which takes an NVIDIA GPU, so none was compared with the source and "
             "none is released"
         )
 
@@ -45,7 +50,7 @@ class TensorRtRtxBackend:
         raise RecipeError("a TensorRT-RTX engine needs an NVIDIA GPU to run")
 
 
-def check(source: Source, sms: tuple[str, ...] = CHECKED_SMS) -> str:
+def check(graph: Path, sms: tuple[str, ...] = CHECKED_SMS) -> str:
     """Build the graph's engine for each kind of GPU and say, in words, for which it is fit.
 
     Raises `UnsupportedError` with TensorRT's first complaint if it is fit for none, or if TensorRT-RTX is not installed, and
@@ -54,7 +59,7 @@ def check(source: Source, sms: tuple[str, ...] = CHECKED_SMS) -> str:
     fit: list[str] = []
     complaints: dict[str, str] = {}
     for sm in sms:
-        engine, complaint = build_engine(source.graph, sm)
+        engine, complaint = build_engine(graph, sm)
         if engine is None:
             complaints[sm] = complaint
         else:
@@ -93,16 +98,15 @@ def build_engine(graph: Path, sm: str) -> tuple[bytes | None, str]:
                 complaints.append(message)
 
     logger = Log()
-    builder = tensorrt.Builder(logger)
-    network = builder.create_network(0)
-    parse(tensorrt, network, logger, graph)
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(capability, 0)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        return None, _brief(complaints[0] if complaints else "no reason given")
-    return bytes(engine), ""
+
+    def only_this(config: Any) -> None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capability, 0)
+
+    # Strongly typed, as TensorRT 11 is.
+    how = plan(11, "fp32")
+    engine = serialised(tensorrt, logger, how, lambda network: parse(tensorrt, network, logger, graph), only_this, None)
+    return engine, _brief(complaints[0] if complaints else "no reason given") if engine is None else ""
 
 
 def _brief(complaint: str) -> str:

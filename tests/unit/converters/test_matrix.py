@@ -13,7 +13,7 @@ import pytest
 from benchmarks.matrix.cells import Cell, verdict
 from benchmarks.matrix.models import SUBJECTS, detector, file_type, text_finder, text_reader, voice
 from benchmarks.matrix.subject import Arrays, Drawn, Score
-from benchmarks.matrix.table import page, record
+from benchmarks.matrix.table import Run, page, record
 
 NOWHERE = Path()
 
@@ -101,12 +101,12 @@ def test_every_model_has_a_name_of_its_own() -> None:
 
 def test_the_object_and_the_page_tell_of_every_cell() -> None:
     cells = [
-        cell("text-angle", "onnxruntime-int8", p50_ms=1.0, source_p50_ms=2.0, source_score=1.0, build_score=0.995),
+        cell("text-angle", "onnxruntime-int8", cpu_ms=1.0, source_cpu_ms=2.0, source_score=1.0, build_score=0.995),
         cell("text-angle", "tflite-int8", outcome="refused", reason="agrees | on 3 %"),
         cell("text-angle", "tensorrt-rtx-fp32", outcome="checked", reason="fit"),
         cell("detector", "openvino-int8", build_score=0.5, wrong="boxes matched: 1 -> 0.5"),
     ]
-    result = record(SUBJECTS, cells, date="2026-11-21", quick=False)
+    result = record(SUBJECTS, cells, date="2026-11-21", quick=False, run=Run())
     assert (result["models"], result["cells"], result["built"], result["refused"], result["wrong"]) == (2, 3, 2, 1, 1)
     assert result["int8_speedup"] == {"onnxruntime": 2.0, "openvino": None, "tflite": None}
     assert result["int8_accuracy_drop"]["onnxruntime"] == pytest.approx(0.005)
