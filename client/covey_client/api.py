@@ -35,7 +35,7 @@ V1 = "/api/v1"
 MAX_BLOB_BYTES = 8 << 30
 _COMMAND_S = 30.0  # a command waits for the device's reply
 _UPLOAD_S = 300.0  # the server checks and signs before it answers
-CampaignAction = Literal["start", "pause", "resume", "abort", "rollback", "skip-soak"]
+CampaignAction = Literal["start", "approve", "pause", "resume", "abort", "rollback", "skip-soak", "retry", "close"]
 M = TypeVar("M", bound=Message)
 
 
@@ -292,16 +292,31 @@ class Client:
         """State, stages with counts, what it waits for, gates with evidence."""
         return self._get(f"/campaigns/{_name(name)}")
 
-    def campaign_devices(self, name: str) -> list[Json]:
-        return self._list(f"/campaigns/{_name(name)}/devices")
+    def campaign_devices(
+        self,
+        name: str,
+        state: str | None = None,
+        stage: str | None = None,
+        drifted: bool | None = None,
+        limit: int | None = None,
+    ) -> list[Json]:
+        """Each device's part; `drifted`: of those alone that run something else than the campaign left them on."""
+        query = {"state": state, "stage": stage, "drifted": drifted}
+        return self._list(f"/campaigns/{_name(name)}/devices", query, limit=limit)
 
     def campaign_events(self, name: str) -> list[Json]:
         """The log of its decisions, oldest first."""
         return self._list(f"/campaigns/{_name(name)}/events")
 
-    def campaign_action(self, name: str, action: CampaignAction) -> Json:
-        """Idempotent; an `ApiError` of status 409 if the campaign's state does not allow it."""
-        return self._post(f"/campaigns/{_name(name)}/{action}")
+    def campaign_action(self, name: str, action: CampaignAction, stage: str | None = None) -> Json:
+        """Idempotent; an `ApiError` of status 409 if the campaign's state does not allow it. `stage`: what approval, rollback and
+        retry may be about."""
+        where = f"/campaigns/{_name(name)}/{action}"
+        return self._post(where if stage is None else f"{where}?stage={_name(stage)}")
+
+    def clone_campaign(self, name: str, new_name: str, version: str | None = None) -> Json:
+        """A planned campaign from the file of another, under another name and, if given, for another version."""
+        return self._post(f"/campaigns/{_name(name)}/clone", _given(name=new_name, version=version))
 
     # --- the four shapes of request ---------------------------------------------------------------------------------------
 

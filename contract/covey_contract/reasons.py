@@ -64,6 +64,7 @@ class Reason(StrEnum):
 
     # Decided by people or by a campaign.
     SUPERSEDED = "superseded"
+    TIMED_OUT = "timed_out"
     OPERATOR = "operator"
     ROLLED_BACK = "rolled_back"
 

@@ -15,7 +15,18 @@ from covey_client.output import Json, ago, make_table, moment, plain
 from covey_client.waiting import TimedOut, wait
 
 MAX_FILE_BYTES = 1 << 20
-STATES = ("planned", "running", "paused", "halted", "rolling_back", "rolled_back", "done", "aborted", "failed")
+STATES = (
+    "planned",
+    "queued",
+    "running",
+    "paused",
+    "halted",
+    "rolling_back",
+    "rolled_back",
+    "done",
+    "aborted",
+    "failed",
+)
 # After these nothing else comes.
 ENDED = frozenset({"rolled_back", "done", "aborted", "failed"})
 # What can still come of a campaign that halted.
@@ -35,6 +46,17 @@ def add(commands: Adder) -> None:
     start.add_argument("--watch", action="store_true", help="then watch it until it is done")
     start.add_argument("--timeout", type=duration, default=_DAY_S, help="for --watch (default 1d); exit code 3")
 
+    create = campaigns.command(
+        "create", _create, "make a campaign from its file and leave it planned, to be approved or started"
+    )
+    create.add_argument("file", help="the campaign file (YAML or JSON); - for standard input")
+
+    clone = campaigns.command("clone", _clone, "make a campaign from the file of another; it stays planned")
+    clone.add_argument("campaign")
+    clone.add_argument("name", help="of the new campaign")
+    clone.add_argument("--version", help="roll out this version instead of the one that the file names")
+    clone.add_argument("--start", action="store_true", help="and start it")
+
     campaigns.command("list", _list, "list campaigns, the newest first").add_argument(
         "--limit", "-n", type=int, default=50
     )
@@ -43,6 +65,13 @@ def add(commands: Adder) -> None:
     show.add_argument("campaign")
     show.add_argument("--devices", action="store_true", help="each device's part, too")
     show.add_argument("--events", action="store_true", help="the log of its decisions, too")
+
+    devices = campaigns.command("devices", _devices, "list the devices of a campaign: how far each is, what it runs")
+    devices.add_argument("campaign")
+    devices.add_argument("--state", help="those in this state alone, e.g. failed")
+    devices.add_argument("--stage", help="those of this stage alone")
+    devices.add_argument("--drifted", action="store_true", help="those that run something else than it left them on")
+    devices.add_argument("--limit", "-n", type=int, help="at most so many")
 
     watch = campaigns.command(
         "watch",
@@ -55,15 +84,25 @@ def add(commands: Adder) -> None:
     watch.add_argument("--until", choices=STATES, default="done", help="default: done")
     watch.add_argument("--timeout", type=duration, default=_DAY_S, help="e.g. 10m (default 1d)")
 
-    actions: tuple[tuple[CampaignAction, str], ...] = (
-        ("pause", "hold a campaign: no further orders"),
-        ("resume", "let a paused campaign go on"),
-        ("abort", "end a campaign where it stands; devices keep what they have"),
-        ("rollback", "take every device back to its own previous build"),
-        ("skip-soak", "end the soak of the present stage now"),
+    actions: tuple[tuple[CampaignAction, str, str | None], ...] = (
+        (
+            "approve",
+            "let a campaign that somebody else made start, or its stage that waits",
+            "this stage, before its time",
+        ),
+        ("pause", "hold a campaign: no further orders", None),
+        ("resume", "let a paused campaign go on", None),
+        ("abort", "end a campaign where it stands; devices keep what they have", None),
+        ("rollback", "take every device back to its own previous build", "the devices of this stage alone"),
+        ("skip-soak", "end the soak of the present stage now", None),
+        ("retry", "give devices that failed another order", "those of this stage alone"),
+        ("close", "let a campaign that is done take in no more devices", None),
     )
-    for action, summary in actions:
-        campaigns.command(action, _act(action), summary).add_argument("campaign")
+    for action, summary, of_stage in actions:
+        command = campaigns.command(action, _act(action), summary)
+        command.add_argument("campaign")
+        if of_stage is not None:
+            command.add_argument("--stage", help=of_stage)
 
 
 def _plan(run: Run) -> int:
@@ -117,6 +156,35 @@ def _start(run: Run) -> int:
     return OK
 
 
+def _create(run: Run) -> int:
+    campaign = run.client.create_campaign(_read(run.options.file), start=False)
+    run.out.result(campaign, lambda: run.out.say(_brief(campaign)))
+    return OK
+
+
+def _clone(run: Run) -> int:
+    options = run.options
+    campaign = run.client.clone_campaign(options.campaign, options.name, options.version)
+    if options.start:
+        campaign = run.client.campaign_action(options.name, "start")
+    run.out.result(campaign, lambda: run.out.say(_brief(campaign)))
+    return OK
+
+
+def _brief(campaign: Json) -> str:
+    waits = f"; {campaign['waiting_for']}" if campaign.get("waiting_for") else ""
+    return f"{campaign['name']}: {campaign['state']}; {campaign['devices']} devices{waits}"
+
+
+def _devices(run: Run) -> int:
+    options = run.options
+    found = run.client.campaign_devices(
+        options.campaign, options.state, options.stage, options.drifted or None, options.limit
+    )
+    run.out.result({"items": found}, lambda: run.out.table(_DEVICE_COLUMNS, _device_rows(found)))
+    return OK
+
+
 def _list(run: Run) -> int:
     found = run.client.campaigns(max(1, run.options.limit))
     rows = [
@@ -150,9 +218,7 @@ def _show(run: Run) -> int:
         _print_campaign(run, campaign)
         if options.devices:
             run.out.say("")
-            run.out.table(
-                ["device", "stage", "state", "build", "before", "detail"], _device_rows(campaign["device_list"])
-            )
+            run.out.table(_DEVICE_COLUMNS, _device_rows(campaign["device_list"]))
         if options.events:
             run.out.say("")
             rows = [[moment(one["at_ms"]), one["who"], one["kind"], one["message"]] for one in campaign["event_list"]]
@@ -197,7 +263,7 @@ def _settled(state: str, until: str) -> bool:
 
 def _act(action: CampaignAction) -> Handler:
     def handler(run: Run) -> int:
-        campaign = run.client.campaign_action(run.options.campaign, action)
+        campaign = run.client.campaign_action(run.options.campaign, action, getattr(run.options, "stage", None))
         waits = f"; {campaign['waiting_for']}" if campaign.get("waiting_for") else ""
         run.out.result(campaign, lambda: run.out.say(f"{campaign['name']}: {campaign['state']}{waits}"))
         return OK
@@ -215,7 +281,10 @@ def _print_campaign(run: Run, campaign: Json) -> None:
             ("now", campaign["waiting_for"]),
             ("devices", f"{campaign['active']} of {campaign['devices']} active, {campaign['failed']} failed"),
             ("left out", campaign.get("left_out") or None),
+            ("drifted", f"{campaign['drifted']} run something else by now" if campaign.get("drifted") else None),
+            ("open", "for devices that come later" if campaign.get("is_open") else None),
             ("made", f"{moment(campaign['created_ms'])} by {campaign['created_by']}"),
+            ("approval", _approval(campaign.get("approval"))),
             ("stopped by", (campaign.get("verdict") or {}).get("summary")),
             ("restored", f"{restored:g} s after the halt" if restored is not None else None),
         ]
@@ -227,7 +296,11 @@ def _print_campaign(run: Run, campaign: Json) -> None:
         run.out.table(_GATE_COLUMNS, _gate_rows(campaign), f"gates of stage {campaign['gates_stage']}")
 
 
-_STAGE_COLUMNS = ("stage", "takes", "state", "devices", "active", "at work", "away", "failed", "back")
+_STAGE_COLUMNS = (
+    *("stage", "takes", "state", "devices", "active", "served", "in progress"),
+    *("waiting", "not reached", "unknown", "failed", "back"),
+)
+_DEVICE_COLUMNS = ("device", "stage", "state", "progress", "build", "before", "detail")
 _GATE_COLUMNS = ("gate", "says", "evidence")
 
 
@@ -236,21 +309,30 @@ def _stage_rows(campaign: Json) -> list[list[object]]:
     for stage in campaign["stages"]:
         counts, progress = stage["counts"], stage["progress"]
         back = counts.get("rolled_back", 0) + counts.get("restored_locally", 0)
-        busy = progress.get("busy", 0) + progress.get("silent", 0)
+        told = [progress.get(name, 0) for name in ("served", "in_progress", "waiting", "not_reached", "unknown")]
+        state = stage["state"] if _approval(stage.get("approval")) is None else f"{stage['state']}, {_asked(stage)}"
         rows.append(
             [
                 stage["name"],
                 stage["who"],
-                stage["state"],
+                state,
                 stage["devices"],
                 counts.get("active", 0),
-                busy,
-                progress.get("away", 0),
+                *told,
                 counts.get("failed", 0),
                 back,
             ]
         )
     return rows
+
+
+def _approval(approval: str | None) -> str | None:
+    """None: it needs none."""
+    return None if approval is None else "not given yet" if approval == "waiting" else f"by {approval}"
+
+
+def _asked(stage: Json) -> str:
+    return "to be approved" if stage["approval"] == "waiting" else f"approved by {stage['approval']}"
 
 
 def _gate_rows(campaign: Json) -> list[list[object]]:
@@ -266,6 +348,7 @@ def _device_rows(devices: list[Json]) -> list[list[object]]:
             f"{one['device']} (simulated)" if one.get("simulated") else one["device"],
             one["stage_name"] or "left out",
             one["state"],
+            "drifted" if one.get("drifted_ms") is not None else str(one.get("progress", "")).replace("_", " "),
             named(one["build"]),
             named(one["previous"]),
             one["detail"] or ("" if one["reason"] == "none" else one["reason"]),

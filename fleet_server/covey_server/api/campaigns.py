@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 
 from covey_server.api.paging import AfterId, AfterName, Limit, Page
 from covey_server.api.security import require
@@ -19,13 +20,20 @@ from covey_server.core.engine import Action, DeviceState
 from covey_server.core.spec import CampaignSpec, read_spec, schema_hook
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unauthorized
 from covey_server.problems import responses
-from covey_server.services import Use
+from covey_server.services import Services, Use
 
 router = APIRouter(prefix="/api/v1", tags=["campaigns"], responses=responses(Unauthorized, Forbidden))
 
 Viewer = Annotated[Actor, Depends(require("viewer"))]
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Operator = Annotated[Actor, Depends(require("operator"))]
+Operator = Annotated[Actor, Depends(require("operator", checks_model=True))]
+Approver = Annotated[Actor, Depends(require("approver", checks_model=True))]
+StageName = Annotated[
+    str | None,
+    Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="one stage of it, where that can be said"),
+]
+# What operators say; approval is not theirs.
+_Said = Literal["start", "pause", "resume", "abort", "rollback", "skip-soak", "retry", "close"]
 _SEED_BITS = 48
 T = TypeVar("T")
 
@@ -151,11 +159,21 @@ def show(_: Viewer, name: Name, use: Use) -> views.CampaignView:
 
 @router.get("/campaigns/{name}/devices", summary="A campaign's devices", responses=responses(NotFound))
 def list_devices(
-    _: Viewer, name: Name, use: Use, limit: Limit = 200, after: AfterName = "", state: DeviceState | None = None
+    _: Viewer,
+    name: Name,
+    use: Use,
+    limit: Limit = 200,
+    after: AfterName = "",
+    state: DeviceState | None = None,
+    stage: StageName = None,
+    drifted: Annotated[
+        bool, Query(description="those alone that run something else than the campaign left them on")
+    ] = False,
 ) -> Page[views.CampaignDeviceView]:
     """Every device of the target: its stage, build, what it goes back to, and how far it is."""
     with use.database.reading() as session:
-        return _page(*views.list_devices(session, name, limit, after, state.value if state else None))
+        state_name = state.value if state else None
+        return _page(*views.list_devices(session, name, limit, after, state_name, stage=stage, drifted=drifted))
 
 
 @router.get("/campaigns/{name}/events", summary="A campaign's log of decisions", responses=responses(NotFound))
@@ -165,16 +183,62 @@ def list_events(_: Viewer, name: Name, use: Use, limit: Limit = 200, after: Afte
         return _page(*views.list_events(session, name, limit, after))
 
 
+class CloneBody(BaseModel):
+    """`version`: None takes the one that the file names."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    version: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+
+
 @router.post(
-    "/campaigns/{name}/{action}",
-    summary="Start, pause, resume, abort, roll back, skip a soak",
-    responses=responses(NotFound, Conflict),
+    "/campaigns/{name}/clone",
+    summary="Make a campaign from another's file",
+    status_code=201,
+    responses=responses(NotFound, Invalid, Conflict),
 )
-def act(actor: Operator, name: Name, action: Action, use: Use) -> views.CampaignView:
-    """Tell it something. What has been done already is done; 409 where its state does not allow it."""
+def clone(actor: Operator, name: Name, body: CloneBody, use: Use, response: Response) -> views.CampaignView:
+    """The same file under another name and, if given, for another version, planned anew for the devices that there are now."""
     with use.database.session() as session:
         now_ms = use.clock()
-        ordered = commands.act(session, name, action, actor, now_ms)
+        try:
+            commands.clone(session, name, body.name, body.version, secrets.randbits(_SEED_BITS), actor, now_ms)
+        except DocumentError as error:
+            raise _invalid(error) from error
+        session.flush()
+        view = views.show(session, body.name, now_ms)
+    _announce(use, body.name, ordered=False)
+    response.headers["Location"] = f"/api/v1/campaigns/{body.name}"
+    return view
+
+
+@router.post(
+    "/campaigns/{name}/approve",
+    summary="Approve a campaign or one of its stages",
+    responses=responses(NotFound, Conflict, Invalid),
+)
+def approve(actor: Approver, name: Name, use: Use, stage: StageName = None) -> views.CampaignView:
+    """Let a campaign start, or the stage that waits for it. Nobody approves a campaign that they made. What has been approved
+    already is."""
+    return _act(use, name, Action.APPROVE, actor, stage)
+
+
+@router.post(
+    "/campaigns/{name}/{action}",
+    summary="Start, pause, resume, abort, roll back, skip a soak, try failed devices again, close",
+    responses=responses(NotFound, Conflict, Invalid),
+)
+def act(actor: Operator, name: Name, action: _Said, use: Use, stage: StageName = None) -> views.CampaignView:
+    """Tell it something; `rollback` and `retry` may be about one stage. What has been done already is done; 409 where its state
+    does not allow it."""
+    return _act(use, name, Action(action), actor, stage)
+
+
+def _act(use: Services, name: str, action: Action, actor: Actor, stage: str | None) -> views.CampaignView:
+    with use.database.session() as session:
+        now_ms = use.clock()
+        ordered = commands.act(session, name, action, actor, now_ms, stage)
         view = views.show(session, name, now_ms)
     _announce(use, name, ordered)
     return view

@@ -22,9 +22,11 @@ from sqlalchemy import (
     Subquery,
     Table,
     and_,
+    case,
     collate,
     func,
     insert,
+    literal,
     literal_column,
     select,
     text,
@@ -38,14 +40,17 @@ from covey_server.db.tables import Device
 
 _KINDS = "campaign_kinds"
 _DRAW = "campaign_draw"
+_MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
 class Order:
     """In which order devices are taken: by the columns `first`, smallest first, then as drawn, spread in proportion over the
-    kinds that the columns `strata` tell apart. Both name columns of the draw: profile, site, criticality."""
+    kinds that the columns `strata` tell apart, and of each kind's devices over those that the columns `within` do. All name
+    columns of the draw: profile, site, criticality."""
 
     strata: tuple[str, ...] = ("profile",)
+    within: tuple[str, ...] = ()
     first: tuple[str, ...] = ()
 
 
@@ -152,13 +157,50 @@ class Draw:
         found = self._session.scalar(select(func.max(last.c[place.name])))
         return 0 if found is None else self._take(stage, place <= found)
 
-    def take_each(self, stage: int, number: int, by: Sequence[str], order: Order) -> int:
-        """The first `number` in that order of each kind that the columns `by` tell apart, of those that are left; how many."""
+    def take_kind(self, stage: int, by: str, kind: str) -> int:
+        """All devices that are left and of one kind, as the column `by` tells them apart; how many."""
+        return self._take(stage, self.table.c[by] == kind)
+
+    def take_each(self, stage: int, by: str, order: Order, *, percent: float | None = None, count: int = 0) -> int:
+        """Of each kind that the column `by` tells apart, the first in that order, until `percent` of its devices, or `count`,
+        are in this stage or an earlier one; how many."""
+        table = self.table.c
+        kind, place, first = table[by], table[_place(self._orders.index(order))], table[_place(0)]
+        counts, taken = case((table.stage < 0, 0), else_=1), case((table.stage >= 0, 1), else_=0)
+        total = func.sum(counts, type_=BigInteger).over(partition_by=kind)
+        placed = func.sum(taken, type_=BigInteger).over(partition_by=kind)
+        wanted: ColumnElement[int] = literal(count, BigInteger)
+        if percent is not None:
+            # Rounded up, in whole numbers: a millionth of a percent is the least that matters.
+            parts = literal(round(percent * _MILLION), BigInteger)
+            wanted = (total * parts + literal(100 * _MILLION - 1, BigInteger)) // literal(100 * _MILLION, BigInteger)
+        rank = func.row_number().over(partition_by=[kind, table.stage.is_(None)], order_by=place)
+        ranked = select(first, table.stage, rank.label("rank"), (wanted - placed).label("room")).subquery()
+        chosen = select(ranked.c[first.name]).where(ranked.c.stage.is_(None), ranked.c.rank <= ranked.c.room)
+        return self._take(stage, first.in_(chosen))
+
+    def take_rest(self, stage: int, number: int, order: Order) -> int:
+        """All but the first `number` in that order; how many."""
         place = self.table.c[_place(self._orders.index(order))]
-        rank = func.row_number().over(partition_by=[self.table.c[name] for name in by], order_by=place)
-        first = self.table.c[_place(0)]
-        ranked = select(first, rank.label("rank")).where(self.table.c.stage.is_(None)).subquery()
-        return self._take(stage, first.in_(select(ranked.c[first.name]).where(ranked.c.rank <= number)))
+        return self._take(stage, place > number)
+
+    def kinds(self, by: str) -> dict[str, int]:
+        """How many devices that are left there are of each kind that the column `by` tells apart."""
+        rows = self._session.execute(
+            select(self.table.c[by], func.count()).where(self.table.c.stage.is_(None)).group_by(self.table.c[by])
+        )
+        return {str(kind): number for kind, number in rows}
+
+    def make_up(self, by: str, stages: int) -> list[dict[str, int]]:
+        """Of each stage, how many devices of each kind."""
+        table = self.table.c
+        found: list[dict[str, int]] = [{} for _ in range(stages)]
+        rows = self._session.execute(
+            select(table.stage, table[by], func.count()).where(table.stage >= 0).group_by(table.stage, table[by])
+        )
+        for stage, kind, number in rows:
+            found[stage][str(kind)] = number
+        return found
 
     def _take(self, stage: int, condition: ColumnElement[bool]) -> int:
         taken = self._session.execute(
@@ -189,17 +231,26 @@ class Draw:
 
     def _spread(self, candidates: Subquery) -> Subquery:
         """The candidates with, for each order, their share of their stratum."""
-        shares = []
-        for index, order in enumerate(self._orders):
-            strata = [candidates.c[name] for name in order.strata]
-            rank = func.row_number(type_=BigInteger).over(
-                partition_by=strata, order_by=[candidates.c.drawn, self._bytewise(candidates.c.device)]
-            )
-            size = func.count(type_=BigInteger).over(partition_by=strata)
-            half = literal_column(str(SHARE // 2), BigInteger)
-            two, one = literal_column("2", BigInteger), literal_column("1", BigInteger)
-            shares.append(((two * rank - one) * half // size).label(f"share_{index}"))
-        return select(*candidates.c, *shares).subquery()
+        inner = {order.strata + order.within: f"inner_{at}" for at, order in enumerate(self._orders) if order.within}
+        if inner:
+            shares = [self._share(candidates, strata, None).label(name) for strata, name in inner.items()]
+            candidates = select(*candidates.c, *shares).subquery()
+        outer = [
+            self._share(candidates, order.strata, inner.get(order.strata + order.within) if order.within else None)
+            for order in self._orders
+        ]
+        return select(*candidates.c, *(each.label(f"share_{at}") for at, each in enumerate(outer))).subquery()
+
+    def _share(self, candidates: Subquery, strata: Sequence[str], before: str | None) -> ColumnElement[int]:
+        """A candidate's share of its stratum, in the order of the column `before`, then as drawn; `covey_server.core.draw.share`."""
+        by = [candidates.c[name] for name in strata]
+        keys: list[ColumnElement[Any]] = [] if before is None else [candidates.c[before]]
+        keys += [candidates.c.drawn, self._bytewise(candidates.c.device)]
+        rank = func.row_number(type_=BigInteger).over(partition_by=by, order_by=keys)
+        size = func.count(type_=BigInteger).over(partition_by=by)
+        half = literal_column(str(SHARE // 2), BigInteger)
+        two, one = literal_column("2", BigInteger), literal_column("1", BigInteger)
+        return (two * rank - one) * half // size
 
     def _keys(self, spread: Subquery, index: int, order: Order) -> list[ColumnElement[Any]]:
         first = [spread.c[name] for name in order.first]

@@ -10,7 +10,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, delete, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
 from covey_server.core.engine import ACTIVE, CampaignState, DeviceState
@@ -31,7 +46,11 @@ from covey_server.fleet.sql import chunks, table_of
 NOTES_A_LOOK = 5_000
 
 _ACTIVE = [state.value for state in ACTIVE]
-_HAS_ORDER = [DeviceState.ASSIGNED.value, DeviceState.ACTIVE.value, DeviceState.FAILED.value]
+_HAS_ORDER = [
+    state.value for state in (DeviceState.ASSIGNED, DeviceState.ACTIVE, DeviceState.FAILED, DeviceState.RETRYING)
+]
+# A paced campaign gives orders to devices that are connected.
+_TO_GO = [DeviceState.PLANNED.value, DeviceState.RETRYING.value]
 # Devices of a campaign that has ended catch up; what becomes of the others is no longer its matter.
 _CATCHES_UP = [DeviceState.ASSIGNED.value, DeviceState.ROLLING_BACK.value]
 
@@ -67,8 +86,17 @@ def follow(session: Session, limit: int = NOTES_A_LOOK) -> Followed:
 
 def _open() -> Any:
     """A part whose campaign still wants to know."""
+    wakes = or_(Campaign.state.in_(_ACTIVE), Campaign.is_open)
+    desired = aliased(Desired)
+    counts = exists().where(
+        desired.device == CampaignDevice.device,
+        desired.model == Campaign.model,
+        desired.assignment == CampaignDevice.assignment,
+    )
     return or_(
-        and_(Campaign.state.in_(_ACTIVE), CampaignDevice.state.in_([*_HAS_ORDER, DeviceState.ROLLING_BACK.value])),
+        counts,  # what it was left on is still what it should run
+        and_(wakes, CampaignDevice.state.in_([*_HAS_ORDER, DeviceState.ROLLING_BACK.value])),
+        and_(wakes, Campaign.paced, CampaignDevice.state.in_(_TO_GO)),
         and_(Campaign.state != CampaignState.PLANNED.value, CampaignDevice.state.in_(_CATCHES_UP)),
     )
 
@@ -91,12 +119,15 @@ def _changes(session: Session, devices: Collection[str], models: Mapping[str, Co
         before = Part(
             DeviceState(row.state),
             row.heard,
+            row.waiting,
             row.served,
+            row.begun_ms,
             row.off_since_ms,
             row.reason,
             row.detail,
             row.active_ms,
             row.restored_ms,
+            row.drifted_ms,
         )
         after = step(before, seen_of(row))
         if after != before:
@@ -106,12 +137,15 @@ def _changes(session: Session, devices: Collection[str], models: Mapping[str, Co
                     "b_device": row.device,
                     "state": after.state.value,
                     "heard": after.heard,
+                    "waiting": after.waiting,
+                    "begun_ms": after.begun_ms,
                     "served": after.served,
                     "off_since_ms": after.off_since_ms,
                     "reason": after.reason,
                     "detail": after.detail,
                     "active_ms": after.active_ms,
                     "restored_ms": after.restored_ms,
+                    "drifted_ms": after.drifted_ms,
                 }
             )
     return changes
@@ -127,12 +161,15 @@ def _parts() -> Select[*tuple[Any, ...]]:
             part.device,
             part.state,
             part.heard,
+            part.waiting,
             part.served,
+            part.begun_ms,
             part.off_since_ms,
             part.reason,
             part.detail,
             part.active_ms,
             part.restored_ms,
+            part.drifted_ms,
             Campaign.model,
             part.assignment,
             order.kind.label("order_kind"),
@@ -149,6 +186,7 @@ def _parts() -> Select[*tuple[Any, ...]]:
             Reported.answered,
             Reported.candidate,
             Reported.assignment.label("told_of"),
+            Reported.updated_ms.label("told_ms"),
             Device.online,
             Device.last_seen_ms,
             Device.revoked_ms,
@@ -180,6 +218,7 @@ def seen_of(row: Row[Any]) -> Seen:
         answered=row.answered or 0,
         candidate=row.candidate,
         told_of=row.told_of,
+        told_ms=row.told_ms or 0,
         off_since_ms=off_since_ms(row),
     )
 
@@ -190,6 +229,27 @@ def off_since_ms(row: Row[Any]) -> int | None:
     if row.revoked_ms is not None:
         return NEVER_SEEN_MS
     return None if row.online else row.last_seen_ms or NEVER_SEEN_MS
+
+
+def look_at_all(session: Session, campaign_id: int) -> None:
+    """Who of a campaign's planned devices is connected, and in which time zone they are: until a campaign is started, nobody
+    follows that."""
+    part = CampaignDevice
+    off = case(
+        (Device.revoked_ms.is_not(None), literal(NEVER_SEEN_MS, BigInteger)),
+        (Device.online, null()),
+        else_=func.coalesce(Device.last_seen_ms, NEVER_SEEN_MS),
+    )
+    its = Device.id == part.device
+    session.execute(
+        update(part)
+        .where(part.campaign_id == campaign_id, part.state == DeviceState.PLANNED.value)
+        .values(
+            off_since_ms=select(off).where(its).scalar_subquery(),
+            timezone=select(Device.timezone).where(its).scalar_subquery(),
+        )
+        .execution_options(synchronize_session=False)
+    )
 
 
 def _write(session: Session, changes: Sequence[dict[str, Any]]) -> None:

@@ -8,16 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
-from sqlalchemy import BindParameter, Row, bindparam, select, update
+from sqlalchemy import (
+    BindParameter,
+    Boolean,
+    ColumnElement,
+    CursorResult,
+    Row,
+    bindparam,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
+from covey_contract.conditions import Conditions
 from covey_contract.lifecycle import BAD
 from covey_contract.reasons import Reason
 from covey_server.campaigns.following import off_since_ms
-from covey_server.core.engine import DeviceState
+from covey_server.core.engine import Assign, DeviceState, Retry
 from covey_server.core.part import ISSUED, ROLLBACK, ROLLOUT, SUPERSEDED_DETAIL
 from covey_server.core.spec import CampaignSpec
 from covey_server.db.tables import (
@@ -30,6 +42,7 @@ from covey_server.db.tables import (
     Device,
     Reported,
 )
+from covey_server.db.tables.campaigns import TO_GO
 from covey_server.fleet.assignments import NewOrder, action_of, issue
 from covey_server.fleet.moved import note_moved
 from covey_server.fleet.sql import table_of
@@ -38,48 +51,60 @@ from covey_server.fleet.sql import table_of
 ORDERS_A_LOOK = 5_000
 
 _BAD = frozenset(str(state) for state in BAD)
-_HAS_ORDER = (DeviceState.ASSIGNED.value, DeviceState.ACTIVE.value, DeviceState.FAILED.value)
+_HAS_ORDER = tuple(
+    state.value for state in (DeviceState.ASSIGNED, DeviceState.ACTIVE, DeviceState.FAILED, DeviceState.RETRYING)
+)
 
 
 @dataclass(frozen=True)
 class Given:
-    """`devices` were taken up, `orders` went out, `waits` of the devices have to follow theirs before the campaign ends."""
+    """`devices` were taken up, `orders` went out, for builds of so many `bytes` in all, `waits` of the devices have to follow
+    theirs before the campaign ends."""
 
     devices: int = 0
     orders: int = 0
     waits: int = 0
+    bytes: int = 0
 
 
-def assign(session: Session, campaign: Campaign, spec: CampaignSpec, stage: int, limit: int, now_ms: int) -> Given:
-    """The campaign's version to the planned devices of a stage. One that runs and wants that very build already counts as active
-    at once; the others' present builds are noted, to go back to."""
-    rows = _planned(session, campaign, stage, limit)
-    probation = msgspec.to_builtins(spec.probation)
-    given, parts, already = [], [], []
+def assign(session: Session, campaign: Campaign, spec: CampaignSpec, what: Assign, limit: int, now_ms: int) -> Given:
+    """The campaign's version to devices of a stage that have no order yet, or are to be tried again now. One that runs and wants
+    that very build already counts as active at once; the others' present builds are noted, to go back to."""
+    rows = _planned(session, campaign, what, limit, now_ms)
+    probation, conditions = msgspec.to_builtins(spec.probation), _conditions(spec)
+    given, parts, already, size = [], [], [], 0
     for row in rows:
         wanted = _wanted(row.wanted_id, row.wanted_state, row.wanted_why)
+        previous = row.running_id if wanted in {None, row.build_id} else wanted
         part = {
             "b_device": row.device,
             "state": DeviceState.ASSIGNED.value,
-            "previous_build_id": row.running_id if wanted in {None, row.build_id} else wanted,
+            "previous_build_id": row.previous_build_id if row.attempts else previous,
             "order_kind": ROLLOUT,
             "heard": False,
+            "waiting": False,
             "served": False,
+            "attempts": row.attempts + 1,
+            "begun_ms": None,
+            "due_ms": None,
             "off_since_ms": off_since_ms(row),
             "detail": "",
             "assigned_ms": now_ms,
             "active_ms": None,
         }
-        if row.active is not None and row.active == row.digest and wanted in {None, row.build_id}:
+        runs_it = row.active is not None and row.active == row.digest and wanted in {None, row.build_id}
+        if runs_it and not row.attempts:
             already.append(row.device)
             part |= {
                 "state": DeviceState.ACTIVE.value,
                 "previous_build_id": row.build_id,
                 "order_kind": None,
+                "attempts": row.attempts,
                 "detail": "runs this build already",
                 "active_ms": now_ms,
             }
         else:
+            size += row.size
             given.append(
                 NewOrder(
                     device=row.device,
@@ -90,19 +115,28 @@ def assign(session: Session, campaign: Campaign, spec: CampaignSpec, stage: int,
                     campaign_id=campaign.id,
                     why=row.why,
                     probation=probation,
+                    conditions=conditions,
                     ttl_ms=spec.assignment_ttl.ms,
+                    answers=spec.served.requests if row.answered or spec.served.of == "all" else 0,
                 )
             )
         parts.append(part)
     _issue(session, campaign.id, given, parts, now_ms)
     note_moved(session, ((device, campaign.model) for device in already))  # whether they have served is to be seen
-    return Given(len(rows), len(given))
+    return Given(len(rows), len(given), bytes=size)
 
 
-def restore(session: Session, campaign: Campaign, spec: CampaignSpec, limit: int, now_ms: int) -> Given:
-    """Devices that have the campaign's order back to their own previous builds (or to none, where they had none). Those that
+def restore(
+    session: Session,
+    campaign: Campaign,
+    spec: CampaignSpec,
+    stages: Sequence[int] | None,
+    limit: int,
+    now_ms: int,
+) -> Given:
+    """Devices of these stages (None: of all) that have the campaign's order back to their own previous builds (or to none, where they had none). Those that
     never heard of the order are re-assigned too, so that they catch up to the right build, but nobody waits for them."""
-    rows = _ordered(session, campaign, limit)
+    rows = _ordered(session, campaign, stages, limit)
     given, parts, waits = [], [], 0
     for row in rows:
         part = {
@@ -110,6 +144,9 @@ def restore(session: Session, campaign: Campaign, spec: CampaignSpec, limit: int
             "state": DeviceState.ROLLING_BACK.value,
             "order_kind": ROLLBACK,
             "heard": False,
+            "waiting": False,
+            "begun_ms": None,
+            "due_ms": None,
             "off_since_ms": off_since_ms(row),
             "reason": row.reason,
             "detail": "",
@@ -121,7 +158,8 @@ def restore(session: Session, campaign: Campaign, spec: CampaignSpec, limit: int
             part |= {"state": DeviceState.SKIPPED.value, "order_kind": row.order_kind, "detail": SUPERSEDED_DETAIL}
             part["reason"] = str(Reason.SUPERSEDED)
             continue
-        if row.state == DeviceState.FAILED and row.order_state in _BAD and _serves_previous(row):
+        failed = row.state in {DeviceState.FAILED, DeviceState.RETRYING}
+        if failed and row.order_state in _BAD and _serves_previous(row):
             part |= {"state": DeviceState.RESTORED_LOCALLY.value, "detail": "had gone back by itself"}
             part["restored_ms"] = max(row.told_ms or 0, campaign.halted_ms or 0)
         elif row.order_state == ISSUED and not row.online:
@@ -162,25 +200,90 @@ def try_again(session: Session, campaign: Campaign) -> None:
     )
 
 
-def _planned(session: Session, campaign: Campaign, stage: int, limit: int) -> Sequence[Row[Any]]:
-    part = (
-        select(CampaignDevice)
-        .where(
-            CampaignDevice.campaign_id == campaign.id,
-            CampaignDevice.stage == stage,
-            CampaignDevice.state == DeviceState.PLANNED.value,
-        )
-        .limit(limit)
-        .subquery()
+def time_out(session: Session, campaign: Campaign, begun_before_ms: int) -> int:
+    """Devices that have been at work on their order since before then have failed; how many. One that waits for a condition of
+    its order is not at work."""
+    return _updated(
+        session,
+        campaign,
+        (
+            CampaignDevice.state == DeviceState.ASSIGNED.value,
+            CampaignDevice.begun_ms < begun_before_ms,
+            CampaignDevice.waiting.is_(False),
+        ),
+        {"state": DeviceState.FAILED.value, "reason": str(Reason.TIMED_OUT), "detail": "took too long"},
     )
+
+
+def retry(session: Session, campaign: Campaign, what: Retry) -> int:
+    """Failed devices get another order when it is time; how many."""
+    failed = CampaignDevice.state == DeviceState.FAILED.value
+    wanted = [failed, CampaignDevice.order_kind == ROLLOUT]
+    if what.attempts is not None:
+        wanted.append(CampaignDevice.attempts == what.attempts)
+    if what.stage is not None:
+        wanted.append(CampaignDevice.stage == what.stage)
+    if what.on is not None:
+        its_order = AssignmentRow.id == CampaignDevice.assignment
+        ended: list[ColumnElement[bool]] = [
+            select(AssignmentRow.id).where(its_order, AssignmentRow.state.in_(what.on)).exists()
+        ]
+        if "timed_out" in what.on:
+            ended.append(CampaignDevice.reason == str(Reason.TIMED_OUT))
+        wanted.append(or_(*ended))
+    return _updated(session, campaign, wanted, {"state": DeviceState.RETRYING.value, "due_ms": what.due_ms})
+
+
+def _updated(
+    session: Session, campaign: Campaign, conditions: Sequence[ColumnElement[bool]], values: dict[str, Any]
+) -> int:
+    done = session.execute(
+        update(CampaignDevice)
+        .where(CampaignDevice.campaign_id == campaign.id, *conditions)
+        .values(values)
+        .execution_options(synchronize_session=False)
+    )
+    return cast("CursorResult[Any]", done).rowcount
+
+
+def _conditions(spec: CampaignSpec) -> dict[str, Any] | None:
+    """What the device itself sees to before it changes what serves; None: nothing."""
+    wanted, maintenance = spec.conditions, spec.maintenance
+    conditions = Conditions(
+        windows=maintenance.as_conditions() if maintenance is not None and maintenance.of_device else (),
+        mains_power=wanted.mains_power,
+        unlocked=wanted.unlocked,
+        idle_s=wanted.idle.ms / 1000,
+    )
+    return None if conditions == Conditions() else msgspec.to_builtins(conditions)
+
+
+def _planned(session: Session, campaign: Campaign, what: Assign, limit: int, now_ms: int) -> Sequence[Row[Any]]:
+    may = [
+        CampaignDevice.campaign_id == campaign.id,
+        CampaignDevice.stage == what.stage,
+        literal_column(TO_GO, Boolean),
+        or_(CampaignDevice.due_ms.is_(None), CampaignDevice.due_ms <= now_ms),
+    ]
+    bounds = what.bounds
+    if bounds is not None:
+        limit = limit if bounds.limit is None else min(limit, bounds.limit)
+        may.append(CampaignDevice.off_since_ms.is_(None))
+        if bounds.zones is not None:
+            may.append(CampaignDevice.timezone.in_(bounds.zones))
+    part = select(CampaignDevice).where(*may).limit(limit).subquery()
     new, running = aliased(Build), aliased(Build)
     rows = session.execute(
         select(
             part.c.device,
             part.c.build_id,
+            part.c.previous_build_id,
+            part.c.attempts,
             CampaignChoice.why,
             Reported.active,
+            Reported.answered,
             new.digest,
+            new.size,
             running.id.label("running_id"),
             AssignmentRow.build_id.label("wanted_id"),
             AssignmentRow.state.label("wanted_state"),
@@ -204,17 +307,15 @@ def _planned(session: Session, campaign: Campaign, stage: int, limit: int) -> Se
     return sorted(rows, key=lambda row: str(row.device))
 
 
-def _ordered(session: Session, campaign: Campaign, limit: int) -> Sequence[Row[Any]]:
-    part = (
-        select(CampaignDevice)
-        .where(
-            CampaignDevice.campaign_id == campaign.id,
-            CampaignDevice.state.in_(_HAS_ORDER),
-            CampaignDevice.order_kind == ROLLOUT,
-        )
-        .limit(limit)
-        .subquery()
-    )
+def _ordered(session: Session, campaign: Campaign, stages: Sequence[int] | None, limit: int) -> Sequence[Row[Any]]:
+    wanted = [
+        CampaignDevice.campaign_id == campaign.id,
+        CampaignDevice.state.in_(_HAS_ORDER),
+        CampaignDevice.order_kind == ROLLOUT,
+    ]
+    if stages is not None:
+        wanted.append(CampaignDevice.stage.in_(stages))
+    part = select(CampaignDevice).where(*wanted).limit(limit).subquery()
     previous = aliased(Build)
     rows = session.execute(
         select(

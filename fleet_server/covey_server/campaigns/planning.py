@@ -7,34 +7,31 @@ kind of device. The plan lives in temporary tables, and with them as long as the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, Table, and_, case, false, func, insert, literal, not_, or_, select
+from sqlalchemy import ColumnElement, Select, Table, and_, case, false, func, insert, literal, or_, select
 from sqlalchemy.orm import Session
 
 from covey_contract.reasons import Reason
 from covey_server.campaigns.choice import Chosen, choose_for, kinds_of
 from covey_server.campaigns.drawing import Draw, Order
-from covey_server.core.document import DocumentError, Path
+from covey_server.campaigns.target import Locate, in_target, is_quarantined, members_of
 from covey_server.core.draw import Permutation
 from covey_server.core.engine import DeviceState
-from covey_server.core.plan import NO_STAGE, cumulative, warnings
-from covey_server.core.spec import CampaignSpec, DeviceSet, Stage
+from covey_server.core.plan import ENOUGH, NO_STAGE, TooManyStagesError, biased, cumulative, expanded, warnings
+from covey_server.core.spec import CampaignSpec, Each, Stage
+from covey_server.core.windows import is_known
 from covey_server.db.tables import Build, CampaignChoice, CampaignDevice, Device, Id, Version
-from covey_server.errors import NotFound
-from covey_server.fleet.groups import in_group
-from covey_server.fleet.sql import chunks, table_of
+from covey_server.fleet.sql import table_of
 
 LEFT_OUT = -1  # the stage of those that no stage takes
 CHANGED = "its facts changed while this was planned"
-# Terms of one condition; SQLite takes conditions of a depth of 1,000.
-_TERMS = 50
-
-# Names the line of the campaign file that a complaint is about.
-Locate = Callable[[Path, str], DocumentError]
+QUARANTINED = "quarantined: it failed in one campaign of the model after the other"
+# What stands for the stage of devices that are left out of the draw, and why.
+_CODES = {ENOUGH: -2, QUARANTINED: -3}
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,7 @@ class Prepared:
     stage `LEFT_OUT`. Single devices are read with `parts_of`, in the session that prepared it."""
 
     version: Version
+    spec: CampaignSpec  # with a stage for each profile or site, where one stood for them all
     seed: int
     choices: Mapping[int, Chosen]
     tallies: Sequence[Tally]
@@ -79,57 +77,128 @@ def prepare(session: Session, spec: CampaignSpec, seed: int, locate: Locate) -> 
     version = session.scalar(select(Version).where(Version.model == spec.model, Version.name == spec.version))
     if version is None:
         raise locate(("version",), f"there is no version {spec.version} of model {spec.model}")
-    members = {
-        index: _condition(session, stage.group, locate, ("stages", index, "group"))
-        for index, stage in enumerate(spec.stages)
-        if stage.group is not None
-    }
-    target = _target(session, spec, locate)
+    members = [members_of(session, stage, index, locate) for index, stage in enumerate(spec.stages)]
+    target = in_target(session, spec, locate)
     kinds = kinds_of(session, target)
     choices = _Choices()
     numbered = [
         (kind, choices.number(chosen), chosen.build_id is not None)
         for kind, chosen in zip(kinds, choose_for(session, version.id, kinds, spec.objective), strict=True)
     ]
-    draw = Draw(session, [_order(stage) for stage in spec.stages])
+    orders = _orders(_has_sites(session))
+    draw = Draw(
+        session, [orders[kind] for kind in dict.fromkeys([spec.draw, *(s.draw or spec.draw for s in spec.stages)])]
+    )
     draw.fill(target, numbered, Permutation.of(seed))
+    reasons = _leave_out(draw, spec, orders[spec.draw])
+    size = draw.size - sum(reasons.values())
+    written = _write_out(draw, spec, locate)
+    conditions = {stage.name: members[index] for index, stage in enumerate(spec.stages)}
     placed = 0
-    for index, stage in enumerate(spec.stages):
-        if stage.group is not None:
-            placed += draw.take_members(index, members[index])
-        else:
-            placed += draw.take_first(index, cumulative(stage, draw.size) - placed, _order(stage))
+    for index, stage in enumerate(written.stages):
+        placed += _take(draw, index, stage, conditions.get(stage.name), size, placed, orders[stage.draw or spec.draw])
     tallies = _tallies(session, draw)
     unfit: Counter[int] = Counter()
     for kind, number, fits in numbered:
         if not fits:
             unfit[number] += kind.devices
-    reasons = Counter({choices.by_number[number].reason: devices for number, devices in unfit.items()})
-    if draw.size > placed:
-        reasons[NO_STAGE] += draw.size - placed
-    sizes = [sum(each.devices for each in tallies if each.stage == index) for index in range(len(spec.stages))]
-    said = [*warnings(spec.stages, sizes, reasons, draw.size), *_unfinished(session, version.id)]
+    for number, devices in unfit.items():
+        reasons[choices.by_number[number].reason] += devices
+    if size > placed:
+        reasons[NO_STAGE] += size - placed
+    sizes = [sum(each.devices for each in tallies if each.stage == index) for index in range(len(written.stages))]
+    said = [
+        *warnings(written.stages, sizes, reasons, size),
+        *_biased(draw, written.stages),
+        *_lost(session, spec, target),
+    ]
     tallies += [Tally(LEFT_OUT, number, devices) for number, devices in sorted(unfit.items())]
-    return Prepared(version, seed, choices.by_number, tallies, said, draw, target)
+    return Prepared(
+        version, written, seed, choices.by_number, tallies, [*said, *_unfinished(session, version.id)], draw, target
+    )
+
+
+def _leave_out(draw: Draw, spec: CampaignSpec, order: Order) -> Counter[str]:
+    """Devices that have a build and get none: how many, for which reason."""
+    reasons: Counter[str] = Counter()
+    if spec.quarantine.failures:
+        bad = draw.take_members(_CODES[QUARANTINED], is_quarantined(spec.model, spec.quarantine.failures))
+        reasons[QUARANTINED] += bad
+    if spec.target.at_most is not None:
+        reasons[ENOUGH] += draw.take_rest(_CODES[ENOUGH], spec.target.at_most, order)
+    return +reasons
+
+
+def _write_out(draw: Draw, spec: CampaignSpec, locate: Locate) -> CampaignSpec:
+    """The file with a stage for each profile or site where one stage stands for them all."""
+    wanted = [(index, stage) for index, stage in enumerate(spec.stages) if stage.one_by_one]
+    if not wanted:
+        return spec
+    kinds: dict[Each, dict[str, int]] = {"profile": draw.kinds("profile"), "site": draw.kinds("site")}
+    try:
+        return msgspec.structs.replace(spec, stages=expanded(spec.stages, kinds))
+    except TooManyStagesError as error:
+        raise locate(("stages", wanted[0][0], "each"), str(error)) from error
+
+
+def _take(
+    draw: Draw,
+    index: int,
+    stage: Stage,
+    members: ColumnElement[bool] | None,
+    size: int,
+    placed: int,
+    order: Order,
+) -> int:
+    """Fill one stage, as `covey_server.core.plan.takes` says; how many devices it got."""
+    if members is not None:
+        return draw.take_members(index, members)
+    if stage.each is None:
+        return draw.take_first(index, cumulative(stage, size) - placed, order)
+    if stage.only is not None:
+        return draw.take_kind(index, stage.each, stage.only)
+    return draw.take_each(index, stage.each, order, percent=stage.percent, count=stage.count or 0)
+
+
+def _biased(draw: Draw, stages: Sequence[Stage]) -> list[str]:
+    return biased(stages, draw.make_up("profile", len(stages)), draw.make_up("site", len(stages)))
+
+
+def _lost(session: Session, spec: CampaignSpec, target: ColumnElement[bool]) -> list[str]:
+    """Devices whose maintenance windows cannot be told, since nobody knows their time zone."""
+    if spec.maintenance is None or not spec.maintenance.of_device:
+        return []
+    zones = session.execute(
+        select(Device.timezone, func.count()).where(Device.revoked_ms.is_(None), target).group_by(Device.timezone)
+    )
+    unknown = {zone: number for zone, number in zones if not is_known(zone)}
+    return [
+        f"{number} devices are in the time zone {zone!r}, which is not known here; UTC is taken for them"
+        for zone, number in sorted(unknown.items())
+    ]
+
+
+def _has_sites(session: Session) -> bool:
+    return session.scalar(select(Device.id).where(Device.site.is_not(None)).limit(1)) is not None
 
 
 def parts_of(session: Session, prepared: Prepared, stage: int, limit: int, after: str = "") -> list[PlannedPart]:
     """The devices of a stage, or those left out, by id; at most `limit`, those behind `after`."""
     drawn = prepared.draw.table
-    in_stage = drawn.c.stage == stage if stage != LEFT_OUT else drawn.c.stage.is_(None)
+    in_stage = drawn.c.stage == stage if stage != LEFT_OUT else or_(drawn.c.stage.is_(None), drawn.c.stage < 0)
     rows = session.execute(
-        select(drawn.c.device, drawn.c.choice)
+        select(drawn.c.device, drawn.c.choice, drawn.c.stage)
         .where(in_stage, drawn.c.device > after)
         .order_by(drawn.c.device)
         .limit(limit)
     ).all()
-    parts = [PlannedPart(device, stage, choice, NO_STAGE if stage == LEFT_OUT else "") for device, choice in rows]
+    parts = [PlannedPart(device, stage, choice, _why_out(code)) for device, choice, code in rows]
     if stage == LEFT_OUT:
         unfit = prepared.draw.left_out(prepared.target)
-        rows = session.execute(
+        others = session.execute(
             select(unfit.c.device, unfit.c.choice).where(unfit.c.device > after).order_by(unfit.c.device).limit(limit)
         ).all()
-        for device, choice in rows:
+        for device, choice in others:
             parts.append(PlannedPart(device, stage, choice, _why_unfit(prepared, choice)))
     return sorted(parts, key=lambda part: part.device)[:limit]
 
@@ -144,13 +213,16 @@ def insert_parts(session: Session, campaign_id: int, prepared: Prepared) -> None
         ],
     )
     drawn, choices = prepared.draw.table, table_of(CampaignChoice)
+    goes = drawn.c.stage >= 0
     taken = select(
         drawn.c.device,
         drawn.c.choice,
-        case((drawn.c.stage.is_not(None), choices.c.build_id)).label("build_id"),
-        func.coalesce(drawn.c.stage, LEFT_OUT).label("stage"),
-        case((drawn.c.stage.is_(None), DeviceState.SKIPPED.value), else_=DeviceState.PLANNED.value).label("state"),
-        case((drawn.c.stage.is_(None), NO_STAGE), else_="").label("detail"),
+        case((goes, choices.c.build_id)).label("build_id"),
+        case((goes, drawn.c.stage), else_=LEFT_OUT).label("stage"),
+        case((goes, DeviceState.PLANNED.value), else_=DeviceState.SKIPPED.value).label("state"),
+        case((goes, ""), *((drawn.c.stage == code, why) for why, code in _CODES.items()), else_=NO_STAGE).label(
+            "detail"
+        ),
     )
     _insert(session, campaign_id, taken.join(choices, _named(choices, campaign_id, drawn.c.choice)))
     if any(chosen.build_id is None for chosen in prepared.choices.values()):
@@ -178,7 +250,9 @@ def _insert(session: Session, campaign_id: int, rows: Select[Any]) -> None:
         **{column.name: column for column in found.c},
         "reason": literal(str(Reason.NONE)),
         "heard": false(),
+        "waiting": false(),
         "served": false(),
+        "attempts": literal(0),
     }
     session.execute(
         insert(table_of(CampaignDevice)).from_select(list(given), select(*given.values()), include_defaults=False)
@@ -198,49 +272,35 @@ class _Choices:
         return number
 
 
-def _order(_stage: Stage) -> Order:
-    return Order()
+def _orders(has_sites: bool) -> dict[str, Order]:
+    """That of each way to draw. Where no device has a site, nothing is gained by spreading over them."""
+    within = ("site",) if has_sites else ()
+    return {
+        "spread": Order(within=within),
+        "random": Order(strata=()),
+        "least_critical": Order(within=within, first=("criticality",)),
+    }
 
 
 def _tallies(session: Session, draw: Draw) -> list[Tally]:
     drawn = draw.table.c
-    rows = session.execute(
+    found: Counter[tuple[int, int]] = Counter()
+    for stage, choice, number in session.execute(
         select(func.coalesce(drawn.stage, LEFT_OUT), drawn.choice, func.count()).group_by(drawn.stage, drawn.choice)
-    )
-    return sorted((Tally(*row) for row in rows), key=lambda tally: (tally.stage, tally.choice))
+    ):
+        found[max(stage, LEFT_OUT), choice] += number
+    return [Tally(stage, choice, number) for (stage, choice), number in sorted(found.items())]
+
+
+def _why_out(code: int | None) -> str:
+    """Why a device that was drawn is in no stage; empty if it is in one."""
+    if code is not None and code >= 0:
+        return ""
+    return next((why for why, own in _CODES.items() if own == code), NO_STAGE)
 
 
 def _why_unfit(prepared: Prepared, choice: int | None) -> str:
     return CHANGED if choice is None else prepared.choices[choice].reason
-
-
-def _target(session: Session, spec: CampaignSpec, locate: Locate) -> ColumnElement[bool]:
-    known: set[str] = set()
-    for part in chunks(spec.target.devices):
-        known.update(session.scalars(select(Device.id).where(Device.id.in_(part), Device.revoked_ms.is_(None))))
-    for index, device in enumerate(spec.target.devices):
-        if device not in known:
-            raise locate(("target", "devices", index), f"no device is called {device}")
-    wanted = _any_of(session, spec.target, locate, "target")
-    if not (spec.exclude.groups or spec.exclude.devices):
-        return wanted
-    return and_(wanted, not_(_any_of(session, spec.exclude, locate, "exclude")))
-
-
-def _any_of(session: Session, target: DeviceSet, locate: Locate, field: str) -> ColumnElement[bool]:
-    terms = [_condition(session, group, locate, (field, "groups", at)) for at, group in enumerate(target.groups)]
-    if target.devices:
-        terms.append(Device.id.in_(target.devices))
-    while len(terms) > _TERMS:
-        terms = [Device.id.in_(select(Device.id).where(or_(*part))) for part in chunks(terms, _TERMS)]
-    return or_(false(), *terms)
-
-
-def _condition(session: Session, group: str, locate: Locate, path: Path) -> ColumnElement[bool]:
-    try:
-        return in_group(session, group)
-    except NotFound as error:
-        raise locate(path, f"there is no group {group}") from error
 
 
 def _unfinished(session: Session, version_id: int) -> list[str]:

@@ -7,16 +7,19 @@ report comes in by `covey_server.campaigns.following`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import case, exists, func, select
+from sqlalchemy import Row, Select, case, exists, func, or_, select, text
 from sqlalchemy.orm import Session, aliased
 
 from covey_server.core.engine import ACTIVE, CampaignState, DeviceState, Progress, RestoreCounts, StageCounts
+from covey_server.core.pace import Meter
 from covey_server.core.part import ROLLBACK
 from covey_server.core.spec import CampaignSpec, spec_from_json
-from covey_server.db.tables import Campaign, CampaignDevice, CampaignEvent
+from covey_server.db.tables import Build, Campaign, CampaignChoice, CampaignDevice, CampaignEvent, Model
+from covey_server.db.tables.campaigns import TO_GO
 
 # A device that is off holds up its stage for this long after its last word (a broker that restarts makes all look off),
 # and a campaign that goes back for this long.
@@ -25,9 +28,14 @@ HOLDS_RETURN_MS = 30_000
 
 SOAK_SKIPPED = "soak_skipped"
 BREACH_ACCEPTED = "breach_accepted"
+APPROVED = "approved"
+UTC = "UTC"
 
 _ACTIVE = sorted(state.value for state in ACTIVE)
-_DECIDES = sorted(state.value for state in (CampaignState.RUNNING, CampaignState.PAUSED, CampaignState.ROLLING_BACK))
+_DECIDES = [
+    state.value
+    for state in (CampaignState.QUEUED, CampaignState.RUNNING, CampaignState.PAUSED, CampaignState.ROLLING_BACK)
+]
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,11 @@ def progress_of(session: Session, campaign: Campaign) -> Progress:
     """The campaign as the engine sees it. What people said to it is read from its log."""
     said = session.execute(
         select(CampaignEvent.kind, CampaignEvent.detail).where(
-            CampaignEvent.campaign_id == campaign.id, CampaignEvent.kind.in_((SOAK_SKIPPED, BREACH_ACCEPTED))
+            CampaignEvent.campaign_id == campaign.id,
+            CampaignEvent.kind.in_((SOAK_SKIPPED, BREACH_ACCEPTED, APPROVED)),
         )
     ).all()
+    approved = {detail["stage"] for kind, detail in said if kind == APPROVED}
     return Progress(
         spec=spec_of(campaign),
         state=CampaignState(campaign.state),
@@ -54,6 +64,13 @@ def progress_of(session: Session, campaign: Campaign) -> Progress:
         stage_started=campaign.stage_started_ms is not None,
         soak_skipped=any(kind == SOAK_SKIPPED and detail["stage"] == campaign.stage for kind, detail in said),
         accepted=frozenset((detail["stage"], detail["gate"]) for kind, detail in said if kind == BREACH_ACCEPTED),
+        author=campaign.created_by,
+        approved=None in approved,
+        approved_stages=frozenset(approved - {None}),
+        is_open=campaign.is_open,
+        going_back=None if campaign.going_back is None else tuple(campaign.going_back),
+        meter=Meter() if campaign.meter is None else Meter(**campaign.meter),
+        admitted_ms=campaign.admitted_ms,
     )
 
 
@@ -64,71 +81,138 @@ def spec_of(campaign: Campaign) -> CampaignSpec:
 # --- counting -----------------------------------------------------------------------------------------------------
 
 
-def count(session: Session, campaign: Campaign, stages: int, now_ms: int) -> Counts:
-    """The devices of each of the campaign's stages by what they are at: one walk through the covering index."""
+def count(session: Session, campaign: Campaign, spec: CampaignSpec, now_ms: int) -> Counts:
+    """The devices of each of the campaign's stages by what they are at: one walk through the covering index, and one through
+    that of those that may get an order."""
     part = CampaignDevice
-    by = (part.state, part.stage, part.order_kind, part.heard, part.served)
+    by = (part.state, part.stage, part.order_kind, part.heard, part.waiting, part.served)
     rows = session.execute(
         select(
             *by,
-            func.count(),
-            func.sum(case((part.off_since_ms < now_ms - HOLDS_STAGE_MS, 1), else_=0)),
-            func.sum(case((part.off_since_ms < now_ms - HOLDS_RETURN_MS, 1), else_=0)),
-            func.max(part.active_ms),
-            func.max(part.restored_ms),
+            func.count().label("number"),
+            func.sum(case((part.off_since_ms < now_ms - HOLDS_STAGE_MS, 1), else_=0)).label("away"),
+            func.sum(case((part.off_since_ms < now_ms - HOLDS_RETURN_MS, 1), else_=0)).label("long_away"),
+            func.sum(case((part.active_ms <= now_ms - spec.served.within.ms, 1), else_=0)).label("overdue"),
+            func.max(case((part.state == DeviceState.ACTIVE.value, part.active_ms))).label("active_ms"),
+            func.max(part.restored_ms).label("restored_ms"),
         )
         .where(part.campaign_id == campaign.id)
         .group_by(*by)
     )
-    tallies: list[Counter[str]] = [Counter() for _ in range(stages)]
-    restore: Counter[str] = Counter()
-    settled: list[int | None] = [None] * stages
+    tallies: list[Counter[str]] = [Counter() for _ in spec.stages]
+    settled: list[int | None] = [None for _ in spec.stages]
+    restores: list[Counter[str]] = [Counter() for _ in spec.stages]
     restored: list[int] = []
-    for state, stage, order_kind, heard, _served, number, away, long_away, active_ms, restored_ms in rows:
-        if stage < 0:
-            continue
-        tally, away, long_away = tallies[stage], int(away), int(long_away)
-        match DeviceState(state):
-            case DeviceState.PLANNED:
-                tally["planned"] += number
-            case DeviceState.ASSIGNED:
-                tally["away"] += away
-                tally["busy" if heard else "silent"] += number - away
-                restore["to_order"] += number
-            case DeviceState.ACTIVE:
-                tally["active"] += number
-                settled[stage] = max(settled[stage] or 0, active_ms or 0)
-                (tally if order_kind is None else restore)["already" if order_kind is None else "to_order"] += number
-            case DeviceState.FAILED:
-                tally["failed"] += number
-                restore["failed" if order_kind == ROLLBACK else "to_order"] += number
-            case DeviceState.ROLLING_BACK:
-                restore["restoring"] += number - long_away
-                restore["away"] += long_away
-            case DeviceState.ROLLED_BACK | DeviceState.RESTORED_LOCALLY:
-                restore["restored"] += number
-                restored.append(restored_ms or 0)
-            case DeviceState.SKIPPED:
-                pass
+    for row in rows:
+        if row.stage >= 0:
+            _add(tallies[row.stage], restores[row.stage], row)
+            settled[row.stage] = max(settled[row.stage] or 0, row.active_ms or 0) or None
+            restored += [row.restored_ms] if row.restored_ms and DeviceState(row.state) in _RESTORED else []
+    ready = _ready(session, campaign, now_ms)
     return Counts(
-        tuple(StageCounts(**dict(tally)) for tally in tallies),
-        RestoreCounts(**dict(restore)),
+        tuple(_stage_counts(tally, ready.get(index, {})) for index, tally in enumerate(tallies)),
+        RestoreCounts(**dict(sum((restores[index] for index in _that_go_back(campaign, spec)), Counter()))),
         tuple(settled),
         max(restored, default=None),
     )
 
 
+_RESTORED = frozenset({DeviceState.ROLLED_BACK, DeviceState.RESTORED_LOCALLY})
+
+
+def _add(tally: Counter[str], restore: Counter[str], row: Row[Any]) -> None:
+    """Count devices of one stage that are alike."""
+    number, away = row.number, int(row.away)
+    match DeviceState(row.state):
+        case DeviceState.PLANNED:
+            tally["planned"] += number
+        case DeviceState.ASSIGNED:
+            tally["unknown" if row.heard else "away"] += away
+            tally["waiting" if row.waiting else "busy" if row.heard else "silent"] += number - away
+            restore["to_order"] += number
+        case DeviceState.ACTIVE:
+            tally["active"] += number
+            if row.order_kind is None:
+                tally["already"] += number
+            else:
+                restore["to_order"] += number
+                if not row.served:
+                    tally["mute"] += int(row.overdue)
+                    tally["unserved"] += number - int(row.overdue)
+        case DeviceState.FAILED:
+            tally["failed"] += number
+            restore["failed" if row.order_kind == ROLLBACK else "to_order"] += number
+        case DeviceState.RETRYING:
+            tally["retrying"] += number
+            restore["to_order"] += number
+        case DeviceState.ROLLING_BACK:
+            restore["restoring"] += number - int(row.long_away)
+            restore["away"] += int(row.long_away)
+        case DeviceState.ROLLED_BACK | DeviceState.RESTORED_LOCALLY:
+            restore["restored"] += number
+        case DeviceState.SKIPPED:
+            pass
+
+
+def _stage_counts(tally: Counter[str], ready: Mapping[str, int]) -> StageCounts:
+    return StageCounts(**dict(tally), ready=ready)
+
+
+def _that_go_back(campaign: Campaign, spec: CampaignSpec) -> Sequence[int]:
+    if campaign.going_back is not None and campaign.state == CampaignState.ROLLING_BACK.value:
+        return campaign.going_back
+    return range(len(spec.stages))
+
+
+def _ready(session: Session, campaign: Campaign, now_ms: int) -> dict[int, dict[str, int]]:
+    """By stage and time zone: connected devices for which it is time, of those that have no order or are to be tried again. Of
+    a campaign that is not paced, the latter alone."""
+    part = CampaignDevice
+    query = select(part.stage, part.timezone, func.count()).where(
+        part.campaign_id == campaign.id,
+        text(TO_GO),
+        part.stage >= 0,
+        part.off_since_ms.is_(None),
+        or_(part.due_ms.is_(None), part.due_ms <= now_ms),
+    )
+    if not campaign.paced:
+        query = query.where(part.state == DeviceState.RETRYING.value)
+    found: dict[int, dict[str, int]] = {}
+    for stage, zone, number in session.execute(query.group_by(part.stage, part.timezone)):
+        found.setdefault(stage, {})[zone or UTC] = number
+    return found
+
+
 def deciding_campaigns(session: Session) -> list[int]:
-    """Those that the engine has something to decide on."""
-    return list(session.scalars(select(Campaign.id).where(Campaign.state.in_(_DECIDES)).order_by(Campaign.id)))
+    """Those that the engine has something to decide on: the active ones, then the queued ones by priority and age, so that
+    the first that may start is the first to be asked."""
+    rows = session.execute(
+        select(Campaign.id, Campaign.state, Campaign.spec["priority"].as_integer()).where(
+            or_(Campaign.state.in_(_DECIDES), Campaign.is_open)
+        )
+    )
+    return [row[0] for row in sorted(rows, key=lambda row: (row[1] == CampaignState.QUEUED, -(row[2] or 0), row[0]))]
 
 
 def names_of(session: Session, ids: Collection[int]) -> list[str]:
     return list(session.scalars(select(Campaign.name).where(Campaign.id.in_(ids)))) if ids else []
 
 
-def rivals(session: Session, campaign: Campaign) -> list[str]:
-    """Active campaigns of the same model that share a device with this one."""
+def rivals_of(session: Session, campaign: Campaign) -> tuple[str, ...]:
+    """Campaigns of the same model that share a device with this one and are under way. Locks the model, so that two cannot start
+    at once."""
+    session.execute(select(Model.name).where(Model.name == campaign.model).with_for_update())
+    return tuple(session.scalars(_sharing(campaign).where(Campaign.state.in_(_ACTIVE)).order_by(Campaign.name)))
+
+
+def open_tails(session: Session, campaign: Campaign) -> list[Campaign]:
+    """Campaigns of the same model that share a device with this one, are done and still take in devices."""
+    ids = _sharing(campaign, Campaign.id).where(Campaign.is_open, Campaign.state == CampaignState.DONE.value)
+    return list(session.scalars(select(Campaign).where(Campaign.id.in_(ids)).order_by(Campaign.id).with_for_update()))
+
+
+def _sharing(campaign: Campaign, what: Any = Campaign.name) -> Select[Any]:
+    """Other campaigns of the same model that have a device in common with this one. A live one may come to have any."""
     mine, theirs = aliased(CampaignDevice), aliased(CampaignDevice)
     shared = exists().where(
         theirs.campaign_id == Campaign.id,
@@ -137,18 +221,13 @@ def rivals(session: Session, campaign: Campaign) -> list[str]:
         mine.state != DeviceState.SKIPPED.value,
         theirs.state != DeviceState.SKIPPED.value,
     )
-    return list(
-        session.scalars(
-            select(Campaign.name)
-            .where(
-                Campaign.id != campaign.id,
-                Campaign.model == campaign.model,
-                Campaign.state.in_(_ACTIVE),
-                shared,
-            )
-            .order_by(Campaign.name)
-        )
-    )
+    return select(what).where(Campaign.id != campaign.id, Campaign.model == campaign.model, shared)
+
+
+def largest_build(session: Session, campaign: Campaign) -> int:
+    """The size in bytes of the largest build that the campaign gives to any device."""
+    chosen = select(CampaignChoice.build_id).where(CampaignChoice.campaign_id == campaign.id)
+    return session.scalar(select(func.max(Build.size)).where(Build.id.in_(chosen))) or 0
 
 
 def halt_to_restored_s(campaign: Campaign, restored_ms: int | None) -> float | None:

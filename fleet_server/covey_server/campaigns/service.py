@@ -17,9 +17,16 @@ from covey_server.bus import Bus
 from covey_server.campaigns.apply import Applier
 from covey_server.campaigns.evidence import EvidenceReader
 from covey_server.campaigns.following import follow
-from covey_server.campaigns.repository import count, deciding_campaigns, names_of, progress_of
+from covey_server.campaigns.repository import (
+    count,
+    deciding_campaigns,
+    largest_build,
+    names_of,
+    progress_of,
+    rivals_of,
+)
 from covey_server.clock import Clock
-from covey_server.core.engine import CampaignState, Observed, Progress, decide
+from covey_server.core.engine import CampaignState, Observed, Progress, decide, upkeep
 from covey_server.core.gates import StageEvidence, Verdict, judge, judge_installs, with_trace
 from covey_server.db.engine import Database
 from covey_server.db.tables import Campaign
@@ -115,7 +122,7 @@ class CampaignService:
         if progress.state not in _JUDGED or not progress.stage_started:
             return progress, ()
         now_ms = self._clock()
-        counts = count(session, campaign, len(progress.spec.stages), now_ms).stages[progress.stage]
+        counts = count(session, campaign, progress.spec, now_ms).stages[progress.stage]
         gates = progress.spec.gates_of(progress.stage)
         evidence = self._evidence.look(session, campaign, gates, progress.spec.settle.ms, counts, now_ms)
         shown = campaign.verdict or {}
@@ -131,18 +138,27 @@ class CampaignService:
             # Somebody told it something meanwhile; the next look sees it whole.
             return _Looked(campaign.name, changed=False, ordered=False, more=True)
         before = _shown(campaign)
-        counts = count(session, campaign, len(progress.spec.stages), now_ms)
+        applier = Applier(session, campaign, now_ms)
+        applier.apply(upkeep(progress, now_ms))
+        counts = count(session, campaign, progress.spec, now_ms)
         if verdicts:
             here = counts.stages[progress.stage]
-            installs = judge_installs(progress.spec.gates.install_failures, StageEvidence(here.total, here.failed))
+            gates = progress.spec.gates_of(progress.stage)
+            installs = judge_installs(gates.install_failures, StageEvidence(here.total, here.failed))
             verdicts = (installs, *verdicts[1:])
             campaign.verdict = {
                 "stage": progress.spec.stages[progress.stage].name,
                 "gates": [verdict.to_json() for verdict in verdicts],
                 "tripped": (campaign.verdict or {}).get("tripped"),
             }
-        observed = Observed(counts.stages, verdicts, counts.settled_ms[progress.stage], counts.restore)
-        applier = Applier(session, campaign, now_ms)
+        observed = Observed(
+            counts.stages,
+            verdicts,
+            counts.settled_ms[progress.stage],
+            counts.restore,
+            rivals_of(session, campaign) if progress.state is CampaignState.QUEUED else (),
+            largest_build(session, campaign) if progress.spec.is_paced else 0,
+        )
         applier.apply(decide(progress, observed, now_ms), verdicts)
         return _Looked(campaign.name, _shown(campaign) != before, applier.ordered, applier.more)
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import ColumnElement, Row, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
 from covey_server.campaigns.choice import Chosen
 from covey_server.campaigns.planning import LEFT_OUT, PlannedPart, Prepared, parts_of
-from covey_server.campaigns.repository import count, halt_to_restored_s, spec_of
+from covey_server.campaigns.repository import APPROVED, count, halt_to_restored_s, spec_of
 from covey_server.core.engine import ACTIVE, CampaignState, DeviceState, StageCounts
 from covey_server.core.spec import CampaignSpec, Stage
-from covey_server.db.tables import Build, Campaign, CampaignChoice, CampaignDevice, CampaignEvent, Device, Version
+from covey_server.db.tables import (
+    Build,
+    Campaign,
+    CampaignChoice,
+    CampaignDevice,
+    CampaignEvent,
+    Device,
+    Reported,
+    Version,
+)
 from covey_server.errors import NotFound
 
 
@@ -25,6 +35,7 @@ class CampaignSummary:
     model: str
     version: str
     state: str
+    is_open: bool  # done, and devices that come later are served
     stage: int
     stage_name: str
     stage_count: int
@@ -41,14 +52,19 @@ class CampaignSummary:
 
 @dataclass(frozen=True)
 class StageView:
-    """`state`: waiting, running, passed, or stopped (the campaign ended in it). `counts`: devices by their state in the campaign;
-    of the assigned ones, `progress` tells those at work, not heard of yet, and away."""
+    """`state`: waiting, running, passed, or stopped (the campaign ended in it). `counts`: devices by their state in the campaign.
+    `progress` tells apart what is different: `not_reached` (have no order, or have not said a word of it and are off),
+    `in_progress`, `waiting` (for a condition on the device, or for their next try), `unknown` (fell silent while at work),
+    `served` (run the version and have answered requests with it), `unserved` (have not answered yet), `failed`; and, finer,
+    `busy`, `silent` and `away` of the assigned ones, `retrying`, and `mute` (should have answered by now)."""
 
     index: int
     name: str
     who: str
     soak_s: float
     state: str
+    not_before_ms: int | None
+    approval: str | None  # None: needs none; else waiting, or who gave it
     started_ms: int | None
     devices: int
     counts: dict[str, int]
@@ -59,13 +75,24 @@ class StageView:
 class CampaignView(CampaignSummary):
     """A whole campaign. `gates` is each gate's word on the stage `gates_stage`, the present one or the last, as
     `covey_server.core.gates.Verdict.to_json` writes it; `verdict` that of the gate
-    that tripped, with `stage` and `at_ms`; None while none has."""
+    that tripped, with `stage` and `at_ms`; None while none has. `progress` adds up those of the stages. `drifted`: devices that
+    run something else than the campaign left them on."""
 
     objective: str
     on_breach: str
+    on_breach_scope: str
     min_reached: float
     seed: int | None
+    membership: str
+    conflict: str
+    priority: int
+    approval: str | None  # None: needs none; else waiting, or who gave it
+    start_ms: int | None
+    end_ms: int | None
+    going_back: list[str] | None  # the stages that go back, or went; None: all, or none
     left_out: int
+    progress: dict[str, int]
+    drifted: int
     stages: list[StageView]
     gates_stage: str | None
     gates: list[dict[str, Any]]
@@ -85,7 +112,8 @@ class BuildName:
 
 @dataclass(frozen=True)
 class CampaignDeviceView:
-    """A device's part. `stage` is None for one that is left out; `detail` says why."""
+    """A device's part. `stage` is None for one that is left out; `detail` says why. `progress` is its part in words: not_reached,
+    in_progress, waiting, unknown, served, unserved, failed, retrying, going_back, back, left_out; `due_ms`: when it is tried again."""
 
     device: str
     profile: str | None
@@ -94,6 +122,11 @@ class CampaignDeviceView:
     stage: int | None
     stage_name: str | None
     state: str
+    progress: str
+    attempts: int
+    due_ms: int | None
+    drifted_ms: int | None
+    runs: str | None  # the digest of the build that it says it runs
     build: BuildName | None
     previous: BuildName | None
     assignment: str | None
@@ -177,7 +210,7 @@ class PlanView:
 def plan_view(session: Session, spec: CampaignSpec, prepared: Prepared, limit: int = 100, after: str = "") -> PlanView:
     """Each list of devices holds at most `limit` of them, those behind the cursor `after`."""
     stages = []
-    for index, stage in enumerate(spec.stages):
+    for index, stage in enumerate(prepared.spec.stages):
         parts, cursor = _page_of(session, prepared, index, limit, after)
         stages.append(
             PlannedStageView(
@@ -236,7 +269,18 @@ def who(stage: Stage) -> str:
     """Whom a stage takes, in words."""
     if stage.group is not None:
         return f"group {stage.group}"
-    return f"up to {stage.percent:g} %" if stage.percent is not None else f"up to {stage.count} devices"
+    if stage.select is not None:
+        return " and ".join(f"{key} {_words(value)}" for key, value in sorted(stage.select.items()))
+    amount = f"up to {stage.percent:g} %" if stage.percent is not None else f"up to {stage.count} devices"
+    if stage.each is None:
+        return amount
+    if stage.only is not None:
+        return f"{stage.each} {stage.only}" if stage.only else f"no {stage.each}"
+    return f"each {stage.each}, one by one" if stage.one_by_one else f"{amount} of each {stage.each}"
+
+
+def _words(value: object) -> str:
+    return " or ".join(str(each) for each in value) if isinstance(value, list) else str(value)
 
 
 def list_campaigns(session: Session, limit: int, after: int = 0) -> tuple[list[CampaignSummary], int | None]:
@@ -259,17 +303,28 @@ def show(session: Session, name: str, now_ms: int) -> CampaignView:
     campaign: Campaign = row[0]
     spec = spec_of(campaign)
     by_stage = _by_stage(session, campaign)
-    counts = count(session, campaign, len(spec.stages), now_ms)
+    counts = count(session, campaign, spec, now_ms)
+    approvals = _approvals(session, campaign)
     verdict = campaign.verdict or {}
     return CampaignView(
         **_summary(row, _tallies(session, [campaign.id]).get(campaign.id, {})),
         objective=spec.objective,
         on_breach=spec.breach.action,
+        on_breach_scope=spec.breach.scope,
         min_reached=spec.min_reached,
         seed=spec.seed,
+        membership=spec.target.membership,
+        conflict=spec.conflict,
+        priority=spec.priority,
+        approval=approvals.get(None, "waiting") if spec.approval else None,
+        start_ms=None if spec.schedule.start is None else spec.schedule.start.ms,
+        end_ms=None if spec.schedule.end is None else spec.schedule.end.ms,
+        going_back=None if campaign.going_back is None else [spec.stages[each].name for each in campaign.going_back],
+        progress=_total([_progress(each) for each in counts.stages]),
+        drifted=_drifted(session, campaign),
         left_out=sum(by_stage.get(-1, {}).values()),
         stages=[
-            _stage_view(campaign, index, stage, by_stage.get(index, {}), counts.stages[index])
+            _stage_view(campaign, index, stage, by_stage.get(index, {}), counts.stages[index], approvals)
             for index, stage in enumerate(spec.stages)
         ],
         gates_stage=verdict.get("stage"),
@@ -282,16 +337,24 @@ def show(session: Session, name: str, now_ms: int) -> CampaignView:
 
 
 def list_devices(
-    session: Session, name: str, limit: int, after: str = "", state: str | None = None
+    session: Session,
+    name: str,
+    limit: int,
+    after: str = "",
+    state: str | None = None,
+    *,
+    stage: str | None = None,
+    drifted: bool = False,
 ) -> tuple[list[CampaignDeviceView], str | None]:
-    """The devices of a campaign by id, and the cursor for those that follow. Raises `NotFound`."""
+    """The devices of a campaign by id, and the cursor for those that follow. Raises `NotFound`, also for a stage that it does not
+    have."""
     campaign = _by_name(session, name)
     stages = [stage.name for stage in spec_of(campaign).stages]
     new, previous = aliased(Build), aliased(Build)
     new_version, previous_version = aliased(Version), aliased(Version)
     query = (
         select(CampaignDevice, Device.profile, Device.simulated, Device.online, new, new_version.name, previous)
-        .add_columns(previous_version.name, CampaignChoice.why)
+        .add_columns(previous_version.name, CampaignChoice.why, Reported.active)
         .join(Device, Device.id == CampaignDevice.device)
         .outerjoin(new, new.id == CampaignDevice.build_id)
         .outerjoin(new_version, new_version.id == new.version_id)
@@ -302,12 +365,19 @@ def list_devices(
             (CampaignChoice.campaign_id == CampaignDevice.campaign_id)
             & (CampaignChoice.number == CampaignDevice.choice),
         )
+        .outerjoin(Reported, (Reported.device == CampaignDevice.device) & (Reported.model == campaign.model))
         .where(CampaignDevice.campaign_id == campaign.id, CampaignDevice.device > after)
         .order_by(CampaignDevice.device)
         .limit(limit + 1)
     )
     if state is not None:
         query = query.where(CampaignDevice.state == state)
+    if stage is not None:
+        if stage not in stages:
+            raise NotFound(f"campaign {name} has no stage {stage}")
+        query = query.where(CampaignDevice.stage == stages.index(stage))
+    if drifted:
+        query = query.where(*_has_drifted(campaign))
     rows = session.execute(query).all()
     items = [
         CampaignDeviceView(
@@ -318,6 +388,11 @@ def list_devices(
             stage=part.stage if part.stage >= 0 else None,
             stage_name=stages[part.stage] if part.stage >= 0 else None,
             state=part.state,
+            progress=_part_progress(part),
+            attempts=part.attempts,
+            due_ms=part.due_ms if part.state == DeviceState.RETRYING.value else None,
+            drifted_ms=part.drifted_ms,
+            runs=runs,
             build=_build_name(build, version),
             previous=_build_name(before, before_version),
             assignment=part.assignment,
@@ -328,7 +403,7 @@ def list_devices(
             active_ms=part.active_ms,
             restored_ms=part.restored_ms,
         )
-        for part, profile, simulated, online, build, version, before, before_version, why in rows[:limit]
+        for part, profile, simulated, online, build, version, before, before_version, why, runs in rows[:limit]
     ]
     return items, items[-1].device if len(rows) > limit else None
 
@@ -390,6 +465,7 @@ def _summary(row: Row[Campaign, str], tally: dict[str, int]) -> dict[str, Any]:
         "model": campaign.model,
         "version": row[1],
         "state": campaign.state,
+        "is_open": campaign.is_open,
         "stage": campaign.stage,
         "stage_name": stages[campaign.stage].name,
         "stage_count": len(stages),
@@ -405,7 +481,14 @@ def _summary(row: Row[Campaign, str], tally: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _stage_view(campaign: Campaign, index: int, stage: Stage, tally: dict[str, int], counts: StageCounts) -> StageView:
+def _stage_view(
+    campaign: Campaign,
+    index: int,
+    stage: Stage,
+    tally: dict[str, int],
+    counts: StageCounts,
+    approvals: Mapping[int | None, str],
+) -> StageView:
     state = CampaignState(campaign.state)
     here = index == campaign.stage
     if index < campaign.stage or (here and state is CampaignState.DONE):
@@ -420,11 +503,72 @@ def _stage_view(campaign: Campaign, index: int, stage: Stage, tally: dict[str, i
         who=who(stage),
         soak_s=stage.soak.ms / 1000,
         state=shown,
+        not_before_ms=None if stage.not_before is None else stage.not_before.ms,
+        approval=approvals.get(index, "waiting") if stage.approval else None,
         started_ms=campaign.stage_started_ms if here else None,
         devices=sum(tally.values()),
         counts={state.value: tally.get(state.value, 0) for state in DeviceState},
-        progress={"busy": counts.busy, "silent": counts.silent, "away": counts.away},
+        progress=_progress(counts),
     )
+
+
+def _progress(counts: StageCounts) -> dict[str, int]:
+    return {
+        "not_reached": counts.planned + counts.away,
+        "in_progress": counts.busy + counts.silent,
+        "waiting": counts.waiting + counts.retrying,
+        "unknown": counts.unknown,
+        "served": counts.served,
+        "unserved": counts.unserved + counts.mute,
+        "failed": counts.failed,
+        "busy": counts.busy,
+        "silent": counts.silent,
+        "away": counts.away,
+        "retrying": counts.retrying,
+        "mute": counts.mute,
+    }
+
+
+def _total(stages: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {name: sum(each[name] for each in stages) for name in stages[0]}
+
+
+def _approvals(session: Session, campaign: Campaign) -> dict[int | None, str]:
+    """Who approved the campaign (None) and its stages."""
+    rows = session.execute(
+        select(CampaignEvent.detail, CampaignEvent.who).where(
+            CampaignEvent.campaign_id == campaign.id, CampaignEvent.kind == APPROVED
+        )
+    )
+    return {detail["stage"]: who for detail, who in rows}
+
+
+def _drifted(session: Session, campaign: Campaign) -> int:
+    return session.scalar(select(func.count()).where(*_has_drifted(campaign))) or 0
+
+
+def _has_drifted(campaign: Campaign) -> tuple[ColumnElement[bool], ...]:
+    return (CampaignDevice.campaign_id == campaign.id, CampaignDevice.drifted_ms.is_not(None))
+
+
+def _part_progress(part: CampaignDevice) -> str:
+    match DeviceState(part.state):
+        case DeviceState.PLANNED:
+            return "not_reached"
+        case DeviceState.ASSIGNED if part.off_since_ms is not None:
+            return "unknown" if part.heard else "not_reached"
+        case DeviceState.ASSIGNED:
+            return "waiting" if part.waiting else "in_progress"
+        case DeviceState.ACTIVE:
+            return "served" if part.served or part.order_kind is None else "unserved"
+        case DeviceState.FAILED | DeviceState.RETRYING:
+            return part.state
+        case DeviceState.ROLLING_BACK:
+            return "going_back"
+        case DeviceState.ROLLED_BACK | DeviceState.RESTORED_LOCALLY:
+            return "back"
+        case DeviceState.SKIPPED:
+            return "left_out"
 
 
 def _build_name(build: Build | None, version: str | None) -> BuildName | None:

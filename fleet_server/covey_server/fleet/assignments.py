@@ -50,6 +50,7 @@ class NewOrder:
     probation: dict[str, Any] = field(default_factory=dict)
     action: Literal["run", "remove"] = "run"
     ttl_ms: int = DEFAULT_TTL_MS
+    conditions: dict[str, Any] | None = None  # `covey_contract.conditions.Conditions`; None: at once
     answers: int = 0  # requests that the build must answer before the device counts as served
 
 
@@ -115,6 +116,7 @@ def reissue(session: Session, ids: Sequence[str], now_ms: int) -> list[str]:
             probation=row.probation,
             action="remove" if action_of(row.why) is Action.REMOVE else "run",
             ttl_ms=max(row.expires_ms - row.issued_ms, _MIN_RENEWED_TTL_MS),
+            conditions=row.conditions,
             answers=answers.get(row.id, 0),
         )
         for row in rows
@@ -167,6 +169,7 @@ def _row(order: NewOrder, counter: int, now_ms: int) -> dict[str, Any]:
         "campaign_id": order.campaign_id,
         "why": {**order.why, "action": order.action},
         "probation": order.probation,
+        "conditions": order.conditions,
         "issued_ms": now_ms,
         "expires_ms": now_ms + order.ttl_ms,
         "sent_ms": None,

@@ -41,6 +41,12 @@ def in_group(session: Session, name: str) -> ColumnElement[bool]:
     return Device.id.in_(select(GroupMember.device).where(GroupMember.group == name))
 
 
+def meets(selector: dict[str, Any]) -> ColumnElement[bool]:
+    """Whether a `Device` is one that a selector finds, as a condition for a query over devices. Raises `Invalid`."""
+    check_selector(selector)
+    return and_(*_conditions(selector))
+
+
 def selected(selector: dict[str, Any]) -> Select[str]:
     """The ids of the devices that a selector finds now, whether or not a group has it. Raises `Invalid`."""
     check_selector(selector)

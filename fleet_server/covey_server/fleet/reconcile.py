@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import Row, Select, case, or_, select, update
 from sqlalchemy.orm import Session
 
+from covey_contract.conditions import Conditions
 from covey_contract.envelope import Envelope, decode_envelope
 from covey_contract.messages import Assignment, Hello, Order, Probation
 from covey_contract.reasons import Reason
@@ -224,6 +225,7 @@ class Reconciler:
             action=action_of(row.why),
             probation=msgspec.convert(row.probation, Probation),
             campaign=row.campaign,
+            conditions=None if row.conditions is None else msgspec.convert(row.conditions, Conditions),
             rollback=row.kind == "rollback",
         )
         return encode(Order(assignment=self._signer.sign_assignment(assignment), manifest=_manifest(row.envelope)))
@@ -247,6 +249,7 @@ def _orders() -> Select[Any]:
             AssignmentRow.why,
             AssignmentRow.kind,
             AssignmentRow.probation,
+            AssignmentRow.conditions,
             AssignmentRow.reason,
             Device.online,
             Version.name.label("version"),

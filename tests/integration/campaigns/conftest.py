@@ -31,6 +31,7 @@ from covey_server.audit import Actor
 from covey_server.bus import Bus
 from covey_server.campaigns import commands, views
 from covey_server.campaigns.service import CampaignService
+from covey_server.core.criticality import criticality_of
 from covey_server.core.engine import Action
 from covey_server.core.spec import read_spec
 from covey_server.db.engine import Database
@@ -50,6 +51,7 @@ from covey_server.fleet.inbox import Incoming, UpMessage
 from covey_server.fleet.records import store
 
 ANN = Actor("ann", "operator", "test")
+BOB = Actor("bob", "approver", "test")
 START_MS = 1_800_000_000_000
 FACTS = Facts(
     architecture="x86_64",
@@ -98,6 +100,10 @@ class SimDevice:
     previous: str | None = None
     seq: int = 0
     refuses: set[str] = field(default_factory=set)  # versions that it cannot load
+    idle: bool = False  # its application sends no requests
+    stuck: bool = False  # it fetches and fetches
+    waits_for: Reason | None = None  # it holds the build, and a condition does not hold yet
+    pending: tuple[Report, str, bool] | None = None  # the order that it has in hand, its build, whether it removes
 
 
 class Rig:
@@ -153,8 +159,17 @@ class Rig:
                     )
                 )
 
-    def add_device(self, name: str, *groups: str, skew_ms: int = 0, facts: Facts = FACTS) -> SimDevice:
+    def add_device(
+        self,
+        name: str,
+        *groups: str,
+        skew_ms: int = 0,
+        facts: Facts = FACTS,
+        labels: dict[str, str] | None = None,
+        timezone: str = "UTC",
+    ) -> SimDevice:
         found = match(facts, load_profiles())
+        labels = labels or {}
         with self.database.session() as session:
             session.add(
                 Device(
@@ -164,7 +179,10 @@ class Rig:
                     simulated=True,
                     facts=msgspec.to_builtins(facts),
                     facts_digest=facts.digest(),
-                    labels={},
+                    labels=labels,
+                    site=labels.get("site"),
+                    criticality=criticality_of(labels),
+                    timezone=timezone,
                     enrolled_ms=self.now_ms,
                     online=True,
                     last_seen_ms=self.now_ms,
@@ -191,6 +209,15 @@ class Rig:
                 commands.act(session, spec.name, Action.START, ANN, self.now_ms)
         return spec.name
 
+    def make(self, text: str, *, start: bool = True, who: Actor = ANN) -> str:
+        """A campaign from a whole file."""
+        spec, document = read_spec(text)
+        with self.database.session() as session:
+            commands.create(session, spec, text, 7, document.error, who, self.now_ms)
+            if start:
+                commands.act(session, spec.name, Action.START, who, self.now_ms)
+        return spec.name
+
     # --- letting time pass ----------------------------------------------------------------------------------------
 
     def run(self, seconds: int = 1) -> None:
@@ -213,7 +240,7 @@ class Rig:
 
     def _serve(self, device: SimDevice) -> Iterator[Incoming]:
         """A second's telemetry of what it runs."""
-        if device.active is None:
+        if device.active is None or device.idle:
             return
         version = self.versions[device.active]
         recorder = Recorder()
@@ -245,6 +272,7 @@ class Rig:
                 .where(Desired.device == device.id)
             ).one_or_none()
         if row is None or row[0].counter <= device.counter:
+            self._go_on(device)
             return
         order, digest, version = row
         device.counter = order.counter
@@ -260,17 +288,33 @@ class Rig:
             state=State.FETCHING,
             previous=device.active,
         )
-        told = [report]
-        if version in device.refuses:
-            told.append(replace_report(report, State.FAILED, Reason.LOAD_FAILED))
-        elif action_of(order.why) == "remove":
+        device.pending = report, str(digest), action_of(order.why) == "remove"
+        self._say(device, report)
+        self._go_on(device)
+
+    def _go_on(self, device: SimDevice) -> None:
+        """With the order that it has in hand, if nothing holds it up."""
+        if device.pending is None or device.stuck:
+            return
+        report, digest, removes = device.pending
+        report = msgspec.structs.replace(report, time_ms=self.now_ms + device.skew_ms)
+        if device.waits_for is not None:
+            self._say(device, replace_report(report, State.STAGED, device.waits_for))
+            return
+        device.pending = None
+        if report.version in device.refuses:
+            self._say(device, replace_report(report, State.FAILED, Reason.LOAD_FAILED))
+        elif removes:
             device.previous, device.active = None, None
-            told.append(replace_report(report, State.REMOVED))
+            self._say(device, replace_report(report, State.REMOVED))
         else:
+            told = [replace_report(report, State.ACTIVE)]
             if device.active != digest:
-                told.append(replace_report(report, State.PROBATION))
+                told.insert(0, replace_report(report, State.PROBATION))
                 device.previous, device.active = device.active, digest
-            told.append(replace_report(report, State.ACTIVE))
+            self._say(device, *told)
+
+    def _say(self, device: SimDevice, *told: Report) -> None:
         with self.database.session() as session:
             batch = [self._said(device, msgspec.structs.replace(each, seq=self._seq(device))) for each in told]
             store(session, batch, self.now_ms)
@@ -289,9 +333,9 @@ class Rig:
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
-    def act(self, name: str, action: Action) -> None:
+    def act(self, name: str, action: Action, who: Actor = ANN, stage: str | None = None) -> None:
         with self.database.session() as session:
-            commands.act(session, name, action, ANN, self.now_ms)
+            commands.act(session, name, action, who, self.now_ms, stage)
 
     def show(self, name: str) -> views.CampaignView:
         with self.database.reading() as session:

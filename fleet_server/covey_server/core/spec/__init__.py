@@ -12,6 +12,7 @@ from covey_server.core.spec.campaign import (
     spec_from_json,
     spec_to_json,
 )
+from covey_server.core.spec.clone import renamed
 from covey_server.core.spec.gates import (
     DriftGate,
     ErrorGate,
@@ -99,6 +100,7 @@ __all__ = [
     "parse_moment",
     "parse_spec",
     "read_spec",
+    "renamed",
     "schema_hook",
     "spec_from_json",
     "spec_to_json",

@@ -50,11 +50,10 @@ class Retry(Strict, frozen=True, kw_only=True):
 
 
 class Quarantine(Strict, frozen=True, kw_only=True):
-    """A device that failed in the last so many campaigns of the model, with no success since, is left out of this one.
-    `failures: 0`: nobody is."""
+    """A device that failed in the last so many campaigns of the model that reached it is left out of this one, until an order
+    that a person gives it succeeds. `failures: 0`: nobody is."""
 
     failures: Annotated[int, msgspec.Meta(ge=0, le=100)] = 3
-    within: Duration = span(30 * 86_400_000)
 
 
 class OnBreach(Strict, frozen=True, kw_only=True):

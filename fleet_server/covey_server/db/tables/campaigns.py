@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy import ForeignKey, Index, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from covey_server.db.tables.base import Base, Id
 
+# Written out, since SQLite takes a partial index only for a query that says the same in the same words.
+TO_GO = "state IN ('planned', 'retrying')"
+
 
 class Campaign(Base):
-    """A staged rollout of one version. `state`: planned, running, paused, halted, rolling_back, rolled_back, done, aborted, failed."""
+    """A staged rollout of one version. `state`: planned, queued, running, paused, halted, rolling_back, rolled_back, done, aborted,
+    failed."""
 
     __tablename__ = "campaigns"
     id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=True)
@@ -24,6 +28,11 @@ class Campaign(Base):
     stage: Mapped[int] = mapped_column(default=0)
     stage_started_ms: Mapped[int | None]
     waiting_for: Mapped[str] = mapped_column(Text, default="")  # one sentence: why it does not move on
+    paced: Mapped[bool] = mapped_column(default=False)  # orders go out bit by bit, to devices that are connected
+    is_open: Mapped[bool] = mapped_column(default=False)  # done, and devices that come later are served
+    going_back: Mapped[list[Any] | None]  # the stages that go back, or went; None: all
+    meter: Mapped[dict[str, Any] | None]  # `covey_server.core.pace.Meter`
+    admitted_ms: Mapped[int | None]  # when it last looked for devices that have come to match
     verdict: Mapped[dict[str, Any] | None]  # the evidence of the gates at the last tick, or that which tripped
     created_ms: Mapped[int]
     created_by: Mapped[str] = mapped_column(String(64))
@@ -43,9 +52,10 @@ class CampaignChoice(Base):
 
 
 class CampaignDevice(Base):
-    """A device's part in a campaign. `state`: planned, assigned, active, failed, rolling_back, rolled_back, restored_locally, skipped.
+    """A device's part in a campaign. `state`: planned, assigned, active, failed, retrying, rolling_back, rolled_back,
+    restored_locally, skipped.
 
-    `order_kind`, `heard`, `served` and `off_since_ms` repeat what orders and devices say, so that the covering index alone
+    `order_kind`, `heard`, `waiting`, `served` and `off_since_ms` repeat what orders and devices say, so that the covering index alone
     answers how far each stage is; `campaigns.following` keeps them.
     """
 
@@ -58,12 +68,30 @@ class CampaignDevice(Base):
             "stage",
             "order_kind",
             "heard",
+            "waiting",
             "served",
             "off_since_ms",
             "active_ms",
             "restored_ms",
         ),
-        Index("campaign_devices_by_device", "device"),
+        # Those that may get an order: a paced campaign counts and picks them at every look.
+        Index(
+            "campaign_devices_to_go",
+            "campaign_id",
+            "stage",
+            "timezone",
+            "off_since_ms",
+            "due_ms",
+            sqlite_where=text(TO_GO),
+            postgresql_where=text(TO_GO),
+        ),
+        Index(
+            "campaign_devices_drifted",
+            "campaign_id",
+            "device",
+            sqlite_where=text("drifted_ms IS NOT NULL"),
+            postgresql_where=text("drifted_ms IS NOT NULL"),
+        ),
     )
     campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
     device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
@@ -75,15 +103,22 @@ class CampaignDevice(Base):
     assignment: Mapped[str | None] = mapped_column(String(64))
     order_kind: Mapped[str | None] = mapped_column(String(16))  # of `assignment`: rollout or rollback
     heard: Mapped[bool] = mapped_column(default=False)  # the device has said a word of that order
-    served: Mapped[bool] = mapped_column(
+    waiting: Mapped[bool] = mapped_column(
         default=False
-    )  # it has answered as many requests with the build as were asked for
+    )  # it holds the build, and a condition of the order does not hold yet
+    # It has answered as many requests with the build as were asked for.
+    served: Mapped[bool] = mapped_column(default=False)
+    attempts: Mapped[int] = mapped_column(default=0)  # orders of the version that it has had
+    begun_ms: Mapped[int | None]  # when it set to work on the newest
+    due_ms: Mapped[int | None]  # when it is to get another; None: as soon as it may
+    timezone: Mapped[str | None] = mapped_column(String(64))  # where maintenance windows matter
     off_since_ms: Mapped[int | None]  # when a device that is off was last heard of; None: it is connected
     reason: Mapped[str] = mapped_column(String(32), default="none")
     detail: Mapped[str] = mapped_column(Text, default="")
     assigned_ms: Mapped[int | None]
     active_ms: Mapped[int | None]
     restored_ms: Mapped[int | None]
+    drifted_ms: Mapped[int | None]  # when it was found to run something else than the campaign left it on
 
 
 class CampaignEvent(Base):

@@ -34,6 +34,7 @@ class AssignmentRow(Base):
     campaign_id: Mapped[int | None] = mapped_column(ForeignKey("campaigns.id"))
     why: Mapped[dict[str, Any]] = mapped_column(default=dict)  # the choice and its reasons
     probation: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    conditions: Mapped[dict[str, Any] | None]  # `covey_contract.conditions.Conditions`; None: at once
     issued_ms: Mapped[int]
     expires_ms: Mapped[int]
     sent_ms: Mapped[int | None]

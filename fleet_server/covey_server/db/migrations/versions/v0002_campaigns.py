@@ -52,6 +52,7 @@ def _deployments() -> None:
         sqlite_where=sa.text("due_ms IS NOT NULL"),
         postgresql_where=sa.text("due_ms IS NOT NULL"),
     )
+    op.add_column("assignments", sa.Column("conditions", sa.JSON(), nullable=True))
     op.add_column("desired", sa.Column("answers", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("reported", sa.Column("answered", sa.BigInteger(), nullable=False, server_default="0"))
     op.create_table(
@@ -78,7 +79,18 @@ def _campaigns() -> None:
     op.drop_column("campaign_devices", "why")
     op.add_column("campaign_devices", sa.Column("choice", sa.BigInteger(), nullable=True))
     op.add_column("campaign_devices", sa.Column("order_kind", sa.String(16), nullable=True))
-    for name in ("heard", "served"):
+    for name in ("paced", "is_open"):
+        op.add_column("campaigns", sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.add_column("campaigns", sa.Column("going_back", sa.JSON(), nullable=True))
+    op.add_column("campaigns", sa.Column("meter", sa.JSON(), nullable=True))
+    op.add_column("campaigns", sa.Column("admitted_ms", sa.BigInteger(), nullable=True))
+    op.add_column("campaign_devices", sa.Column("attempts", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("campaign_devices", sa.Column("begun_ms", sa.BigInteger(), nullable=True))
+    op.add_column("campaign_devices", sa.Column("due_ms", sa.BigInteger(), nullable=True))
+    op.add_column("campaign_devices", sa.Column("drifted_ms", sa.BigInteger(), nullable=True))
+    op.add_column("campaign_devices", sa.Column("timezone", sa.String(64), nullable=True))
+    op.execute("UPDATE campaign_devices SET attempts = 1 WHERE assignment IS NOT NULL")
+    for name in ("heard", "waiting", "served"):
         op.add_column("campaign_devices", sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("campaign_devices", sa.Column("off_since_ms", sa.BigInteger(), nullable=True))
     op.execute(
@@ -86,7 +98,6 @@ def _campaigns() -> None:
     )
     # Whoever is in a campaign is looked at once by the first look of the new server.
     op.execute("INSERT INTO moved_devices (device, model) SELECT DISTINCT device, '' FROM campaign_devices")
-    op.create_index("campaign_devices_by_device", "campaign_devices", ["device"])
     op.create_index(
         "campaign_devices_by_state",
         "campaign_devices",
@@ -96,9 +107,24 @@ def _campaigns() -> None:
             "stage",
             "order_kind",
             "heard",
+            "waiting",
             "served",
             "off_since_ms",
             "active_ms",
             "restored_ms",
         ],
+    )
+    op.create_index(
+        "campaign_devices_drifted",
+        "campaign_devices",
+        ["campaign_id", "device"],
+        sqlite_where=sa.text("drifted_ms IS NOT NULL"),
+        postgresql_where=sa.text("drifted_ms IS NOT NULL"),
+    )
+    op.create_index(
+        "campaign_devices_to_go",
+        "campaign_devices",
+        ["campaign_id", "stage", "timezone", "off_since_ms", "due_ms"],
+        sqlite_where=sa.text("state IN ('planned', 'retrying')"),
+        postgresql_where=sa.text("state IN ('planned', 'retrying')"),
     )
