@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="load a new build beside the one that serves, or in its place (by the memory there is)",
     )
+    sub.add_argument("--runner-memory-mb", type=int, metavar="MB", help="that each loaded build may have (no limit)")
     sub.add_argument("--quota-mb", type=int, metavar="MB", help="for all builds together (no limit but the disk's)")
     sub.add_argument("--margin-mb", type=int, default=64, metavar="MB", help="of the disk, never used (%(default)s)")
     sub.add_argument(
@@ -184,6 +185,7 @@ def run(options: argparse.Namespace) -> int:
         margin=options.margin_mb * 1_000_000,
         load_timeout_s=options.load_timeout,
         swap=SwapMode(options.swap),
+        runner_memory_mb=options.runner_memory_mb,
         retry_first_s=options.retry,
         fetch=FetchLimits(silence_s=options.silence),
     )

@@ -67,7 +67,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
         log.info("covey-agent %s, device %s%s", __version__, identity.device, machine.words)
 
         gateway = GatewayProcess(
-            prepare_run_folder(settings.state), settings.gateway_log, settings.inference_port, settings.inference_socket
+            prepare_run_folder(settings.state), settings.gateway_log, settings.inference_port, gateway_options(settings)
         )
         if gateway.find() is None:
             gateway.check_port()
@@ -150,6 +150,15 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             if not keep_gateway:
                 gateway.stop()
             end(book)
+
+
+def gateway_options(settings: Settings) -> list[str]:
+    words: list[str] = []
+    if settings.inference_socket is not None:
+        words += ["--socket", str(settings.inference_socket)]
+    if settings.runner_memory_mb is not None:
+        words += ["--runner-memory-mb", str(settings.runner_memory_mb)]
+    return words
 
 
 def system_clock() -> int:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -50,14 +51,15 @@ def prepare_run_folder(state: Path) -> Path:
 
 
 class GatewayProcess:
-    """`poll` gives the living gateway's status, starting one where there is none; None while there is none yet."""
+    """`poll` gives the living gateway's status, starting one where there is none; None while there is none yet. `options` are further
+    words of its command line."""
 
-    def __init__(self, folder: Path, log_file: Path, port: int, socket_path: Path | None = None) -> None:
+    def __init__(self, folder: Path, log_file: Path, port: int, options: Sequence[str] = ()) -> None:
         self.client = GatewayClient(folder / "gateway.sock")
         self._folder = folder
         self._log_file = log_file
         self._port = port
-        self._socket_path = socket_path
+        self._options = tuple(options)
         self._child: subprocess.Popen[bytes] | None = None
         self._pid: int | None = None
         self._silent_since: float | None = None
@@ -141,7 +143,7 @@ class GatewayProcess:
             str(self._folder),
             "--port",
             str(self._port),
-            *(["--socket", str(self._socket_path)] if self._socket_path is not None else []),
+            *self._options,
         ]
         try:
             with self._log_file.open("ab") as output:

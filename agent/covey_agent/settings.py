@@ -23,6 +23,7 @@ class Settings:
     margin: int = 64_000_000  # of the disk, never used
     load_timeout_s: float = 120.0
     swap: SwapMode = SwapMode.AUTO
+    runner_memory_mb: int | None = None  # that each runner may have; None: no limit
     memory_margin_mb: float = 64.0  # to be left when two builds are loaded side by side
     max_starts: int = 3  # of one build under one order
     retry_first_s: float = 30.0

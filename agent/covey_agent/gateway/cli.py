@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8600, help="port for HTTP; 0: any free one (default: %(default)s)")
     parser.add_argument("--socket", type=Path, help="path of the Unix socket for applications (in the run folder)")
     parser.add_argument("--threads", type=int, default=1, help="compute threads of each runner (default: %(default)s)")
+    parser.add_argument("--runner-memory-mb", type=int, metavar="MB", help="that each runner may have (no limit)")
     parser.add_argument("--queue", type=int, default=Limits.queue, help="requests that may wait (default: %(default)s)")
     parser.add_argument(
         "--deadline-s", type=float, default=Limits.deadline_s, help="of requests that name none (default: %(default)s)"
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         port=options.port,
         socket=options.socket.absolute() if options.socket is not None else None,
         threads=options.threads,
+        runner_memory_bytes=options.runner_memory_mb * 1_000_000 if options.runner_memory_mb else None,
         limits=Limits(queue=options.queue, deadline_s=options.deadline_s, switch_s=options.switch_s),
     )
     with contextlib.suppress(PermissionError):  # we lead a session already

@@ -25,6 +25,7 @@ from covey_agent.gateway.errors import (
     ServeError,
 )
 from covey_agent.gateway.line import Line, Turn
+from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.probation import REASONS, Failing, Judge, Verdict, hang_after, patience
 from covey_agent.gateway.runner_process import BuildSpec, InferFailed, Reply, RunnerProcess
@@ -64,12 +65,20 @@ class Model:
     """`clock` gives monotonic seconds (the event loop's), `now_ms` the Unix time in milliseconds."""
 
     def __init__(
-        self, name: str, *, threads: int, limits: Limits, clock: Callable[[], float], now_ms: Callable[[], int]
+        self,
+        name: str,
+        *,
+        threads: int,
+        memory: MemoryLimit,
+        limits: Limits,
+        clock: Callable[[], float],
+        now_ms: Callable[[], int],
     ) -> None:
         self.name = name
         self.slots = Slots()
         self.statistics = Statistics()
         self._threads = threads
+        self._memory = memory
         self._limits = limits
         self._clock = clock
         self._now_ms = now_ms
@@ -153,6 +162,7 @@ class Model:
         runner = RunnerProcess(
             spec,
             threads=self._threads,
+            memory=self._memory,
             retire_s=self._limits.retire_s,
             on_free=self._pump,
             on_lost=self._lost,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from covey_agent.gateway.control_api import Load, Loaded
 from covey_agent.gateway.errors import OrderError
+from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.model import Model
 from covey_agent.gateway.runner_process import BuildSpec
 from covey_agent.gateway.settings import Settings
@@ -29,6 +30,7 @@ class Models:
         self._settings = settings
         self._clock = clock
         self._now_ms = now_ms
+        self._memory = MemoryLimit(settings.runner_memory_bytes)
         self._models: dict[str, Model] = {}
         self._window_start_ms = now_ms()
 
@@ -46,6 +48,7 @@ class Models:
             model = self._models[order.model] = Model(
                 order.model,
                 threads=self._settings.threads,
+                memory=self._memory,
                 limits=self._settings.limits,
                 clock=self._clock,
                 now_ms=self._now_ms,

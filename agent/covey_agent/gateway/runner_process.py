@@ -19,6 +19,7 @@ from pathlib import Path
 
 from covey_agent.gateway.control_api import Loaded
 from covey_agent.gateway.errors import OrderError
+from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.probation import Failing
 from covey_agent.runner.protocol import (
@@ -87,6 +88,7 @@ class RunnerProcess(asyncio.Protocol):
         spec: BuildSpec,
         *,
         threads: int,
+        memory: MemoryLimit,
         retire_s: float,
         on_free: Callable[[], None],
         on_lost: Callable[[RunnerProcess, Failing, str], None],
@@ -100,6 +102,7 @@ class RunnerProcess(asyncio.Protocol):
         self.pid = 0
         self.ended = asyncio.Event()
         self._threads = threads
+        self._memory = memory
         self._retire_s = retire_s
         self._on_free = on_free
         self._on_lost = on_lost
@@ -155,6 +158,7 @@ class RunnerProcess(asyncio.Protocol):
                 self.ended.set()
                 raise
         self.pid = self._process.pid
+        self._memory.enclose(self.pid)
         await loop.create_unix_connection(lambda: self, sock=ours)
 
     def retire(self) -> None:
@@ -304,6 +308,7 @@ class RunnerProcess(asyncio.Protocol):
     def _reap(self, grace_s: float) -> None:
         """Wait for the process without holding anything up; kill it when it has had its time."""
         if self._process is None or self._process.poll() is not None:
+            self._memory.release(self.pid)
             self.ended.set()
             return
         if grace_s <= 0:

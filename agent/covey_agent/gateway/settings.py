@@ -32,4 +32,5 @@ class Settings:
     port: int = 8600  # 0: any free one
     socket: Path | None = None  # where applications find the Unix socket; None: `inference.sock` in the run folder
     threads: int = 1  # of each runner
+    runner_memory_bytes: int | None = None  # of each runner; None: no limit
     limits: Limits = field(default_factory=Limits)

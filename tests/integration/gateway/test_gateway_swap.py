@@ -344,3 +344,16 @@ def test_the_gateway_process(rig: Any) -> None:
     assert rig.order(Shutdown()) == Done()
     assert rig.process.wait(15) == 0
     assert not (rig.run_dir / "gateway.sock").exists()
+
+
+def test_a_build_that_wants_too_much_memory_fails_alone(rig: Any) -> None:
+    rig.stop()
+    rig.start("--runner-memory-mb", "1000")
+    good = rig.build(2.0, "1.0")
+    rig.serve(good)
+    assert "each runner may have 1000 MB" in rig.log()
+    rig.stop()
+    rig.start("--runner-memory-mb", "30")  # less than a runtime takes
+    answer = rig.order(Load(model=MODEL, build=good.digest, folder=str(good.folder)))
+    assert isinstance(answer, Failure)
+    assert answer.reason in (Reason.LOAD_FAILED, Reason.NO_MEMORY)
