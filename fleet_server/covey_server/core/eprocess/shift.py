@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from covey_server.core.eprocess.mixture import log_e_value, radius
 from covey_server.core.eprocess.special import log_mean_exp, t_to_z
@@ -46,11 +47,18 @@ class Rule:
 
 @dataclass(frozen=True)
 class KindShift:
-    """One kind of device: `estimate` and its `variance`, and the evidence of this kind alone."""
+    """One kind of device: `estimate` for people; what is tested is the `excess` over the margin, with its `variance`, and the
+    evidence of this kind alone.
+
+    The two differ in where far numbers are pulled in: the excess must not rest on a single wild device if there is no more than
+    the margin, so canaries are pulled in around the margin; the estimate would be too small for it, so there it is
+    around the middle of the canaries themselves.
+    """
 
     canaries: int
     controls: int
     estimate: float
+    excess: float
     variance: float
     log_e: float
 
@@ -98,7 +106,8 @@ def compare(canaries: Mapping[str, Sequence[float]], controls: Mapping[str, Sequ
     m = sum(part.controls for part in parts.values())
     estimate = sum(part.canaries / n * part.estimate for part in parts.values())
     variance = sum((part.canaries / n) ** 2 * part.variance for part in parts.values())
-    z, overall = _evidence(estimate, variance, m - len(parts), rule)
+    excess = sum(part.canaries / n * part.excess for part in parts.values())
+    z, overall = _evidence(excess, variance, m - len(parts), rule)
     log_e = log_mean_exp([overall, log_mean_exp(part.log_e for part in parts.values())])
     return Shift(n, m, unjudged, estimate, variance, z, log_e, overall, parts)
 
@@ -107,19 +116,46 @@ def _kind(canaries: Sequence[float], controls: Sequence[float], rule: Rule) -> K
     n, m = len(canaries), len(controls)
     if m < MIN_CONTROLS_OF_KIND:
         return None
-    ordered = sorted(controls)
-    low, high = _limits(ordered, rule)
-    # In order, those that are pulled in are the two ends.
-    first, last = bisect_left(ordered, low), bisect_right(ordered, high)
-    inside = ordered[first:last]
-    pulled = [(low, first), (high, m - last)]
-    middle = (sum(inside) + sum(value * count for value, count in pulled if count)) / m
-    squares = sum((value - middle) ** 2 for value in inside)
-    squares += sum((value - middle) ** 2 * count for value, count in pulled if count)
-    spread = max(squares / (m - 1), (FLOOR_OF_TAU * rule.tau) ** 2)
-    estimate = sum(min(max(value, low), high) for value in canaries) / n - middle
-    variance = spread * (1.0 / n + 1.0 / m)
-    return KindShift(n, m, estimate, variance, _evidence(estimate, variance, m - 1, rule)[1])
+    control = _Control.of(controls, rule)
+    excess = sum(control.excess(value, rule) for value in canaries) / n
+    variance = control.variance * (1.0 / n + 1.0 / m)
+    return KindShift(n, m, control.estimate(canaries), excess, variance, _evidence(excess, variance, m - 1, rule)[1])
+
+
+@dataclass(frozen=True)
+class _Control:
+    """The control devices of one kind: the mean of their numbers once the far ones are pulled in to between `low` and `high`, and the
+    variance of one of them."""
+
+    low: float
+    high: float
+    middle: float
+    variance: float
+
+    @staticmethod
+    def of(controls: Sequence[float], rule: Rule) -> _Control:
+        m, ordered = len(controls), sorted(controls)
+        low, high = _limits(ordered, rule)
+        # In order, those that are pulled in are the two ends.
+        first, last = bisect_left(ordered, low), bisect_right(ordered, high)
+        inside = ordered[first:last]
+        pulled = [(value, count) for value, count in ((low, first), (high, m - last)) if count]
+        middle = (sum(inside) + sum(value * count for value, count in pulled)) / m
+        squares = sum([(value - middle) ** 2 for value in inside])
+        squares += sum((value - middle) ** 2 * count for value, count in pulled)
+        return _Control(low, high, middle, max(squares / (m - 1), (FLOOR_OF_TAU * rule.tau) ** 2))
+
+    def excess(self, value: float, rule: Rule) -> float:
+        """What one canary's number is over the middle and the margin, pulled in."""
+        return min(max(value - rule.margin, self.low), self.high) - self.middle
+
+    def estimate(self, canaries: Sequence[float]) -> float:
+        """The canaries' mean shift against the middle, each pulled in as far from the canaries' own median as control devices are
+        from theirs."""
+        known = sorted(value for value in canaries if math.isfinite(value))
+        own = _median(known) if known else self.high
+        low, high = own - (self.middle - self.low), own + (self.high - self.middle)
+        return sum(min(max(value, low), high) for value in canaries) / len(canaries) - self.middle
 
 
 def _limits(ordered: Sequence[float], rule: Rule) -> tuple[float, float]:
@@ -127,6 +163,8 @@ def _limits(ordered: Sequence[float], rule: Rule) -> tuple[float, float]:
     low, high = (-rule.bound, rule.bound) if rule.bound is not None else (-math.inf, math.inf)
     if rule.winsorise is not None:
         middle = _median(ordered)
+        if not math.isfinite(middle):  # most of the control was lost: nobody is worse than it
+            return 0.0, 0.0
         # Falling, then rising: sorting two runs costs little.
         deviation = MAD_SCALE * _median(sorted([abs(value - middle) for value in ordered]))
         reach = rule.winsorise * max(deviation, FLOOR_OF_TAU * rule.tau)
@@ -139,14 +177,13 @@ def _median(ordered: Sequence[float]) -> float:
     return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
-def _evidence(estimate: float, variance: float, degrees: int, rule: Rule) -> tuple[float, float]:
+def _evidence(excess: float, variance: float, degrees: int, rule: Rule) -> tuple[float, float]:
     """Z and log e of what lies beyond the margin. With few controls the variance is uncertain too, so the ratio is Student's."""
-    z = t_to_z((estimate - rule.margin) / math.sqrt(variance), degrees)
+    z = t_to_z(excess / math.sqrt(variance), degrees)
     return z, log_e_value(z, variance, rule.tau)
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One device's number, its kind, and the site it stands at."""
 
     kind: str
@@ -158,22 +195,37 @@ def compare_sites(canaries: Sequence[Member], controls: Sequence[Member], rule: 
     """As `compare`, where canaries are whole sites: what a site shares (its network, its shifts, its weather) moves all its
     devices together, so the site is the unit. Each site gives the mean residual of its devices; `canaries` and `controls` of
     the answer count sites, and there is no comparison by kind."""
-    limits: dict[str, tuple[float, float, float]] = {}
-    for kind, values in by_kind(controls).items():
-        if len(values) >= MIN_CONTROLS_OF_KIND:
-            low, high = _limits(sorted(values), rule)
-            limits[kind] = low, high, math.fsum(min(max(value, low), high) for value in values) / len(values)
-    judged, control = _site_means(canaries, limits), _site_means(controls, limits)
+    judged, control = site_residuals(canaries, controls, rule)
+    shown = site_residuals(canaries, controls, rule, shown=True)[0]
     n, m = len(judged), len(control)
-    unjudged = sum(1 for each in canaries if each.kind not in limits)
     if n == 0 or m < MIN_CONTROLS_OF_KIND:
-        return Shift(0, 0, unjudged, 0.0, 0.0, 0.0, -math.inf, -math.inf, {})
+        return Shift(0, 0, len(canaries), 0.0, 0.0, 0.0, -math.inf, -math.inf, {})
     middle = math.fsum(control) / m
     spread = math.fsum((value - middle) ** 2 for value in control) / (m - 1)
     variance = max(spread, (FLOOR_OF_TAU * rule.tau) ** 2) * (1.0 / n + 1.0 / m)
-    estimate = math.fsum(judged) / n - middle
-    z, log_e = _evidence(estimate, variance, m - 1, rule)
-    return Shift(n, m, unjudged, estimate, variance, z, log_e, log_e, {})
+    z, log_e = _evidence(math.fsum(judged) / n - middle, variance, m - 1, rule)
+    return Shift(n, m, 0, math.fsum(shown) / n - middle, variance, z, log_e, log_e, {})
+
+
+def site_residuals(
+    canaries: Sequence[Member], controls: Sequence[Member], rule: Rule, *, shown: bool = False
+) -> tuple[list[float], list[float]]:
+    """The mean residual of each site's devices, of the canaries' sites (over the margin; without it where `shown` to people) and of
+    the control's. Kinds with too few controls are left out."""
+    of_kind = {
+        kind: _Control.of(values, rule)
+        for kind, values in by_kind(controls).items()
+        if len(values) >= MIN_CONTROLS_OF_KIND
+    }
+    no_margin = replace(rule, margin=0.0)
+    if not shown:
+        return _site_means(canaries, of_kind, rule), _site_means(controls, of_kind, no_margin)
+    # As a kind's estimate: what is beyond the limits is pulled in around the canaries' own middle.
+    own = {kind: part.estimate(values) for kind, values in by_kind(canaries).items() if (part := of_kind.get(kind))}
+    moved = [each._replace(value=each.value - own[each.kind]) for each in canaries if each.kind in own]
+    residuals = _site_means(moved, of_kind, no_margin)
+    mean = sum(own[each.kind] for each in moved) / len(moved) if moved else 0.0
+    return [value + mean for value in residuals], _site_means(controls, of_kind, no_margin)
 
 
 def by_kind(members: Sequence[Member]) -> dict[str, list[float]]:
@@ -184,10 +236,9 @@ def by_kind(members: Sequence[Member]) -> dict[str, list[float]]:
     return numbers
 
 
-def _site_means(members: Sequence[Member], limits: Mapping[str, tuple[float, float, float]]) -> list[float]:
+def _site_means(members: Sequence[Member], of_kind: Mapping[str, _Control], rule: Rule) -> list[float]:
     residuals: dict[str, list[float]] = {}
     for each in members:
-        if each.kind in limits:
-            low, high, middle = limits[each.kind]
-            residuals.setdefault(each.site, []).append(min(max(each.value, low), high) - middle)
+        if each.kind in of_kind:
+            residuals.setdefault(each.site, []).append(of_kind[each.kind].excess(each.value, rule))
     return [math.fsum(found) / len(found) for _, found in sorted(residuals.items())]

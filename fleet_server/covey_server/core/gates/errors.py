@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-from covey_server.core.eprocess.shift import Rule
+from covey_server.core.eprocess.shift import Member, Rule, by_kind, site_residuals
+from covey_server.core.eprocess.tilted import log_e_value
 from covey_server.core.gates.evidence import DeviceEvidence, StageEvidence, Window
 from covey_server.core.gates.verdict import Verdict, rounded
 from covey_server.core.gates.weighing import (
@@ -50,7 +52,25 @@ def judge_errors(gate: ErrorGate, evidence: StageEvidence, weighing: Weighing | 
 
 
 def weigh_errors(found: Numbers, *, by_site: bool) -> Looked:
-    return together((shift_of(found, RULE, by_site=by_site), RULE))
+    """The estimate is as of any other figure; the evidence is from the draw alone, for failures come in bursts on few devices."""
+    shift = shift_of(found, RULE, by_site=by_site)
+    if not shift.judged:
+        return together((shift, RULE))
+    if by_site:
+        judged, control = site_residuals(found.canaries, found.controls, RULE)
+        tilted = log_e_value({"": judged}, {"": control})
+    else:
+        tilted = log_e_value(_bounded(found.canaries, shift.kinds), _bounded(found.controls, shift.kinds))
+    kinds = {kind: replace(part, log_e=tilted.kinds[kind]) for kind, part in shift.kinds.items()}
+    return together((replace(shift, log_e=tilted.log_e, log_e_overall=tilted.overall, kinds=kinds), RULE))
+
+
+def _bounded(members: Sequence[Member], kinds: Collection[str]) -> dict[str, list[float]]:
+    return {
+        kind: [min(max(value, -BOUND), BOUND) for value in values]
+        for kind, values in by_kind(members).items()
+        if kind in kinds
+    }
 
 
 def error_shift(failed_before: int, requests_before: int, failed: int, requests: int) -> float | None:
@@ -91,11 +111,11 @@ def _by_evidence(gate: ErrorGate, evidence: StageEvidence, weighing: Weighing, c
         figures=figures,
         missing=missing_devices(evidence, looked.shift, requests, gate.min_requests, weighing.settings),
         lost=found.lost,
-        tolerated=_tolerated(gate, rate, found.lost),
+        tolerated=tolerated(gate, rate, found.lost),
     )
 
 
-def _tolerated(gate: ErrorGate, rate: float, lost: dict[str, int]) -> str:
+def tolerated(gate: ErrorGate, rate: float, lost: dict[str, int]) -> str:
     """A rise that leaves the share below the limit; devices that were lost fail whatever is asked of them, so then it counts."""
     return f"below the limit of {gate.max_rate:.2%}" if rate <= gate.max_rate and not lost else ""
 

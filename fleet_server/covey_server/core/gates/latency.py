@@ -43,9 +43,6 @@ MIN_INCREASE_MS = 2.0
 MARGIN = 1.0
 TAU = 0.05
 EXCEEDANCE_TAU = 0.2
-# How much ln of that share moves for one of ln latency, by which the margin is carried over: the tail's steepness where it is steepest
-# of what was seen.
-EXCEEDANCE_SLOPE = 3.0
 # A device has a quantile once that many of its requests lie beyond it, before and after.
 MIN_BEYOND = 1.0
 
@@ -67,8 +64,12 @@ def judge_latency(
 
 def latency_rules(gate: LatencyGate) -> tuple[Rule, Rule]:
     """Of the quantile's shift, and of the share beyond the earlier quantile."""
-    margin = math.log(gate.max_ratio if gate.max_ratio is not None else MARGIN)
-    return Rule(tau=TAU, margin=margin), Rule(tau=EXCEEDANCE_TAU, margin=EXCEEDANCE_SLOPE * margin)
+    return Rule(tau=TAU, margin=math.log(tolerated_ratio(gate))), Rule(tau=EXCEEDANCE_TAU)
+
+
+def tolerated_ratio(gate: LatencyGate) -> float:
+    """Beyond which a shift is evidence."""
+    return MARGIN if gate.max_ratio is None else gate.max_ratio
 
 
 def weigh_latency(gate: LatencyGate, shifts: Numbers, exceedances: Numbers, *, by_site: bool) -> Looked:
@@ -89,18 +90,16 @@ def quantile_shift(gate: LatencyGate, device: DeviceEvidence) -> float | None:
     return device.memo[key]
 
 
-def exceedance(gate: LatencyGate, device: DeviceEvidence) -> float | None:
-    """ln of how many requests took longer than the device's own earlier quantile, over how many would if nothing had changed;
-    one is added to both, so that few requests say little."""
-    key = ("exceedance", gate.measure, gate.quantile)
+def exceedance(gate: LatencyGate, device: DeviceEvidence, ratio: float = 1.0) -> float | None:
+    """ln of how many requests took longer than `ratio` times the device's own earlier quantile, over how many take longer than the
+    quantile itself if nothing changes; one is added to both, so that few requests say little. With the ratio that is tolerated,
+    canaries that are slower by just that much look like control devices without one."""
+    key = ("exceedance", gate.measure, gate.quantile, ratio)
     if key not in device.memo:
         before, after = device.was.of(gate.measure), device.is_now.of(gate.measure)
         enough = _has_quantile(before, gate.quantile) and _has_quantile(after, gate.quantile)
-        device.memo[key] = (
-            log_exceedance(after.count_above(before.quantile(gate.quantile)), after.count, gate.quantile)
-            if enough
-            else None
-        )
+        bound = before.quantile(gate.quantile) * ratio if enough else 0.0
+        device.memo[key] = log_exceedance(after.count_above(bound), after.count, gate.quantile) if enough else None
     return device.memo[key]
 
 
@@ -114,7 +113,11 @@ def _has_quantile(histogram: Histogram, quantile: float) -> bool:
 
 def _by_evidence(gate: LatencyGate, evidence: StageEvidence, name: str, weighing: Weighing, choice: Choice) -> Verdict:
     shifts = numbers(evidence, lambda device: quantile_shift(gate, device))
-    exceedances = numbers(evidence, lambda device: exceedance(gate, device))
+    exceedances = numbers(
+        evidence,
+        lambda device: exceedance(gate, device, tolerated_ratio(gate)),
+        lambda device: exceedance(gate, device),
+    )
     looked = weigh_latency(gate, shifts, exceedances, by_site=choice.by_site)
     requests = _requests(gate, evidence.swapped)
     befores, afters = _levels(gate, evidence.swapped)
@@ -127,7 +130,7 @@ def _by_evidence(gate: LatencyGate, evidence: StageEvidence, name: str, weighing
         "after_ms": rounded(median(afters)) if afters else None,
         "ratio": rounded(math.exp(looked.shift.estimate)) if looked.shift.judged else None,
         "threshold": {
-            "max_ratio": gate.max_ratio if gate.max_ratio is not None else MARGIN,
+            "max_ratio": tolerated_ratio(gate),
             "min_increase_ms": gate.min_increase_ms or 0.0,
             "min_requests": gate.min_requests,
             "max_ms": gate.max_ms,
@@ -176,7 +179,10 @@ def _with_limit(gate: LatencyGate, evidence: StageEvidence, found: Verdict) -> V
     limit = _by_threshold(absolute, evidence, found.gate)
     if limit.status != "breached" or found.status == "breached":
         return found
-    return Verdict(found.gate, "breached", f"{limit.summary}; {found.summary}", found.figures, found.kind)
+    told = (
+        f"{limit.figures['devices_slow']} of {limit.figures['devices']} devices above the limit of {gate.max_ms:g} ms"
+    )
+    return Verdict(found.gate, "breached", f"{told}; {found.summary}", found.figures, found.kind)
 
 
 def _levels(gate: LatencyGate, devices: Sequence[DeviceEvidence]) -> tuple[list[float], list[float]]:
@@ -199,7 +205,7 @@ def _worst(gate: LatencyGate, devices: Sequence[DeviceEvidence]) -> list[dict[st
             "before_ms": rounded(device.was.of(gate.measure).quantile(gate.quantile) * 1000),
             "after_ms": rounded(device.is_now.of(gate.measure).quantile(gate.quantile) * 1000),
             "ratio": rounded(math.exp(shift)),
-            "slow": shift > math.log(gate.max_ratio or MARGIN),
+            "slow": shift > math.log(tolerated_ratio(gate)),
         }
         for shift, device in moved[:WORST_SHOWN]
     ]

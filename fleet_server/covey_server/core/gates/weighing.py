@@ -89,12 +89,13 @@ class Numbers:
     lost: dict[str, int]  # canaries, by how
 
 
-def numbers(evidence: StageEvidence, number: Number) -> Numbers:
+def numbers(evidence: StageEvidence, number: Number, of_control: Number | None = None) -> Numbers:
+    """`of_control`: a control device's number, where it is not made as a canary's."""
     lost: dict[str, int] = {}
     for device in evidence.swapped:
         if device.lost is not None and device.had_build:
             lost[device.lost] = lost.get(device.lost, 0) + 1
-    return Numbers(_members(evidence.swapped, number), _members(evidence.controls, number), lost)
+    return Numbers(_members(evidence.swapped, number), _members(evidence.controls, of_control or number), lost)
 
 
 def _members(devices: Sequence[DeviceEvidence], number: Number) -> tuple[Member, ...]:

@@ -36,7 +36,7 @@ class Evidence(Strict, frozen=True, kw_only=True):
     confidence: Annotated[float, msgspec.Meta(ge=0.5, le=0.9999)] = 0.95
     min_canaries: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 10
     min_controls: Annotated[int, msgspec.Meta(ge=5, le=100_000)] = 20
-    max_controls: Annotated[int, msgspec.Meta(ge=5, le=2000)] = 250
+    max_controls: Annotated[int, msgspec.Meta(ge=5, le=2000)] = 150
     min_devices: Number = 0
     min_requests: Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)] = 0
     burn_in: Duration | None = None
