@@ -24,7 +24,14 @@ _KEYWORDS = {
     "pgettext": ((1, "c"), 2),
     "npgettext": ((1, "c"), 2, 3),
 }
-_OPTIONS = {"templates/**.html": {"trimmed": "true", "silent": "false", "newstyle_gettext": "true"}}
+_OPTIONS = {
+    "templates/**.html": {
+        "extensions": "jinja2.ext.do",
+        "trimmed": "true",
+        "silent": "false",
+        "newstyle_gettext": "true",
+    }
+}
 # The date of a fixed moment: a file that is written again without a change is the same file.
 _MADE = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from covey_server.console import i18n, states
+from covey_server.console import gate_view, i18n, states
 from covey_server.console.i18n import gettext as _
 from covey_server.console.patterns import PATTERNS
 
 # Not a part of a version such as 1.7.1.116.
 _LONG_NUMBER = re.compile(r"(?<![\w.])\d+\.\d{3,}(?!\.?\d)")
 _TIMES = re.compile(r"(?<![\w-])x(?=\d)")
-_PLACE = re.compile(r"%\\?\((\w+)\\?\)s")
+_PLACE = re.compile(r"%\((\w+)\)s")
 _MAX_DEPTH = 6
 _MAX_LENGTH = 2000
 
@@ -45,11 +45,19 @@ def _said(text: str, depth: int) -> str:
             for name, value in found.groupdict().items()
         }
         return _(message) % values
-    return text
+    # A list without a pattern of its own: its parts may have one.
+    parts = text.split(", ")
+    said = [_said(part, depth + 1) for part in parts] if len(parts) > 1 else parts
+    return _(", ").join(said) if said != parts else text
+
+
+_GATES = frozenset({"install_failures", "errors", "latency", "drift", "temperature", "throttling", "memory", "silence"})
 
 
 def _name(place: str, value: str) -> str:
-    return states.name(value) if place in ("gate", "measure", "state", "objective") else value
+    if place == "gate" or (place == "prefix" and (value in _GATES or value.startswith(("latency_p", "expression_")))):
+        return gate_view.gate_name(value)
+    return states.look(value.replace(" ", "_")).text if place == "state_name" else value
 
 
 def _parts(text: str) -> list[str]:
@@ -69,12 +77,14 @@ def _compiled() -> list[tuple[re.Pattern[str], str]]:
 
 
 def _regular(message: str) -> str:
-    def group(found: re.Match[str]) -> str:
-        name = found[1]
-        # A figure is one word; a text may be anything.
-        return f"(?P<{name}>{'.+' if name.endswith(('_text', '_list')) else '[^;]+?' if name.endswith('_name') else '[^ ;,]+?'})"
-
-    return _PLACE.sub(group, re.escape(message))
+    """The pattern as a regular expression; literal parts write a percent sign twice, as messages do."""
+    parts, end = [], 0
+    for found in _PLACE.finditer(message):
+        parts.append(re.escape(message[end : found.start()].replace("%%", "%")))
+        name, end = found[1], found.end()
+        anything = name.endswith(("_text", "_list"))
+        parts.append(f"(?P<{name}>{'.+' if anything else '[^;]+?' if name.endswith('_name') else '[^ ;,]+?'})")
+    return "".join([*parts, re.escape(message[end:].replace("%%", "%"))])
 
 
 def _plain(text: str) -> str:
