@@ -29,6 +29,7 @@ from covey_agent.measure import Meter
 from covey_agent.outbox import Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
+from covey_agent.supervisor import Supervisor
 from covey_contract.blocks import decode_block
 from covey_contract.errors import ContractError
 from covey_contract.messages import Ack, Hello, Status, Telemetry
@@ -92,6 +93,7 @@ class Control:
         commands: Commands,
         machine: Callable[[], Machine],
         meter: Meter,
+        supervisor: Supervisor,
         clock: Callable[[], int],
     ) -> None:
         self._device = device
@@ -108,6 +110,7 @@ class Control:
         self._commands = commands
         self._machine = machine
         self._meter = meter
+        self._supervisor = supervisor
         self._clock = clock
         self._connected = False
         self._stopping = False
@@ -123,8 +126,10 @@ class Control:
     def run(self) -> None:
         self._next_telemetry = time.monotonic() + self._settings.telemetry_interval_s
         self._tell_state()
+        self._supervisor.ready()
         while not self._stopping:
             now = time.monotonic()
+            self._supervisor.alive(now)
             due = min(self._next_poll, self._next_heartbeat, self._next_telemetry, self._next_outbox)
             event = self._inbox.take(min(due - now, 1.0))
             try:
@@ -232,6 +237,7 @@ class Control:
 
     def _tell_state(self) -> None:
         """For `covey-agent status`, which cannot ask this process."""
+        self._supervisor.status("connected" if self._connected else "offline")
         told = {"connected": self._connected, "since_ms": self._clock(), "boot_id": self._boot_id}
         try:
             durable.write(self._settings.state / "control.json", msgspec.json.encode(told))

@@ -38,6 +38,7 @@ from covey_agent.outbox import Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import Store
+from covey_agent.supervisor import supervisor_of
 from covey_agent.surroundings import look_around
 from covey_contract.messages import BlockRequest, Report
 from covey_contract.reasons import Reason
@@ -51,6 +52,7 @@ _FACTS_AGE_S = 600.0
 def run(settings: Settings, *, keep_gateway: bool = False) -> None:
     """Run the agent until SIGTERM or SIGINT. Raises `AgentError`, with one line for people, if it cannot start."""
     identity = load_identity(settings.identity)
+    supervisor = supervisor_of(os.environ)
     with locked(settings.state):
         try:
             prepare(settings)
@@ -130,6 +132,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             ),
             machine=machine.read,
             meter=Meter(settings.state),
+            supervisor=supervisor,
             clock=system_clock,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -143,6 +146,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             control.run()
         finally:
             log.info("stopping")
+            supervisor.stopping()
             jobs.stop()
             link.close()
             deployments.stop()
