@@ -85,7 +85,7 @@ def build(spec: BuildSpec, say: Say, backend: Backend | None = None) -> BuildRep
     try:
         chosen, precision = backend_for(spec.target)
         report = _build(spec, backend or chosen, precision, report, say)
-    except MetricError as error:
+    except (MetricError, RecipeError) as error:
         report = _with(report, outcome=Outcome.FAILED, reason=str(error))
     except (ConvertError, DecodeError) as error:
         report = _with(report, reason=str(error))

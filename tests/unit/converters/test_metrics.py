@@ -36,7 +36,7 @@ def judged(text: str, source: Array, build: Array, of: Samples, budget: float = 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "is none of classification, detection, embedding"),
+        ("", "is none of classification, detection, regions, characters, decisions, embedding"),
         ("accuracy", "is none of"),
         ("os.system", "is none of"),
         ("a:b:c", "is none of"),

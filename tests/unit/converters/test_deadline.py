@@ -1,0 +1,73 @@
+"""Recipes have a time limit, and the next one gets its chance."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from covey_contract.building import Outcome
+from covey_converters.backend import Built, Source
+from covey_converters.backends.onnxruntime import OnnxRuntimeBackend
+from covey_converters.build import build
+from covey_converters.deadline import OutOfTime, at_most
+from covey_converters.samples import Samples
+from covey_converters.spec import BuildSpec
+from tests.unit.converters.conftest import MakeModel
+
+FIRST = "onnxslim"
+
+
+class Endless(OnnxRuntimeBackend):
+    """Its first recipe never ends, and catches what it can."""
+
+    def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
+        while recipe == FIRST:
+            with contextlib.suppress(Exception):  # as toolchains do
+                time.monotonic()
+        return super().build(source, target, recipe, calibration, folder)
+
+
+def spec(source: Path, folder: Path, recipe_seconds: float, chain_seconds: float = 60.0) -> BuildSpec:
+    (folder / "work").mkdir()
+    return BuildSpec(
+        model="m",
+        version="1",
+        target="onnxruntime-fp32",
+        source=str(source),
+        out=str(folder / "out"),
+        work=str(folder / "work"),
+        measure_seconds=0.05,
+        recipe_seconds=recipe_seconds,
+        chain_seconds=chain_seconds,
+    )
+
+
+def test_a_recipe_that_does_not_end_is_left_for_the_next(make_model: MakeModel, tmp_path: Path) -> None:
+    report = build(spec(make_model(), tmp_path, recipe_seconds=0.2), lambda _: None, Endless())
+    assert report.outcome is Outcome.BUILT, report
+    assert [tried.outcome for tried in report.tries] == [Outcome.FAILED, Outcome.BUILT]
+    assert report.tries[0].detail == "did not end within 0.2 s"
+
+
+def test_no_recipe_is_begun_when_the_time_of_all_is_over(make_model: MakeModel, tmp_path: Path) -> None:
+    report = build(spec(make_model(), tmp_path, recipe_seconds=0.2, chain_seconds=0.1), lambda _: None, Endless())
+    assert report.outcome is Outcome.FAILED
+    assert report.tries[-1].detail == "not begun: 0.1 s were over"
+
+
+def endless() -> None:
+    with at_most(0.01):
+        while True:
+            pass
+
+
+def test_the_signal_is_given_back() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(OutOfTime):
+        endless()
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
