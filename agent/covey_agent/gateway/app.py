@@ -21,7 +21,6 @@ from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.control import ControlServer
 from covey_agent.gateway.control_api import MAX_LINE_BYTES
 from covey_agent.gateway.http_protocol import Connections
-from covey_agent.gateway.lock_door import LockDoor
 from covey_agent.gateway.locks import LOCK_FILE, Locks
 from covey_agent.gateway.models import Models, system_ms
 from covey_agent.gateway.routes import Routes, refuse
@@ -66,7 +65,7 @@ async def _serve_on(
     locks = Locks(settings.run_dir / LOCK_FILE, system_ms)
     locks.load()
     memory = SharedMemory(limits.buffered_bytes)
-    routes = Routes(models, limits, loop.time, activity=activity, locks=LockDoor(locks), memory=memory)
+    routes = Routes(models, limits, loop.time, activity=activity, locks=locks, memory=memory)
     connections = Connections(routes.handle, refuse, limits, loop.time)
     port = tcp.getsockname()[1]
     control = ControlServer(

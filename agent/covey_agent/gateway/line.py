@@ -36,6 +36,9 @@ class Line:
         (self._again if turn in self._again else self._new).remove(turn)
         turn.set_exception(error)
 
+    def __len__(self) -> int:
+        return len(self._new) + len(self._again)
+
     @property
     def is_empty(self) -> bool:
         """Nobody new waits."""

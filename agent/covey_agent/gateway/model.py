@@ -277,6 +277,11 @@ class Model:
     def is_serving(self) -> bool:
         return self._ready(self.slots.active) is not None
 
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line)
+
     def stats_of(self, spec: BuildSpec) -> BuildStats:
         return self.statistics.of(spec.build, spec.manifest)
 

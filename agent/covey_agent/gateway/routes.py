@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 
 import covey_contract
-from covey_agent.gateway import lock_door, shared_memory_door
+from covey_agent.gateway import lock_door, metrics, shared_memory_door
 from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.errors import BadRequest, NoBuildError, ServeError
 from covey_agent.gateway.http_protocol import HttpRequest, HttpResponse
 from covey_agent.gateway.lock_door import LockDoor
+from covey_agent.gateway.locks import Locks
 from covey_agent.gateway.model import Model
 from covey_agent.gateway.models import Models
 from covey_agent.gateway.oip import model_config, model_metadata, parse_request, render_answer
@@ -49,7 +50,7 @@ class Routes:
         clock: Callable[[], float],
         *,
         activity: Activity,
-        locks: LockDoor,
+        locks: Locks,
         memory: SharedMemory,
     ) -> None:
         self._models = models
@@ -57,6 +58,7 @@ class Routes:
         self._clock = clock
         self._activity = activity
         self._locks = locks
+        self._lock_door = LockDoor(locks)
         self._memory = memory
         self._memory_door = SharedMemoryDoor(memory)
 
@@ -77,7 +79,7 @@ class Routes:
         match = None if path == "/v2/models/stats" else _MODEL.fullmatch(path)
         if match is None:
             if path == lock_door.PATH:
-                return await self._locks.handle(request)
+                return await self._lock_door.handle(request)
             if path.startswith(shared_memory_door.PREFIX):
                 return self._memory_door.handle(request, path)
             return self._about_server(request.method, path)
@@ -131,6 +133,7 @@ class Routes:
             "/v2/health/ready": self._ready,
             "/v2/repository/index": self._index,
             "/v2/models/stats": self._all_statistics,
+            metrics.PATH: self._metrics,
         }
         page = pages.get(path.rstrip("/"))
         if page is None:
@@ -163,6 +166,10 @@ class Routes:
             state = "READY" if model.is_serving else "UNAVAILABLE"
             entries.append({"name": model.name, "version": version, "state": state, "reason": reason})
         return _json(entries)
+
+    def _metrics(self) -> HttpResponse:
+        found = metrics.families(self._models, self._activity, self._locks)
+        return HttpResponse(200, [metrics.render(found)], metrics.CONTENT_TYPE)
 
     def _all_statistics(self) -> HttpResponse:
         return _json({"model_stats": [_statistics(model) for model in self._models.all() if model.slots.active]})

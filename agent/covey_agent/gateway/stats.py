@@ -6,6 +6,7 @@ set of codes, and `Statistics` forgets the oldest builds that are no longer held
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ from covey_contract.manifest import Manifest
 from covey_contract.messages import BuildWindow
 
 MAX_BUILDS = 32
+# Upper bounds, in seconds, of what scrapers see; the histograms that go to the server are finer.
+DURATION_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 @dataclass
@@ -26,7 +29,11 @@ class Totals:
     failed: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    end_to_end_s: float = 0.0
     last_ms: int = 0
+    fallbacks: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BOUNDS_S) + 1))  # of answered requests
 
 
 @dataclass
@@ -53,9 +60,13 @@ class BuildStats:
         self.fallbacks += fallback
         self.queue.record(queue_s)
         self.end_to_end.record(end_to_end_s)
-        self.totals.ok += 1
-        self.totals.queue_s += queue_s
-        self.totals.last_ms = now_ms
+        totals = self.totals
+        totals.ok += 1
+        totals.fallbacks += fallback
+        totals.queue_s += queue_s
+        totals.end_to_end_s += end_to_end_s
+        totals.durations[bisect_left(DURATION_BOUNDS_S, end_to_end_s)] += 1
+        totals.last_ms = now_ms
 
     def computed(self, result: Result) -> None:
         self.computations += 1
@@ -66,6 +77,7 @@ class BuildStats:
     def failed(self, code: str) -> None:
         self.errors[code] = self.errors.get(code, 0) + 1
         self.totals.failed += 1
+        self.totals.errors[code] = self.totals.errors.get(code, 0) + 1
 
     @property
     def is_empty(self) -> bool:
@@ -107,6 +119,9 @@ class Statistics:
         if stats is None:
             stats = self._builds[build] = BuildStats(build, manifest)
         return stats
+
+    def all(self) -> list[BuildStats]:
+        return list(self._builds.values())
 
     def take(self, *, held: Collection[str], in_probation: str | None) -> list[BuildWindow]:
         """The windows in which something happened. Builds that are no longer held are forgotten afterwards."""
