@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from covey_client.arguments import FAILED, OK, TIMED_OUT, Adder, Run, duration, file, pair
 from covey_client.output import Json, make_table, moment, size
 from covey_client.waiting import TimedOut, wait
+from covey_contract.building import METRIC_KEY
 
 # A build that waits for a builder is given this long for one to come.
 BUILDER_S = 10.0
@@ -37,6 +38,12 @@ def add(commands: Adder) -> None:
     push.add_argument("--labels", type=file, metavar="FILE", help="one class name a line (.txt)")
     push.add_argument(
         "--budget", type=float, help="highest absolute drop of accuracy that a build may have (default 0.01)"
+    )
+    push.add_argument(
+        "--metric",
+        metavar="METRIC",
+        help="what builds are judged by: classification, detection:LAYOUT, regions, characters, decisions, embedding, or a function "
+        "module:function of the builder's (default: what the evaluation declares, or its labels)",
     )
     push.add_argument("--description")
     push.add_argument(
@@ -101,7 +108,7 @@ def _push(run: Run) -> int:
             budget=options.budget,
             description=options.description,
             targets=options.target,
-            metadata=dict(options.metadata),
+            metadata={**dict(options.metadata), **({METRIC_KEY: options.metric} if options.metric else {})},
             progress=sent,
         )
     code = OK

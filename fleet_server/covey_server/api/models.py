@@ -170,6 +170,8 @@ def _push(use: Services, model: str, form: FormData, actor: Actor) -> tuple[Vers
         "targets": versions.check_targets([str(one) for one in form.getlist("targets") if one]),
     }
     versions.check_source(checked["source_filename"], source.file)
+    evaluation = form.get("evaluation")
+    versions.check_evaluation(checked["metadata"], evaluation.file if isinstance(evaluation, UploadFile) else None)
     sizes: dict[str, int] = {}
     for name in _FILES:
         file = form.get(name)

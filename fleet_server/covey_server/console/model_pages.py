@@ -100,6 +100,9 @@ def _push(use: Services, form: FormData, actor: Actor) -> tuple[str, str]:
         "targets": versions.check_targets(_text(form, "targets").replace(",", " ").split()),
     }
     versions.check_source(checked["source_filename"], source.file)
+    evaluation = form.get("evaluation")
+    given = evaluation.file if isinstance(evaluation, UploadFile) and evaluation.filename else None
+    versions.check_evaluation(checked["metadata"], given)
     sizes: dict[str, int] = {}
     for name in _FILES:
         file = form.get(name)

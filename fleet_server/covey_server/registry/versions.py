@@ -17,6 +17,8 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from covey_contract import metric
+from covey_contract.building import METRIC_KEY
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
 from covey_contract.sources import PICKLE_HELP, SOURCE_SUFFIXES, SourceFormat, detect
@@ -117,6 +119,18 @@ def check_source(filename: str, file: BinaryIO) -> None:
         raise Invalid(
             f"{filename[:80]!r} is none of what its name says: not an archive that Covey reads", field="source"
         )
+
+
+def check_evaluation(metadata: Mapping[str, str], file: BinaryIO | None) -> None:
+    """Refuse at the push what no builder could judge: an unknown metric, one without the labels that it needs, a file that is no .npz.
+
+    `file` is left at its beginning. Raises `Invalid`.
+    """
+    declared = metadata.get(METRIC_KEY, "")
+    try:
+        metric.check_evaluation(declared, file)
+    except DecodeError as error:
+        raise Invalid(str(error), field="metadata" if file is None else "evaluation") from error
 
 
 def check_budget(text: str) -> float:

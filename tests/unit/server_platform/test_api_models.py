@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,6 +96,10 @@ def test_lists_go_page_by_page(site: Site) -> None:
 
 
 GOOD = {"source": ("m.onnx", b"graph")}
+_ARRAYS = io.BytesIO()
+with zipfile.ZipFile(_ARRAYS, "w") as _archive:
+    _archive.writestr("image.npy", b"")
+NO_LABELS = GOOD | {"evaluation": ("e.npz", _ARRAYS.getvalue())}
 BAD_PUSHES: list[tuple[str, dict[str, Any], int, str | None]] = [
     ("model name", {"model": "Digits!"}, 422, "model"),
     ("version name", {"version": "../1"}, 422, "version"),
@@ -114,6 +120,10 @@ BAD_PUSHES: list[tuple[str, dict[str, Any], int, str | None]] = [
     ("metadata nested", {"metadata": '{"a": {}}'}, 422, "metadata"),
     ("metadata too long", {"metadata": json.dumps({"a": "x" * 5000})}, 422, "metadata"),
     ("metadata too many", {"metadata": json.dumps({str(i): "x" for i in range(65)})}, 422, "metadata"),
+    ("unknown metric", {"metadata": '{"metric": "roc"}'}, 422, "metadata"),
+    ("metric without evaluation", {"metadata": '{"metric": "embedding"}'}, 422, "metadata"),
+    ("metric without labels", {"metadata": '{"metric": "classification"}', "files": NO_LABELS}, 422, "evaluation"),
+    ("evaluation no archive", {"files": GOOD | {"evaluation": ("e.npz", b"numbers")}}, 422, "evaluation"),
     ("description too long", {"description": "x" * 5000}, 422, "description"),
     ("unknown target", {"targets": ["onnx-fp32"]}, 422, "targets"),
     ("too many targets", {"targets": [f"tensorrt-fp16-sm{number}" for number in range(10, 50)]}, 422, "targets"),
