@@ -10,11 +10,12 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the object there too")
     options = parser.parse_args(arguments)
     fleets = options.fleets or (QUICK_FLEETS if options.quick else FULL_FLEETS)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
-    outcomes = _simulate(range(SEED, SEED + fleets), Model(), beyond=True, jobs=options.jobs, title="fleets")
-    harsh = _simulate(
-        range(HARSH_SEED, HARSH_SEED + max(fleets // 5, 2)),
-        HARSH,
-        beyond=False,
-        jobs=options.jobs,
-        title="harsh fleets",
+    done = _simulate(fleets, options.jobs)
+    result = summary(
+        [outcome for each in done if not each.task.harsh for outcome in each.outcomes],
+        [outcome for each in done if each.task.harsh for outcome in each.outcomes],
     )
-    result = summary(outcomes, harsh) | {"fleets": fleets, "seconds": round(time.monotonic() - began, 1)}
+    result |= {
+        "fleets": sum(not each.task.harsh for each in done),
+        "harsh_fleets": sum(each.task.harsh for each in done),
+        "seconds": round(time.monotonic() - began, 1),
+    }
     text = json.dumps(result, indent=None if options.json else 2)
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -56,16 +60,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _simulate(seeds: Iterable[int], model: Model, *, beyond: bool, jobs: int, title: str) -> list[Outcome]:
-    seeds, found = list(seeds), []
-    work = partial(run, model=model, beyond=beyond)
+@dataclass(frozen=True)
+class _Task:
+    seed: int
+    harsh: bool
+    beyond: bool
+
+
+@dataclass(frozen=True)
+class _Done:
+    task: _Task
+    outcomes: list[Outcome]
+
+
+def _simulate(fleets: int, jobs: int) -> list[_Done]:
+    """Every fifth fleet has a harsher one beside it, and every second one runs what the study left out, too. Whoever interrupts it gets
+    the table of what was done."""
+    tasks = []
+    for number in range(fleets):
+        tasks.append(_Task(SEED + number, harsh=False, beyond=number % 2 == 0))
+        if number % 5 == 0:
+            tasks.append(_Task(HARSH_SEED + number, harsh=True, beyond=False))
+    done: list[_Done] = []
     began = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(seeds))) as pool:
-        for done, outcomes in enumerate(pool.imap_unordered(work, seeds), start=1):
-            found += outcomes
-            if done % 10 == 0 or done == len(seeds):
-                print(f"{done} of {len(seeds)} {title}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return found
+    with multiprocessing.get_context("spawn").Pool(min(jobs, len(tasks)), _leave_interrupts) as pool:
+        try:
+            for each in pool.imap_unordered(_run, tasks):
+                done.append(each)
+                if len(done) % 10 == 0 or len(done) == len(tasks):
+                    text = f"{len(done)} of {len(tasks)} fleets, {time.monotonic() - began:.0f} s"
+                    print(text, file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print(f"interrupted after {len(done)} of {len(tasks)} fleets", file=sys.stderr, flush=True)
+            pool.terminate()
+    return done
+
+
+def _leave_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _run(task: _Task) -> _Done:
+    return _Done(task, run(task.seed, HARSH if task.harsh else Model(), beyond=task.beyond))
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
