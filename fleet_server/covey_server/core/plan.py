@@ -78,21 +78,15 @@ def make_plan(
     group or selector of each stage that names one."""
     left_out = [LeftOut(each.device, each.left_out) for each in candidates if each.left_out is not None]
     fit = [each for each in candidates if each.left_out is None]
-    orders: dict[Draw, list[Candidate]] = {}
-
-    def order(kind: Draw) -> list[Candidate]:
-        if kind not in orders:
-            orders[kind] = drawn(fit, seed, kind)
-        return orders[kind]
-
+    orders = {kind: drawn(fit, seed, kind) for kind in {draw, *(stage.draw or draw for stage in stages)}}
     taken: dict[str, int] = {}
     if at_most is not None:
-        beyond = {each.device for each in order(draw)[at_most:]}
+        beyond = {each.device for each in orders[draw][at_most:]}
         left_out += [LeftOut(device, ENOUGH) for device in sorted(beyond)]
         fit = [each for each in fit if each.device not in beyond]
-        orders.clear()
+        orders = {kind: [each for each in order if each.device not in beyond] for kind, order in orders.items()}
     for index, stage in enumerate(stages):
-        remaining = [each for each in order(stage.draw or draw) if each.device not in taken]
+        remaining = [each for each in orders[stage.draw or draw] if each.device not in taken]
         placed = Counter(kind_of(each, stage.each) for each in fit if each.device in taken)
         totals = Counter(kind_of(each, stage.each) for each in fit)
         for each in remaining:
@@ -132,20 +126,20 @@ def drawn(devices: Collection[Candidate], seed: int, draw: Draw = "spread") -> l
     place = {each.device: permutation.place(lot_of(each.device)) for each in devices}
     if draw == "random":
         return sorted(devices, key=lambda each: (place[each.device], each.device))
-    within = dict(_shares(devices, place, lambda each: (each.profile or "", each.site), {}))
-    across = dict(_shares(devices, place, lambda each: (each.profile or "",), within))
     first = {each.device: each.criticality if draw == "least_critical" else 0 for each in devices}
+    within = dict(_shares(devices, place, lambda each: (first[each.device], each.profile or "", each.site), {}))
+    across = dict(_shares(devices, place, lambda each: (first[each.device], each.profile or ""), within))
     return sorted(devices, key=lambda each: (first[each.device], across[each.device], place[each.device], each.device))
 
 
 def _shares(
     devices: Collection[Candidate],
     place: Mapping[str, int],
-    stratum: Callable[[Candidate], tuple[str, ...]],
+    stratum: Callable[[Candidate], tuple[int | str, ...]],
     before: Mapping[str, int],
 ) -> Iterator[tuple[str, int]]:
     """Each device's share of its stratum, in the order of `before`, then as drawn."""
-    strata: dict[tuple[str, ...], list[tuple[int, int, str]]] = {}
+    strata: dict[tuple[int | str, ...], list[tuple[int, int, str]]] = {}
     for each in devices:
         key = (before.get(each.device, 0), place[each.device], each.device)
         strata.setdefault(stratum(each), []).append(key)

@@ -52,6 +52,7 @@ from covey_server.fleet.records import store
 
 ANN = Actor("ann", "operator", "test")
 BOB = Actor("bob", "approver", "test")
+ODD_DIGEST = "c" * 64  # of nothing
 START_MS = 1_800_000_000_000
 FACTS = Facts(
     architecture="x86_64",
@@ -325,6 +326,30 @@ class Rig:
 
     def _said(self, device: SimDevice, message: UpMessage) -> Incoming:
         return Incoming(device.id, message, self.now_ms)
+
+    def crash(self, name: str) -> None:
+        """A device whose new build turns out bad goes back by itself."""
+        device = self.devices[name]
+        with self.database.reading() as session:
+            order = session.scalars(
+                select(AssignmentRow)
+                .join(Desired, Desired.assignment == AssignmentRow.id)
+                .where(Desired.device == name)
+            ).one()
+        report = Report(
+            seq=0,
+            time_ms=self.now_ms + device.skew_ms,
+            assignment=order.id,
+            counter=order.counter,
+            model="digits",
+            version=self.versions[device.active or ""],
+            build=device.active or "",
+            state=State.ROLLED_BACK,
+            reason=Reason.RUNNER_CRASHED,
+            previous=device.previous,
+        )
+        device.active, device.previous = device.previous, None
+        self._say(device, report)
 
     def power(self, name: str, on: bool) -> None:
         self.devices[name].on = on

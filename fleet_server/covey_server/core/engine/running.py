@@ -55,7 +55,7 @@ def tend_tail(campaign: Progress, observed: Observed, now_ms: int) -> list[Decis
     last = len(campaign.spec.stages) - 1
     handing = hand_out(campaign, observed, now_ms, range(last + 1), last)
     words = ended(observed.stages)
-    left = sum(each.planned + each.retrying for each in observed.stages)
+    left = any(each.planned or each.retrying or each.in_flight or each.unserved for each in observed.stages)
     if not campaign.spec.is_live and not left:
         return [Close("every device has had its order"), Wait(words)]
     why = f"{words}; open for devices that come later" if campaign.spec.is_live else words
