@@ -4,8 +4,9 @@
 >>> with Client("/run/covey-agent/inference.sock") as client:                # doctest: +SKIP
 ...     scores = client.infer("digits", {"image": picture})["logits"]
 
-An address is the path of the gateway's Unix socket, or `HOST:PORT`. Over the Unix socket tensors travel in shared memory where they are
-large enough for that to pay; where it cannot be had, on the socket. A client belongs to one thread at a time.
+An address is the path of the gateway's Unix socket, or `HOST:PORT`; the socket is the quicker one. With `shared_memory`, inputs from 32 KiB
+on are laid into memory that the gateway reads; where that cannot be had (another user, another container), they go over the socket. It is
+off unless asked for, since it pays on some machines only: measure yours. A client belongs to one thread at a time.
 
 It speaks the Open Inference Protocol with its binary tensor extension; nothing here is a secret of Covey's, and any other client of the
 protocol will do.
@@ -30,7 +31,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 DEFAULT_ADDRESS = "127.0.0.1:8090"
-# Below this, registering and placing costs more than the copy it saves.
+# Smaller inputs go with the request itself.
 SHARED_MEMORY_FROM = 32 * 1024
 _SHM = Path("/dev/shm")  # noqa: S108  # where shm_open(3) keeps its objects
 _MAX_HEAD = 64 * 1024
@@ -98,11 +99,11 @@ class Client:
     """`timeout_s` is for a whole request. Connects when it is first used, and again after the gateway was away."""
 
     def __init__(
-        self, address: str | Path = DEFAULT_ADDRESS, *, timeout_s: float = 10.0, shared_memory: bool = True
+        self, address: str | Path = DEFAULT_ADDRESS, *, timeout_s: float = 10.0, shared_memory: bool = False
     ) -> None:
         self._address = _parse(address)
         self._timeout_s = timeout_s
-        self._shared = _SharedRegion() if shared_memory and isinstance(self._address, str) else None
+        self._shared = _SharedRegion() if shared_memory else None
         self._socket: socket.socket | None = None
         self._only_input: dict[str, str] = {}
 

@@ -24,10 +24,10 @@ def rows(count: int) -> Any:
 LARGE = rows(SHARED_MEMORY_FROM // (SIZE * 4) + 1)
 
 
-@pytest.fixture(params=["tcp", "unix", "unix without shared memory"])
+@pytest.fixture(params=["tcp", "unix", "tcp, shared memory", "unix, shared memory"])
 def client(rig: Any, request: pytest.FixtureRequest) -> Iterator[Client]:
-    address = f"127.0.0.1:{rig.port}" if request.param == "tcp" else rig.run_dir / "inference.sock"
-    with Client(address, shared_memory="without" not in request.param) as made:
+    address = f"127.0.0.1:{rig.port}" if "tcp" in request.param else rig.run_dir / "inference.sock"
+    with Client(address, shared_memory="shared" in request.param) as made:
         yield made
 
 
