@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -228,6 +229,17 @@ def _spoil_onnx(place: Path) -> None:
     onnx.save(model, str(place / "model.onnx"))
 
 
+def _spoil_scales(place: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(str(place / "model.onnx"))
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("_scale") and not tensor.dims:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(0.1), tensor.name))
+    onnx.save(model, str(place / "model.onnx"))
+
+
 def _spoil_openvino(place: Path) -> None:
     """Zero a stretch of the weights."""
     raw = bytearray((place / "model.bin").read_bytes())
@@ -257,20 +269,28 @@ def _spoil_tflite(place: Path) -> None:
     ("target", "spoil"),
     [
         ("onnxruntime-fp32", _spoil_onnx),
+        ("onnxruntime-int8", _spoil_scales),
         ("openvino-fp32", _spoil_openvino),
+        ("openvino-fp16", _spoil_openvino),
+        ("openvino-int8", _spoil_openvino),
         ("tflite-fp32", _spoil_tflite),
+        ("tflite-fp16", _spoil_tflite),
+        ("tflite-int8", _spoil_tflite),
     ],
 )
-def test_a_broken_build_of_each_runtime_is_refused(
+def test_a_broken_build_of_each_kind_is_refused(
     inputs: Inputs, tmp_path: Path, target: str, spoil: Callable[[Path], None]
 ) -> None:
-    backend, _ = backend_for(target)
-    report = build(inputs.spec(target, tmp_path / target), lambda _: None, Broken(backend, spoil))
+    """Each runtime in each precision, by the recipe that is tried first."""
+    backend, precision = backend_for(target)
+    first = backend.recipes(precision, calibrated=True)[0]
+    spec = msgspec.structs.replace(inputs.spec(target, tmp_path / target), recipe=first)
+    report = build(spec, lambda _: None, Broken(backend, spoil))
     assert report.outcome is Outcome.REFUSED, report.reason
     assert "the budget is 0.01" in report.reason
     assert report.accuracy is not None
     assert report.accuracy.drop > 0.01
-    assert all(tried.outcome is Outcome.REFUSED for tried in report.tries)
+    assert [tried.outcome for tried in report.tries] == [Outcome.REFUSED]
     assert not (tmp_path / target / "manifest.json").exists()
 
 
@@ -289,17 +309,6 @@ def test_a_build_over_budget_is_tried_by_the_next_recipe(inputs: Inputs, tmp_pat
     assert [tried.outcome for tried in report.tries] == [Outcome.REFUSED, Outcome.BUILT]
     assert "the budget is" in report.tries[0].detail
     assert report.recipe == report.tries[1].recipe
-
-
-def _spoil_scales(place: Path) -> None:
-    import onnx
-    from onnx import numpy_helper
-
-    model = onnx.load(str(place / "model.onnx"))
-    for tensor in model.graph.initializer:
-        if tensor.name.endswith("_scale") and not tensor.dims:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(0.1), tensor.name))
-    onnx.save(model, str(place / "model.onnx"))
 
 
 # --- targets for hardware that is not here ---------------------------------------------------------------------------------

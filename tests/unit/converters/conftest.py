@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from covey_converters.prepare import prepare
+
 MakeModel = Callable[..., Path]
 
 
@@ -31,6 +33,16 @@ def convolution(*, batch: int | str = 1, side: int | str = 8, opset: int = 17, w
         [numpy_helper.from_array(kernel, "kernel")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+@pytest.fixture(scope="session")
+def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder in which the small model lies cleaned up already. Importing onnxslim takes longer than everything that most tests do,
+    and each build process would import it again."""
+    folder = tmp_path_factory.mktemp("cleaned")
+    (folder / "small.onnx").write_bytes(convolution().SerializeToString())
+    prepare(folder / "small.onnx", folder / "work")
+    return folder / "work"
 
 
 @pytest.fixture

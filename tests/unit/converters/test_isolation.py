@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,6 +32,11 @@ def spec_for(source: Path, target: str, tmp_path: Path) -> BuildSpec:
         work=str(tmp_path / "work"),
         measure_seconds=0.05,
     )
+
+
+@pytest.fixture(autouse=True)
+def work(cleaned: Path, tmp_path: Path) -> None:
+    shutil.copytree(cleaned, tmp_path / "work")
 
 
 def fake_toolchain(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
