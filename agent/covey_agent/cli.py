@@ -107,6 +107,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("file", type=Path, help="a .json request of the Open Inference Protocol, or one input as .npy")
     sub.add_argument("--input", metavar="NAME", help="the input that a .npy file is for")
 
+    sub = command("rollback", rollback, "Let the build before serve again; the server is told.")
+    sub.add_argument("model")
+
+    sub = command("pin", pin, "Stay with the build that serves: orders for the model are refused until `unpin`.")
+    sub.add_argument("model")
+    sub.add_argument("--why", default="", metavar="TEXT", help="told to the server with each refusal")
+
+    sub = command("unpin", unpin, "Follow orders for the model again, a refused one first.")
+    sub.add_argument("model")
+
     sub = command("lock", lock, "Lock the device: orders that ask for an unlocked device wait meanwhile.")
     sub.add_argument("--owner", required=True, metavar="NAME", help="who locks it, shown to the operators")
     sub.add_argument("--ttl", default="10m", metavar="TIME", help="until it ends by itself: 90s, 15m, 2h (%(default)s)")
@@ -209,6 +219,8 @@ def status(options: argparse.Namespace) -> int:
         print(
             f"{model['model']}: {model['version'] or 'none'} {model['target'] or ''} (build {(model['active'] or '-')[:12]})"
         )
+        if model["pinned"] is not None:
+            print(f"  pinned: {model['pinned']}")
         if model["state"]:
             words = " ".join(part for part in (model["reason"], model["detail"]) if part and part != "none")
             print(f"  newest order: {model['assigned']}: {model['state']}{': ' + words if words else ''}")
@@ -220,6 +232,39 @@ def infer(options: argparse.Namespace) -> int:
 
     print(json.dumps(send(_gateway_port(options.state), options.model, options.file, options.input)))
     return 0
+
+
+def rollback(options: argparse.Namespace) -> int:
+    from covey_agent.asks import GoBack
+
+    return _ask(options, GoBack)
+
+
+def pin(options: argparse.Namespace) -> int:
+    from covey_agent.asks import Pin
+
+    return _ask(options, Pin, options.why)
+
+
+def unpin(options: argparse.Namespace) -> int:
+    from covey_agent.asks import Unpin
+
+    return _ask(options, Unpin)
+
+
+def _ask(options: argparse.Namespace, kind: Any, *more: str) -> int:
+    """One thing of the running agent; 1 if it is not done."""
+    from covey_agent.asks import ask_agent
+    from covey_agent.daemon import is_running
+    from covey_contract.manifest import MODEL_NAME
+
+    if not MODEL_NAME.fullmatch(options.model):
+        raise UsageError(f"{options.model!r} is not the name of a model")
+    if not is_running(options.state):
+        raise AgentError(f"no agent runs on {options.state}")
+    answer = ask_agent(options.state, kind(options.model, *more))
+    print(answer.words, file=sys.stdout if answer.done else sys.stderr)
+    return 0 if answer.done else 1
 
 
 def lock(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from covey_agent import __version__, durable
+from covey_agent.asks import AskFolder
 from covey_agent.book import Book
 from covey_agent.commands import Commands
 from covey_agent.core.acceptance import Machine
@@ -94,6 +95,7 @@ class Control:
         machine: Callable[[], Machine],
         meter: Meter,
         supervisor: Supervisor,
+        asks: AskFolder,
         clock: Callable[[], int],
     ) -> None:
         self._device = device
@@ -111,6 +113,7 @@ class Control:
         self._machine = machine
         self._meter = meter
         self._supervisor = supervisor
+        self._asks = asks
         self._clock = clock
         self._connected = False
         self._stopping = False
@@ -174,6 +177,7 @@ class Control:
     def _timers(self, now: float) -> None:
         if now >= self._next_poll:
             self._serving.seen(self._gateway.poll(now))
+            self._asks.look(self._clock() / 1000)
             self._deployments.tick(now, connected=self._connected)
             busy = self._deployments.busy or self._serving.status is None
             self._next_poll = now + (self._settings.poll_busy_s if busy else self._settings.poll_idle_s)

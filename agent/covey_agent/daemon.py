@@ -20,6 +20,8 @@ import msgspec
 import psutil
 
 from covey_agent import __version__, durable
+from covey_agent.asks import FOLDER as ASKS
+from covey_agent.asks import AskFolder
 from covey_agent.book import Book
 from covey_agent.commands import Commands
 from covey_agent.control import Control, Inbox
@@ -32,6 +34,7 @@ from covey_agent.gateway_process import GatewayProcess, prepare_run_folder
 from covey_agent.identity import FACTS, load_identity
 from covey_agent.jobs import Jobs
 from covey_agent.link import Link
+from covey_agent.manual import Manual
 from covey_agent.measure import Meter
 from covey_agent.memory import available_mb
 from covey_agent.outbox import Outbox
@@ -133,6 +136,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             machine=machine.read,
             meter=Meter(settings.state),
             supervisor=supervisor,
+            asks=AskFolder(settings.state, Manual(book, serving, system_clock, deployments.tell).obey),
             clock=system_clock,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -204,7 +208,7 @@ class _LogFile(logging.handlers.RotatingFileHandler):
 
 
 def prepare(settings: Settings) -> None:
-    for name in ("run", "log", "fetch", "orders"):
+    for name in ("run", "log", "fetch", "orders", ASKS):
         durable.make_folder(settings.state / name)
     handler = _LogFile(settings.log_file, maxBytes=1_000_000, backupCount=2)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -186,6 +186,9 @@ class Deployments:
 
     def _examine(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
         order = deployment.order
+        if record.pinned is not None and order.build != record.active:
+            self._move(model, Event.REFUSED, Reason.PINNED, record.pinned)
+            return
         if order.action is Action.REMOVE:
             self._move(model, Event.REMOVE)
             return
@@ -346,9 +349,11 @@ class Deployments:
             self.collect()
 
     def _keep_serving(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
-        del record
         self._serving.reconcile(model, self._now)
-        if may_retry(deployment.state, deployment.reason):
+        if deployment.reason is Reason.PINNED:
+            if record.pinned is None and self._clock() < deployment.order.expires_ms:
+                self._move(model, Event.RETRY)
+        elif may_retry(deployment.state, deployment.reason):
             pause = min(self._settings.retry_most_s, self._settings.retry_first_s * 2.0 ** min(deployment.retries, 16))
             now_ms = self._clock()
             if deployment.since_ms + pause * 1000 <= now_ms < deployment.order.expires_ms:
@@ -381,7 +386,7 @@ class Deployments:
         self._book.change(edit)
         self._not_before.pop(model, None)
         log.info("%s: order %s (%s %s, build %s)", model, order.id, order.action, order.version, order.build[:12])
-        self._tell(model, self._book.state.record(model))
+        self.tell(model, self._book.state.record(model))
         self.advance(model)
 
     def _turn_away(self, order: Order, refusal: Refusal) -> None:
@@ -454,7 +459,7 @@ class Deployments:
         old = self._book.state.record(model)
         new = moved(old, event, now_ms=self._clock(), reason=reason, detail=detail[:1900], until_ms=until_ms)
         self._book.change(lambda state: state.with_record(model, new))
-        self._tell(model, new)
+        self.tell(model, new)
 
     def _fail(self, model: str, error: StepError | GatewayError) -> None:
         """The deployment has failed, or, where the disk does not even take that, will be tried again."""
@@ -471,7 +476,8 @@ class Deployments:
         log.error("%s: the state cannot be stored (%s); trying again in %.0f s", model, error, _STORAGE_PAUSE_S)
         self._not_before[model] = self._now + _STORAGE_PAUSE_S
 
-    def _tell(self, model: str, record: ModelRecord) -> None:
+    def tell(self, model: str, record: ModelRecord) -> None:
+        """The server shall know of it."""
         deployment = record.deployment
         if deployment is None:
             return

@@ -66,4 +66,5 @@ def _model(name: str, record: ModelRecord, store: Store, gateway: GatewayStatus 
         "state": deployment.state if deployment else None,
         "reason": deployment.reason if deployment else None,
         "detail": deployment.detail if deployment else None,
+        "pinned": record.pinned,
     }

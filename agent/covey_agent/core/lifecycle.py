@@ -91,7 +91,7 @@ RESUME: dict[State, Act] = {
 }
 
 # What may go away without anybody giving a new order: then the same order is tried again, later and later.
-PASSING = frozenset({Reason.NO_SPACE, Reason.STORAGE_ERROR, Reason.FETCH_FAILED})
+PASSING = frozenset({Reason.NO_SPACE, Reason.STORAGE_ERROR, Reason.FETCH_FAILED, Reason.PINNED})
 
 
 class LifecycleError(Exception):

@@ -44,6 +44,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     previous: str | None = None
     deployment: Deployment | None = None
     broken: dict[str, int] = {}  # build -> starts in a row that failed
+    pinned: str | None = None  # why no orders are followed; None: they are
 
 
 class AgentState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -170,6 +170,9 @@ class InlineJobs:
     def busy(self, model: str) -> bool:
         return any(key.model == model for key in self.keys)
 
+    def is_pending(self, key: Key) -> bool:
+        return key in self.keys
+
     def settled(self, finished: Finished) -> None:
         self.keys.discard(finished.key)
 

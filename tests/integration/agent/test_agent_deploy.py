@@ -231,3 +231,31 @@ def test_the_idle_control_process_is_small(site: Site, wait_for: Wait) -> None:
     wait_for(lambda: len(site.server.telemetry) >= 3, "some telemetry")
     assert site.device.process is not None
     assert psutil.Process(site.device.process.pid).memory_info().rss < 60e6
+
+
+def test_people_at_the_device_go_back_and_pin(site: Site, make: Make, wait_for: Wait) -> None:
+    server, device = site.server, site.device
+    one, two, three = make("1.0", 2.0), make("1.1", 3.0), make("1.2", 4.0)
+    assert "no agent runs" in device.command("rollback", "scale").stderr
+    device.start()
+    server.reached(server.order(one), State.ACTIVE)
+    order = server.order(two)
+    server.reached(order, State.ACTIVE)
+    done = device.command("rollback", "scale")
+    assert (done.returncode, done.stdout) == (0, f"scale goes back to build {one.digest[:12]}\n"), done.stderr
+    wait_for(lambda: device.serving == one.digest, "the build before to serve")
+    assert server.reached(order, State.ROLLED_BACK).reason is Reason.OPERATOR
+    assert device.infer(5.0) == 10.0
+
+    assert device.command("pin", "scale", "--why", "trade fair").returncode == 0
+    assert "pinned: trade fair" in device.command("status").stdout
+    refused = server.order(three)
+    assert server.reached(refused, State.REFUSED).detail == "trade fair"
+    assert device.infer(5.0) == 10.0
+    assert device.command("unpin", "scale").stdout == "scale follows orders again\n"
+    server.reached(refused, State.ACTIVE)
+    assert device.infer(5.0) == 20.0
+    for words in (("rollback", "nothing"), ("pin", "../x")):
+        failed = device.command(*words)
+        assert failed.returncode in (1, 2)
+        assert len(failed.stderr.splitlines()) == 1

@@ -1,0 +1,111 @@
+"""What people at the device ask of the running agent: files in `asks/`, each with its answer beside it.
+
+`covey-agent` writes `ID.json`, the control loop answers in `ID.answer` when it next looks round, at most two seconds later. Whoever may
+write there may do this: the folder is the agent's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from covey_agent import durable
+from covey_agent.errors import AgentError
+from covey_contract.manifest import ModelName
+
+log = logging.getLogger(__name__)
+
+FOLDER = "asks"
+_MAX_BYTES = 4096
+_MOST_AT_ONCE = 16
+_FORGOTTEN_S = 600.0
+_POLL_S = 0.05
+
+
+class GoBack(msgspec.Struct, frozen=True, tag=True):
+    """Let the build before serve again."""
+
+    model: ModelName
+
+
+class Pin(msgspec.Struct, frozen=True, tag=True):
+    """Follow no orders for the model until it is unpinned."""
+
+    model: ModelName
+    why: str = ""
+
+
+class Unpin(msgspec.Struct, frozen=True, tag=True):
+    model: ModelName
+
+
+Ask = GoBack | Pin | Unpin
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """`words` for people; `done` False: nothing has changed, and `words` say why."""
+
+    done: bool
+    words: str
+
+
+_ask = msgspec.json.Decoder(Ask)
+_answer = msgspec.json.Decoder(Answer)
+
+
+class AskFolder:
+    """The agent's side. `obey` does what is asked, and never raises."""
+
+    def __init__(self, state: Path, obey: Callable[[Ask], Answer]) -> None:
+        self._folder = state / FOLDER
+        self._obey = obey
+
+    def look(self, now_s: float) -> None:
+        """Answer what lies there; `now_s` is Unix time, by which answers that nobody fetched are removed. Never raises."""
+        try:
+            for path in sorted(self._folder.glob("*.json"))[:_MOST_AT_ONCE]:
+                self._answer_one(path)
+            for path in self._folder.glob("*.answer"):
+                if abs(now_s - path.stat().st_mtime) > _FORGOTTEN_S:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s/ cannot be looked at: %s", FOLDER, error)
+
+    def _answer_one(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                ask = _ask.decode(file.read(_MAX_BYTES + 1))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            answer = Answer(False, f"this cannot be read: {error}")
+        else:
+            log.info("asked at the device: %s", ask)
+            answer = self._obey(ask)
+        # Removed first: after a kill in between the one who asked hears nothing, rather than it being done twice.
+        path.unlink(missing_ok=True)
+        durable.write(path.with_suffix(".answer"), msgspec.json.encode(answer))
+
+
+def ask_agent(state: Path, ask: Ask, timeout_s: float = 20.0) -> Answer:
+    """The agent's answer; raises `AgentError` if there is none."""
+    name = uuid.uuid4().hex
+    path = state / FOLDER / f"{name}.json"
+    reply = path.with_suffix(".answer")
+    try:
+        durable.write(path, msgspec.json.encode(ask))
+    except OSError as error:
+        raise AgentError(f"the agent on {state} cannot be asked: {error.strerror}") from error
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            answer = _answer.decode(reply.read_bytes())
+            reply.unlink(missing_ok=True)
+            return answer
+        time.sleep(_POLL_S)
+    path.unlink(missing_ok=True)
+    raise AgentError(f"the agent on {state} has not answered within {timeout_s:.0f} s")
