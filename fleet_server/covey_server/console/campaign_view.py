@@ -29,26 +29,42 @@ class CampaignPage:
     chart: dict[str, Any]
 
 
-def campaign(session: Session, name: str, now_ms: int, *, state: str | None = None, after: str = "") -> CampaignPage:
+def campaign(
+    session: Session,
+    name: str,
+    now_ms: int,
+    *,
+    state: str | None = None,
+    stage: str | None = None,
+    drifted: bool = False,
+    after: str = "",
+) -> CampaignPage:
     """Raises `NotFound`."""
     view = views.show(session, name, now_ms)
     row = session.scalars(select(Campaign).where(Campaign.name == name)).one()
-    devices, following = views.list_devices(session, name, DEVICES, after, state)
+    devices, following = views.list_devices(session, name, DEVICES, after, state, stage=stage, drifted=drifted)
     events = session.scalars(
         select(CampaignEvent).where(CampaignEvent.campaign_id == row.id).order_by(CampaignEvent.id.desc()).limit(EVENTS)
     ).all()
     return CampaignPage(
-        view, allowed(session, row), devices, following, list(events), campaign_chart.draw(session, row, view, now_ms)
+        view,
+        allowed(session, row, now_ms),
+        devices,
+        following,
+        list(events),
+        campaign_chart.draw(session, row, view, now_ms),
     )
 
 
-def allowed(session: Session, row: Campaign) -> frozenset[str]:
+def allowed(session: Session, row: Campaign, now_ms: int) -> frozenset[str]:
     """What may be told to the campaign now; the engine itself is asked."""
     progress = progress_of(session, row)
     found = set()
     for action in Action:
         try:
-            if command(progress, action, "") and not (action is Action.SKIP_SOAK and progress.soak_skipped):
+            if command(progress, action, "", now_ms=now_ms) and not (
+                action is Action.SKIP_SOAK and progress.soak_skipped
+            ):
                 found.add(action.value)
         except RefusedError:
             continue

@@ -92,7 +92,13 @@ def _campaign(session: Session, parameters: Parameters, now_ms: int) -> Context:
     if state is not None and state not in {one.value for one in DeviceState}:
         raise Invalid(f"{state!r} is no state of a device in a campaign", field="state")
     found = campaign_view.campaign(
-        session, parameters.get("name", ""), now_ms, state=state, after=parameters.get("after", "")
+        session,
+        parameters.get("name", ""),
+        now_ms,
+        state=state,
+        stage=parameters.get("stage") or None,
+        drifted=parameters.get("drifted") == "yes",
+        after=parameters.get("after", ""),
     )
     return {"page": found, "filters": dict(parameters)}
 
@@ -120,7 +126,7 @@ LIVE: dict[str, Live] = {
         "campaign_live.html",
         _campaign,
         frozenset({"campaign", "assignment", "telemetry", "device"}),
-        ("name", "state", "after"),
+        ("name", "state", "stage", "drifted", "after"),
         frozenset({"campaign"}),
     ),
 }

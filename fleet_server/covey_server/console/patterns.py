@@ -156,7 +156,10 @@ PATTERNS: tuple[str, ...] = (
     noted("had gone back by itself"),
     noted("took too long"),
     # builds and why they fit
+    noted("the only build that fits"),
     noted("ranked highest for %(profile)s"),
+    noted("none of %(count)s builds fits %(profile)s"),
+    noted("no builds"),
     noted("ranked lower: %(target)s before %(other)s"),
     noted("no firmware profile matches it"),
     noted("no firmware profile: %(why_text)s"),
@@ -176,5 +179,6 @@ PATTERNS: tuple[str, ...] = (
     noted("none has come yet"),
     noted("accuracy falls by %(drop)s (%(source)s to %(build)s), budget %(budget)s"),
     noted("its graph is fit for TensorRT, checked through %(tool_list)s"),
+    noted("a test, asked for by %(who)s"),
     noted("%(prefix)s: %(rest_text)s"),
 )

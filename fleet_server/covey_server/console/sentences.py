@@ -82,9 +82,16 @@ def _regular(message: str) -> str:
     for found in _PLACE.finditer(message):
         parts.append(re.escape(message[end : found.start()].replace("%%", "%")))
         name, end = found[1], found.end()
-        anything = name.endswith(("_text", "_list"))
-        parts.append(f"(?P<{name}>{'.+' if anything else '[^;]+?' if name.endswith('_name') else '[^ ;,]+?'})")
+        parts.append(f"(?P<{name}>{_place(name)})")
     return "".join([*parts, re.escape(message[end:].replace("%%", "%"))])
+
+
+def _place(name: str) -> str:
+    if name.endswith(("_text", "_list")):
+        return ".+"
+    if name == "at_name":  # a moment, with colons
+        return "[^;]+?"
+    return "[^;:]+?" if name.endswith("_name") else "[^ ;,]+?"
 
 
 def _plain(text: str) -> str:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from covey_contract.histogram import Recorder
 from covey_server import audit
+from covey_server.api import people, webhooks
 from covey_server.app import build_services, create_app
 from covey_server.campaigns import commands
 from covey_server.core.document import parse
@@ -86,6 +87,7 @@ class Seed:
             self.campaign(session, "digits-1.1", "1.1", "done")
             self.campaign(session, "digits-1.2", "1.2", "running")
             self.campaign(session, "digits-1.3", "1.3", "rolled_back")
+        self.people()
 
     def devices(self, session: Session) -> None:
         for index, (name, (profile, board, simulated)) in enumerate(DEVICES.items()):
@@ -104,7 +106,7 @@ class Seed:
                 t.Device(
                     id=name,
                     profile=profile,
-                    profile_reason=f"its board is a {board}",
+                    profile_reason=f"board {board!r}; architecture x86_64",
                     simulated=simulated,
                     facts=facts,
                     facts_digest=digest(name),
@@ -153,7 +155,7 @@ class Seed:
     def build(self, version: t.Version, target: str) -> t.Build:
         state, reason, waiting = "built", "", ""
         if target.startswith("tensorrt"):
-            state, waiting = "queued", "a builder for tensorrt-fp16-sm87; none has come yet"
+            state, waiting = "queued", "a builder for tensorrt-fp16-sm87 (none has come)"
         elif target == "onnxruntime-int8" and version.name == "1.2":
             state, reason = "refused", "accuracy falls by 0.0134 (0.9730 to 0.9596), budget 0.0100"
         elif target == "tflite-int8" and version.name == "1.3":
@@ -212,12 +214,18 @@ class Seed:
                 "chosen": {
                     "target": build.target,
                     "build": build.id,
-                    "reason": f"{build.target} ranks first for {DEVICES[name][0]}",
+                    "reason": f"ranked highest for {DEVICES[name][0]}",
                 },
-                "reason": f"{build.target} ranks first for {DEVICES[name][0]}",
+                "reason": f"ranked highest for {DEVICES[name][0]}",
                 "lost": [
-                    {"target": "onnxruntime-fp32", "reason": "ranks below it"},
-                    {"target": "tensorrt-fp16-sm87", "reason": "not built: waits for a builder of that kind"},
+                    {
+                        "target": "onnxruntime-fp32",
+                        "reason": f"ranked lower: {build.target} before onnxruntime-fp32",
+                    },
+                    {
+                        "target": "tensorrt-fp16-sm87",
+                        "reason": "not built yet: a builder for tensorrt-fp16-sm87 (none has come)",
+                    },
                 ],
             }
             session.add(
@@ -305,6 +313,32 @@ class Seed:
         self.seqs[device] = self.seqs.get(device, 0) + 1
         return self.seqs[device]
 
+    def weighed(self) -> dict[str, Any]:
+        """What an e-process adds to the figures of a latency gate, with its course over the last ten minutes."""
+        trace = [
+            [self.now - 600_000 + step * 50_000, round(-0.3 + step * 0.06, 3), 1.03 + step * 0.001, 0.99, 1.08]
+            for step in range(12)
+        ]
+        return {
+            "kind": "e_process",
+            "summary": "p99 end_to_end +4.1 % (95 % CS −1.0 % … +8.0 %) on 12 against 40; evidence 2.3 of 100",
+            "devices": 12, "controls": 40, "unjudged": 0, "unit": "device", "lost": {}, "missing": [], "margin": 1.02,
+            "evidence": {"e": 2.29, "log10_e": 0.36, "boundary": 100.0, "alpha": 0.01, "why": "devices as units"},
+            "estimate": 1.041, "interval": [0.99, 1.08], "confidence": 0.95, "trace": trace,
+            "kinds": {
+                "generic-x86-64": {"canaries": 8, "controls": 30, "estimate": 1.05, "log10_e": 0.4},
+                "raspberry-pi-5": {"canaries": 4, "controls": 10, "estimate": 1.01, "log10_e": -0.1},
+            },
+        }  # fmt: skip
+
+    def people(self) -> None:
+        """Somebody who was invited, and a webhook with a delivery that waits."""
+        actor = audit.Actor("admin", "admin", "api 127.0.0.1")
+        people.add_person(self.services, people.NewPerson(name="anna", role="approver"), actor)
+        hook = webhooks.NewWebhook(name="chat", url="https://hooks.factory.example/covey", events=["campaign.halted"])
+        webhooks.add_webhook(self.services, hook, actor)
+        webhooks.test_webhook(self.services, "chat", actor)
+
     def campaign(self, session: Session, name: str, version: str, state: str) -> None:
         text = CAMPAIGN.format(name=name, version=version)
         actor = audit.Actor("admin", "admin", "api 127.0.0.1")
@@ -314,7 +348,7 @@ class Seed:
         row.stage = 2 if state == "done" else 1 if state == "running" else 0
         row.finished_ms = self.now - 30_000 if ended else None
         row.waiting_for = (
-            "" if ended else "stage line-a: 1 of 2 devices active; soak of 10 s begins when all reached are"
+            "" if ended else "line-a: 0 of 2 active; 1 in progress; errors has 31 of 50 requests; soak 10 s left"
         )
         slow = state == "rolled_back"
         latency = {
@@ -329,6 +363,8 @@ class Seed:
             {"gate": "errors", "kind": "threshold", "status": "no_evidence" if not ended else "passing", "summary": "31 of 50 requests", "devices": 1, "requests": 31, "failed": 0, "rate": 0.0, "rate_before": 0.0, "threshold": {"max_rate": 0.01, "min_requests": 50}},
             latency,
         ]  # fmt: skip
+        if not ended:
+            gates[2] = {**latency, **self.weighed()}
         row.verdict = {"stage": "canary" if slow else "line-a", "gates": gates}
         if slow:
             row.halted_ms = self.now - 80_000
@@ -362,21 +398,21 @@ class Seed:
                 self.now - 74_000,
                 "press-1-1.3",
                 "rolled_back",
-                "the campaign went back",
+                "",
             )
         log = [
             ("started", "started by admin"),
-            ("stage_started", "stage canary: 1 device"),
-            ("stage_passed", "stage canary: 1 of 1 devices active, every gate has its evidence"),
+            ("stage_started", "stage canary started"),
+            ("stage_passed", "stage canary passed: 1 of 1 active"),
         ]
         log += (
             [
-                ("gate_breached", str(latency["summary"])),
-                ("halted", "the gate latency tripped"),
-                ("rolled_back", "1 device is back"),
+                ("gate_breached", f"canary: latency: {latency['summary']}"),
+                ("rolling_back", f"going back: canary: latency: {latency['summary']}"),
+                ("rolled_back", "1 of 1 devices restored"),
             ]
             if slow
-            else [("stage_started", "stage line-a: 2 devices")]
+            else [("stage_started", "stage line-a started")]
         )
         for index, (kind, message) in enumerate(log):
             session.add(
@@ -480,7 +516,7 @@ class Visitor:
 
 @pytest.fixture
 def visitor(console: Console, chromium: Browser) -> Iterator[Visitor]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB", timezone_id="Europe/Berlin")
     guest = Visitor(console, context)
     guest.enter()
     yield guest
