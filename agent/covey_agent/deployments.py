@@ -157,7 +157,7 @@ class Deployments:
         deployment = record.deployment
         try:
             if finished.key.what == RESTORE:
-                self._serving.restored(finished, self._now, self._tell)
+                self._serving.restored(finished, self._now, self.tell)
             elif deployment is not None and deployment.order.counter == finished.key.counter:
                 if finished.key.what == VERIFY and deployment.state is State.VERIFYING:
                     self._verified(model, deployment, finished)
