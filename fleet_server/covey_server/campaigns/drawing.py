@@ -15,32 +15,33 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     CursorResult,
+    FromClause,
     Integer,
-    MetaData,
+    Select,
     SmallInteger,
     String,
     Subquery,
     Table,
     and_,
     case,
-    collate,
     func,
     insert,
     literal,
     literal_column,
     select,
-    text,
     update,
 )
 from sqlalchemy.orm import Session
 
 from covey_server.campaigns.choice import Kind
-from covey_server.core.draw import MODULUS, SHARE, Permutation
+from covey_server.campaigns.ranking import NUMBER, Sorter, number, temporary
+from covey_server.core.draw import MODULUS, Permutation
 from covey_server.db.tables import Device
 
 _KINDS = "campaign_kinds"
 _DRAW = "campaign_draw"
 _MILLION = 1_000_000
+_KEYS = ("device", "drawn")  # what settles the order among devices of equal shares
 
 
 @dataclass(frozen=True)
@@ -54,38 +55,37 @@ class Order:
     first: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Portion:
+    """`devices` of the draw that are alike. `stage` is as in `Draw.table`."""
+
+    stage: int | None
+    choice: int
+    profile: str
+    site: str
+    devices: int
+
+
 class Draw:
     """`table` has `device`, `choice`, `profile`, `site`, `criticality`, `stage` (None: not taken) and, for each of `orders`, the
     device's place in it, from 1; `size` is the number of devices."""
 
     def __init__(self, session: Session, orders: Sequence[Order]) -> None:
-        self._session = session
+        self._session, self._sorter = session, Sorter(session)
         self._orders = tuple(dict.fromkeys(orders))
-        places = [Column(_place(index), Integer, nullable=False) for index in range(1, len(self._orders))]
-        self.table = Table(
+        self.table = temporary(
             _DRAW,
-            MetaData(),
-            # An alias of the row's number on SQLite, so that the table is kept in its order.
-            Column(_place(0), Integer, primary_key=True, autoincrement=False),
-            *places,
-            Column("device", String(64), nullable=False),
-            Column("choice", Integer, nullable=False),
-            Column("profile", String(64), nullable=False),
-            Column("site", String(256), nullable=False),
-            Column("criticality", SmallInteger, nullable=False),
+            number(),
+            *(Column(_place(index), Integer) for index in range(1, len(self._orders))),
+            *_carried(),
             Column("stage", Integer),
-            prefixes=["TEMPORARY"],
-            postgresql_on_commit="DROP",
         )
-        self._kinds = Table(
+        self._kinds = temporary(
             _KINDS,
-            MetaData(),
             Column("profile", String(64), primary_key=True),
             Column("facts_digest", String(64), primary_key=True),
             Column("choice", Integer, nullable=False),
             Column("fits", SmallInteger, nullable=False),
-            prefixes=["TEMPORARY"],
-            postgresql_on_commit="DROP",
         )
         self.size = 0
 
@@ -94,10 +94,8 @@ class Draw:
     ) -> None:
         """Draw the devices that meet `target` and are of a kind that fits. `kinds`: each with the number of its choice, and
         whether that is a build."""
-        self.drop()
-        connection = self._session.connection()
-        self._kinds.create(connection, checkfirst=False)
-        self.table.create(connection, checkfirst=False)
+        self._sorter.new(self._kinds)
+        self._sorter.new(self.table)
         if not kinds:
             return
         rows = [
@@ -105,30 +103,15 @@ class Draw:
             for kind, choice, fits in kinds
         ]
         self._session.execute(insert(self._kinds), rows)
-        self._analyze(self._kinds)
-        spread = self._spread(self._candidates(target, permutation))
-        names = [_place(index) for index in range(len(self._orders))]
-        carried = ("device", "choice", "profile", "site", "criticality")
-        filled = self._session.execute(
-            insert(self.table).from_select(
-                [*names, *carried],
-                select(
-                    *(
-                        func.row_number().over(order_by=[*self._keys(spread, index, order)]).label(name)
-                        for index, (name, order) in enumerate(zip(names, self._orders, strict=True))
-                    ),
-                    *(spread.c[name] for name in carried),
-                ),
-            ),
-            execution_options={"preserve_rowcount": True},
-        )
-        self.size = cast("CursorResult[Any]", filled).rowcount
-        self._analyze(self.table)
+        self._sorter.analyze(self._kinds)
+        carried = [column.name for column in _carried()]
+        self.size = self._sort(self.table, carried, self._candidates(target, permutation), self._orders[0])
+        for index, order in enumerate(self._orders[1:], start=1):
+            self._place_in(index, order)
 
     def drop(self) -> None:
         """Needed on SQLite, where a temporary table lives as long as its connection."""
-        for name in (_DRAW, _KINDS):
-            self._session.execute(text(f"DROP TABLE IF EXISTS {name}"))
+        self._sorter.drop(_DRAW, _KINDS)
 
     def left_out(self, target: ColumnElement[bool]) -> Subquery:
         """The devices that meet `target` and get no build: `device`, and `choice` (None: of a kind that was not there a moment
@@ -189,18 +172,13 @@ class Draw:
         rows = self._session.execute(
             select(self.table.c[by], func.count()).where(self.table.c.stage.is_(None)).group_by(self.table.c[by])
         )
-        return {str(kind): number for kind, number in rows}
+        return {str(kind): devices for kind, devices in rows}
 
-    def make_up(self, by: str, stages: int) -> list[dict[str, int]]:
-        """Of each stage, how many devices of each kind."""
+    def make_up(self) -> list[Portion]:
+        """How many devices of each stage and kind there are. One walk through the draw, which knows all that may be asked."""
         table = self.table.c
-        found: list[dict[str, int]] = [{} for _ in range(stages)]
-        rows = self._session.execute(
-            select(table.stage, table[by], func.count()).where(table.stage >= 0).group_by(table.stage, table[by])
-        )
-        for stage, kind, number in rows:
-            found[stage][str(kind)] = number
-        return found
+        by = (table.stage, table.choice, table.profile, table.site)
+        return [Portion(*row) for row in self._session.execute(select(*by, func.count()).group_by(*by))]
 
     def _take(self, stage: int, condition: ColumnElement[bool]) -> int:
         taken = self._session.execute(
@@ -208,11 +186,11 @@ class Draw:
         )
         return cast("CursorResult[Any]", taken).rowcount
 
-    # --- the statement --------------------------------------------------------------------------------------------
+    # --- sorting --------------------------------------------------------------------------------------------------
 
     def _candidates(self, target: ColumnElement[bool], permutation: Permutation) -> Subquery:
-        drawn = (Device.lot * literal_column(str(permutation.factor)) + literal_column(str(permutation.offset))) % (
-            literal_column(str(MODULUS))
+        factor, offset, modulus = (
+            literal_column(str(each), BigInteger) for each in (permutation.factor, permutation.offset, MODULUS)
         )
         return (
             select(
@@ -221,7 +199,7 @@ class Draw:
                 self._kinds.c.profile,
                 func.coalesce(Device.site, "").label("site"),
                 Device.criticality,
-                drawn.label("drawn"),
+                ((Device.lot * factor + offset) % modulus).label("drawn"),
             )
             .select_from(Device)
             .join(self._kinds, self._of_kind())
@@ -229,32 +207,43 @@ class Draw:
             .subquery()
         )
 
-    def _spread(self, candidates: Subquery) -> Subquery:
-        """The candidates with, for each order, their share of their stratum."""
-        inner = {order.strata + order.within: f"inner_{at}" for at, order in enumerate(self._orders) if order.within}
-        if inner:
-            shares = [self._share(candidates, strata, None).label(name) for strata, name in inner.items()]
-            candidates = select(*candidates.c, *shares).subquery()
-        outer = [
-            self._share(candidates, order.strata, inner.get(order.strata + order.within) if order.within else None)
-            for order in self._orders
-        ]
-        return select(*candidates.c, *(each.label(f"share_{at}") for at, each in enumerate(outer))).subquery()
+    def _sort(self, into: Table, carried: Sequence[str], rows: FromClause, order: Order) -> int:
+        """Fill `into` with the named columns of `rows`, in that order; how many there are. Sorted by its stratum a device's rank
+        gives its share, and sorted by shares the strata lie spread over one another; the same first within each stratum."""
+        levels = [strata for strata in (order.strata + order.within, order.strata) if strata]
+        source, share, made = rows, None, []
+        for level, strata in enumerate(dict.fromkeys(levels)):
+            columns = [column for column in _carried() if column.name in {*carried, *strata, *order.first, *_KEYS}]
+            extra = [Column("base", Integer)] if "base" in carried else []
+            table = self._sorter.new(temporary(f"{_DRAW}_{level}", number(), *columns, *extra))
+            self._sorter.fill(
+                table, _only(rows, source, [*columns, *extra]), [*self._by(rows, strata), *self._keys(rows, share)]
+            )
+            source, share = self._sorter.shares(f"{_DRAW}_sizes_{level}", table, strata)
+            rows = table
+            made += [f"{_DRAW}_{level}", f"{_DRAW}_sizes_{level}"]
+        keys = [*(rows.c[name] for name in order.first), *self._keys(rows, share)]
+        size = self._sorter.fill(into, _only(rows, source, [into.c[name] for name in carried]), keys)
+        self._sorter.drop(*made)
+        return size
 
-    def _share(self, candidates: Subquery, strata: Sequence[str], before: str | None) -> ColumnElement[int]:
-        """A candidate's share of its stratum, in the order of the column `before`, then as drawn; `covey_server.core.draw.share`."""
-        by = [candidates.c[name] for name in strata]
-        keys: list[ColumnElement[Any]] = [] if before is None else [candidates.c[before]]
-        keys += [candidates.c.drawn, self._bytewise(candidates.c.device)]
-        rank = func.row_number(type_=BigInteger).over(partition_by=by, order_by=keys)
-        size = func.count(type_=BigInteger).over(partition_by=by)
-        half = literal_column(str(SHARE // 2), BigInteger)
-        two, one = literal_column("2", BigInteger), literal_column("1", BigInteger)
-        return (two * rank - one) * half // size
+    def _place_in(self, index: int, order: Order) -> None:
+        """Note each device's place in another order."""
+        rows = select(self.table.c[NUMBER].label("base"), *(self.table.c[column.name] for column in _carried()))
+        places = self._sorter.new(temporary(f"{_DRAW}_places", number(), Column("base", Integer, index=True)))
+        self._sort(places, ["base"], rows.subquery(), order)
+        place = select(places.c[NUMBER]).where(places.c.base == self.table.c[NUMBER]).scalar_subquery()
+        self._session.execute(update(self.table).values({_place(index): place}))
+        self._sorter.drop(places.name)
+        self._sorter.analyze(self.table)
 
-    def _keys(self, spread: Subquery, index: int, order: Order) -> list[ColumnElement[Any]]:
-        first = [spread.c[name] for name in order.first]
-        return [*first, spread.c[f"share_{index}"], spread.c.drawn, self._bytewise(spread.c.device)]
+    def _by(self, rows: FromClause, strata: Sequence[str]) -> list[ColumnElement[Any]]:
+        texts = {column.name for column in _carried() if isinstance(column.type, String)}
+        return [self._sorter.bytewise(rows.c[name]) if name in texts else rows.c[name] for name in strata]
+
+    def _keys(self, rows: FromClause, share: ColumnElement[int] | None) -> list[ColumnElement[Any]]:
+        keys = [rows.c.drawn, self._sorter.bytewise(rows.c.device)]
+        return keys if share is None else [share, *keys]
 
     def _of_kind(self) -> ColumnElement[bool]:
         return and_(
@@ -262,19 +251,23 @@ class Draw:
             self._kinds.c.profile == func.coalesce(Device.profile, ""),
         )
 
-    @property
-    def _postgresql(self) -> bool:
-        return self._session.get_bind().dialect.name == "postgresql"
 
-    def _bytewise(self, column: ColumnElement[str]) -> ColumnElement[str]:
-        """As Python sorts texts, and SQLite; PostgreSQL does as its locale says unless told otherwise."""
-        return collate(column, "C") if self._postgresql else column
+def _carried() -> list[Column[Any]]:
+    """What the draw holds of each device."""
+    return [
+        Column("device", String(64), nullable=False),
+        Column("choice", Integer, nullable=False),
+        Column("profile", String(64), nullable=False),
+        Column("site", String(256), nullable=False),
+        Column("criticality", SmallInteger, nullable=False),
+        Column("drawn", BigInteger, nullable=False),
+    ]
 
-    def _analyze(self, table: Table) -> None:
-        """PostgreSQL gathers no statistics of temporary tables by itself."""
-        if self._postgresql:
-            self._session.execute(text(f"ANALYZE {table.name}"))
+
+def _only(rows: FromClause, source: FromClause, columns: Sequence[ColumnElement[Any]]) -> Select[Any]:
+    return select(*(rows.c[str(column.name)] for column in columns)).select_from(source)
 
 
 def _place(index: int) -> str:
-    return f"place_{index}"
+    """The column with the devices' places in that order."""
+    return NUMBER if index == 0 else f"place_{index}"

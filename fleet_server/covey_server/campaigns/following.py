@@ -40,6 +40,7 @@ from covey_server.db.tables import (
     MovedDevice,
     Reported,
 )
+from covey_server.fleet.assignments import counts_for
 from covey_server.fleet.moved import ALL_MODELS
 from covey_server.fleet.sql import chunks, table_of
 
@@ -78,8 +79,15 @@ def follow(session: Session, limit: int = NOTES_A_LOOK) -> Followed:
     models: defaultdict[str, set[str]] = defaultdict(set)
     for note in notes:
         models[note.device].add(note.model)
-    _lock_campaigns(session, sorted(models))
-    changed = [change for part in chunks(sorted(models)) for change in _changes(session, part, models)]
+    campaigns = _campaigns_of(session, sorted(models))
+    if campaigns:
+        # In the order of their ids, before any of their parts, as whoever carries out a campaign's decisions does.
+        session.execute(select(Campaign.id).where(Campaign.id.in_(campaigns)).order_by(Campaign.id).with_for_update())
+    changed = [
+        change
+        for part in chunks(sorted(models) if campaigns else [])
+        for change in _changes(session, part, models, campaigns)
+    ]
     _write(session, changed)
     return Followed(frozenset(change["b_campaign"] for change in changed), more=len(notes) == limit)
 
@@ -101,19 +109,30 @@ def _open() -> Any:
     )
 
 
-def _lock_campaigns(session: Session, devices: Sequence[str]) -> None:
-    """In the order of their ids, before any of their parts, as whoever carries out a campaign's decisions does."""
-    ids: set[int] = set()
-    for part in chunks(devices):
-        query = select(CampaignDevice.campaign_id).join(Campaign, Campaign.id == CampaignDevice.campaign_id)
-        ids.update(session.scalars(query.where(CampaignDevice.device.in_(part), _open()).distinct()))
-    if ids:
-        session.execute(select(Campaign.id).where(Campaign.id.in_(ids)).order_by(Campaign.id).with_for_update())
+def _campaigns_of(session: Session, devices: Sequence[str]) -> list[int]:
+    """The campaigns that may have a part of these devices that `_open` lets through. Parts are found by campaign and device: an
+    index by device alone would have to be kept at a random place for each of a million devices."""
+    part = CampaignDevice
+    late = exists().where(part.campaign_id == Campaign.id, part.state.in_(_CATCHES_UP))
+    wakes = or_(
+        Campaign.state.in_(_ACTIVE), Campaign.is_open, and_(Campaign.state != CampaignState.PLANNED.value, late)
+    )
+    ids = set(session.scalars(select(Campaign.id).where(wakes)))
+    for chunk in chunks(devices):
+        counts = select(AssignmentRow.campaign_id).join(Desired, counts_for())
+        found = session.scalars(
+            counts.where(Desired.device.in_(chunk), AssignmentRow.campaign_id.is_not(None)).distinct()
+        )
+        ids.update(each for each in found if each is not None)
+    return sorted(ids)
 
 
-def _changes(session: Session, devices: Collection[str], models: Mapping[str, Collection[str]]) -> list[dict[str, Any]]:
+def _changes(
+    session: Session, devices: Collection[str], models: Mapping[str, Collection[str]], campaigns: Collection[int]
+) -> list[dict[str, Any]]:
     changes = []
-    for row in session.execute(_parts().where(CampaignDevice.device.in_(devices), _open())):
+    its = (CampaignDevice.campaign_id.in_(campaigns), CampaignDevice.device.in_(devices))
+    for row in session.execute(_parts().where(*its, _open())):
         if row.model not in models[row.device] and ALL_MODELS not in models[row.device]:
             continue
         before = Part(

@@ -17,13 +17,14 @@ from sqlalchemy.orm import Session
 
 from covey_contract.reasons import Reason
 from covey_server.campaigns.choice import Chosen, choose_for, kinds_of
-from covey_server.campaigns.drawing import Draw, Order
+from covey_server.campaigns.drawing import Draw, Order, Portion
 from covey_server.campaigns.target import Locate, in_target, is_quarantined, members_of
 from covey_server.core.draw import Permutation
 from covey_server.core.engine import DeviceState
 from covey_server.core.plan import ENOUGH, NO_STAGE, TooManyStagesError, biased, cumulative, expanded, warnings
 from covey_server.core.spec import CampaignSpec, Each, Stage
 from covey_server.core.windows import is_known
+from covey_server.db.engine import roomy
 from covey_server.db.tables import Build, CampaignChoice, CampaignDevice, Device, Id, Version
 from covey_server.fleet.sql import table_of
 
@@ -89,7 +90,8 @@ def prepare(session: Session, spec: CampaignSpec, seed: int, locate: Locate) -> 
     draw = Draw(
         session, [orders[kind] for kind in dict.fromkeys([spec.draw, *(s.draw or spec.draw for s in spec.stages)])]
     )
-    draw.fill(target, numbered, Permutation.of(seed))
+    with roomy(session):
+        draw.fill(target, numbered, Permutation.of(seed))
     reasons = _leave_out(draw, spec, orders[spec.draw])
     size = draw.size - sum(reasons.values())
     written = _write_out(draw, spec, locate)
@@ -97,7 +99,8 @@ def prepare(session: Session, spec: CampaignSpec, seed: int, locate: Locate) -> 
     placed = 0
     for index, stage in enumerate(written.stages):
         placed += _take(draw, index, stage, conditions.get(stage.name), size, placed, orders[stage.draw or spec.draw])
-    tallies = _tallies(session, draw)
+    make_up = draw.make_up()
+    tallies = _tallies(make_up)
     unfit: Counter[int] = Counter()
     for kind, number, fits in numbered:
         if not fits:
@@ -109,7 +112,7 @@ def prepare(session: Session, spec: CampaignSpec, seed: int, locate: Locate) -> 
     sizes = [sum(each.devices for each in tallies if each.stage == index) for index in range(len(written.stages))]
     said = [
         *warnings(written.stages, sizes, reasons, size),
-        *_biased(draw, written.stages),
+        *_biased(make_up, written.stages),
         *_lost(session, spec, target),
     ]
     tallies += [Tally(LEFT_OUT, number, devices) for number, devices in sorted(unfit.items())]
@@ -160,8 +163,14 @@ def _take(
     return draw.take_each(index, stage.each, order, percent=stage.percent, count=stage.count or 0)
 
 
-def _biased(draw: Draw, stages: Sequence[Stage]) -> list[str]:
-    return biased(stages, draw.make_up("profile", len(stages)), draw.make_up("site", len(stages)))
+def _biased(make_up: Sequence[Portion], stages: Sequence[Stage]) -> list[str]:
+    profiles: list[Counter[str]] = [Counter() for _ in stages]
+    sites: list[Counter[str]] = [Counter() for _ in stages]
+    for each in make_up:
+        if each.stage is not None and each.stage >= 0:
+            profiles[each.stage][each.profile] += each.devices
+            sites[each.stage][each.site] += each.devices
+    return biased(stages, profiles, sites)
 
 
 def _lost(session: Session, spec: CampaignSpec, target: ColumnElement[bool]) -> list[str]:
@@ -205,6 +214,15 @@ def parts_of(session: Session, prepared: Prepared, stage: int, limit: int, after
 
 def insert_parts(session: Session, campaign_id: int, prepared: Prepared) -> None:
     """Write the choices and the devices' parts of a new campaign. The plan is used up."""
+    with roomy(session):
+        _insert_all(session, campaign_id, prepared)
+    prepared.draw.drop()
+
+
+def _insert_all(session: Session, campaign_id: int, prepared: Prepared) -> None:
+    if not prepared.choices:  # nobody matches yet
+        prepared.draw.drop()
+        return
     session.execute(
         insert(table_of(CampaignChoice)),
         [
@@ -236,7 +254,6 @@ def insert_parts(session: Session, campaign_id: int, prepared: Prepared) -> None
             func.coalesce(choices.c.why["reason"].as_string(), CHANGED).label("detail"),
         )
         _insert(session, campaign_id, left_out.outerjoin(choices, _named(choices, campaign_id, unfit.c.choice)))
-    prepared.draw.drop()
 
 
 def _named(choices: Table, campaign_id: int, number: ColumnElement[int]) -> ColumnElement[bool]:
@@ -278,17 +295,14 @@ def _orders(has_sites: bool) -> dict[str, Order]:
     return {
         "spread": Order(within=within),
         "random": Order(strata=()),
-        "least_critical": Order(within=within, first=("criticality",)),
+        "least_critical": Order(strata=("criticality", "profile"), within=within, first=("criticality",)),
     }
 
 
-def _tallies(session: Session, draw: Draw) -> list[Tally]:
-    drawn = draw.table.c
+def _tallies(make_up: Sequence[Portion]) -> list[Tally]:
     found: Counter[tuple[int, int]] = Counter()
-    for stage, choice, number in session.execute(
-        select(func.coalesce(drawn.stage, LEFT_OUT), drawn.choice, func.count()).group_by(drawn.stage, drawn.choice)
-    ):
-        found[max(stage, LEFT_OUT), choice] += number
+    for each in make_up:
+        found[LEFT_OUT if each.stage is None else max(each.stage, LEFT_OUT), each.choice] += each.devices
     return [Tally(stage, choice, number) for (stage, choice), number in sorted(found.items())]
 
 

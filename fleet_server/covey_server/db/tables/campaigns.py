@@ -57,6 +57,9 @@ class CampaignDevice(Base):
 
     `order_kind`, `heard`, `waiting`, `served` and `off_since_ms` repeat what orders and devices say, so that the covering index alone
     answers how far each stage is; `campaigns.following` keeps them.
+
+    It has no foreign keys: its rows are made by statements that read campaigns, devices and builds, none of which is ever deleted,
+    and PostgreSQL's check of each row of a million would cost more than all the rest of planning.
     """
 
     __tablename__ = "campaign_devices"
@@ -93,13 +96,13 @@ class CampaignDevice(Base):
             postgresql_where=text("drifted_ms IS NOT NULL"),
         ),
     )
-    campaign_id: Mapped[int] = mapped_column(ForeignKey("campaigns.id"), primary_key=True)
-    device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    campaign_id: Mapped[int] = mapped_column(Id, primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
     stage: Mapped[int]  # -1: left out
     state: Mapped[str] = mapped_column(String(20))
     choice: Mapped[int | None]  # the number of its `CampaignChoice`
-    build_id: Mapped[int | None] = mapped_column(ForeignKey("builds.id"))  # None: left out, see `detail`
-    previous_build_id: Mapped[int | None] = mapped_column(ForeignKey("builds.id"))  # what it goes back to
+    build_id: Mapped[int | None] = mapped_column(Id)  # None: left out, see `detail`
+    previous_build_id: Mapped[int | None] = mapped_column(Id)  # what it goes back to
     assignment: Mapped[str | None] = mapped_column(String(64))
     order_kind: Mapped[str | None] = mapped_column(String(16))  # of `assignment`: rollout or rollback
     heard: Mapped[bool] = mapped_column(default=False)  # the device has said a word of that order

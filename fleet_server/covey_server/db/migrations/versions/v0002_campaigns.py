@@ -75,27 +75,12 @@ def _campaigns() -> None:
         sa.ForeignKeyConstraint(["build_id"], ["builds.id"]),
         sa.PrimaryKeyConstraint("campaign_id", "number"),
     )
-    op.drop_index("campaign_devices_by_state", table_name="campaign_devices")
-    op.drop_column("campaign_devices", "why")
-    op.add_column("campaign_devices", sa.Column("choice", sa.BigInteger(), nullable=True))
-    op.add_column("campaign_devices", sa.Column("order_kind", sa.String(16), nullable=True))
     for name in ("paced", "is_open"):
         op.add_column("campaigns", sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("campaigns", sa.Column("going_back", sa.JSON(), nullable=True))
     op.add_column("campaigns", sa.Column("meter", sa.JSON(), nullable=True))
     op.add_column("campaigns", sa.Column("admitted_ms", sa.BigInteger(), nullable=True))
-    op.add_column("campaign_devices", sa.Column("attempts", sa.BigInteger(), nullable=False, server_default="0"))
-    op.add_column("campaign_devices", sa.Column("begun_ms", sa.BigInteger(), nullable=True))
-    op.add_column("campaign_devices", sa.Column("due_ms", sa.BigInteger(), nullable=True))
-    op.add_column("campaign_devices", sa.Column("drifted_ms", sa.BigInteger(), nullable=True))
-    op.add_column("campaign_devices", sa.Column("timezone", sa.String(64), nullable=True))
-    op.execute("UPDATE campaign_devices SET attempts = 1 WHERE assignment IS NOT NULL")
-    for name in ("heard", "waiting", "served"):
-        op.add_column("campaign_devices", sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false()))
-    op.add_column("campaign_devices", sa.Column("off_since_ms", sa.BigInteger(), nullable=True))
-    op.execute(
-        "UPDATE campaign_devices SET order_kind = (SELECT kind FROM assignments WHERE id = campaign_devices.assignment)"
-    )
+    _parts()
     # Whoever is in a campaign is looked at once by the first look of the new server.
     op.execute("INSERT INTO moved_devices (device, model) SELECT DISTINCT device, '' FROM campaign_devices")
     op.create_index(
@@ -128,3 +113,46 @@ def _campaigns() -> None:
         sqlite_where=sa.text("state IN ('planned', 'retrying')"),
         postgresql_where=sa.text("state IN ('planned', 'retrying')"),
     )
+
+
+def _parts() -> None:
+    """Made anew, since SQLite cannot take foreign keys away."""
+    op.drop_index("campaign_devices_by_state", table_name="campaign_devices")
+    op.rename_table("campaign_devices", "campaign_devices_before")
+    op.create_table(
+        "campaign_devices",
+        sa.Column("campaign_id", _ID, nullable=False),
+        sa.Column("device", sa.String(length=64), nullable=False),
+        sa.Column("stage", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.String(length=20), nullable=False),
+        sa.Column("choice", sa.BigInteger(), nullable=True),
+        sa.Column("build_id", _ID, nullable=True),
+        sa.Column("previous_build_id", _ID, nullable=True),
+        sa.Column("assignment", sa.String(length=64), nullable=True),
+        sa.Column("order_kind", sa.String(length=16), nullable=True),
+        sa.Column("heard", sa.Boolean(), nullable=False),
+        sa.Column("waiting", sa.Boolean(), nullable=False),
+        sa.Column("served", sa.Boolean(), nullable=False),
+        sa.Column("attempts", sa.BigInteger(), nullable=False),
+        sa.Column("begun_ms", sa.BigInteger(), nullable=True),
+        sa.Column("due_ms", sa.BigInteger(), nullable=True),
+        sa.Column("drifted_ms", sa.BigInteger(), nullable=True),
+        sa.Column("timezone", sa.String(length=64), nullable=True),
+        sa.Column("off_since_ms", sa.BigInteger(), nullable=True),
+        sa.Column("reason", sa.String(length=32), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
+        sa.Column("assigned_ms", sa.BigInteger(), nullable=True),
+        sa.Column("active_ms", sa.BigInteger(), nullable=True),
+        sa.Column("restored_ms", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("campaign_id", "device"),
+    )
+    kept = (
+        "campaign_id, device, stage, state, build_id, previous_build_id, assignment, reason, detail, "
+        "assigned_ms, active_ms, restored_ms"
+    )
+    op.execute(
+        f"INSERT INTO campaign_devices ({kept}, order_kind, heard, waiting, served, attempts)"  # noqa: S608 - our own names
+        f" SELECT {kept}, (SELECT kind FROM assignments WHERE id = campaign_devices_before.assignment),"
+        " false, false, false, CASE WHEN assignment IS NULL THEN 0 ELSE 1 END FROM campaign_devices_before"
+    )
+    op.drop_table("campaign_devices_before")
