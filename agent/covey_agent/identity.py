@@ -16,6 +16,7 @@ from covey_contract.enrolment import Broker, EnrolResponse
 from covey_contract.signing import Trust
 
 KEY, CERTIFICATE, CA, ENROLMENT, FACTS = "key.pem", "certificate.pem", "ca.pem", "enrolment.json", "facts.json"
+ROOT = "root.json"  # of the repository of releases, as it was at enrolment
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +55,8 @@ def save_identity(folder: Path, server: str, key_pem: bytes, response: EnrolResp
     durable.write(new / CA, response.ca_pem.encode())
     if facts is not None:
         durable.write(new / FACTS, facts)
+    if response.root:
+        durable.write(new / ROOT, response.root)
     durable.write(new / ENROLMENT, msgspec.json.encode(identity))
     if folder.exists():
         folder.rename(old)

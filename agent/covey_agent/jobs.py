@@ -64,6 +64,10 @@ class Jobs:
         self._queue.put((key, work))
         return True
 
+    def is_pending(self, key: Key) -> bool:
+        """Whether this very job is queued or running, or its result not taken yet."""
+        return key in self._pending
+
     def busy(self, model: str) -> bool:
         """Whether anything is queued or running for the model."""
         return any(key.model == model for key in self._pending)

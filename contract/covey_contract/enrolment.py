@@ -63,3 +63,4 @@ class EnrolResponse(Message, frozen=True, kw_only=True, omit_defaults=True):
     ca_pem: Pem
     broker: Broker
     trust: Trust
+    root: bytes = b""  # the newest root of the repository of releases (TUF); empty: this server has none

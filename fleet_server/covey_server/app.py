@@ -33,6 +33,7 @@ from covey_server.registry.housekeeping import Housekeeping
 from covey_server.registry.keys import SigningKeys
 from covey_server.registry.workers import Workers
 from covey_server.releases.bootstrap import open_releases
+from covey_server.releases.catch_up import CatchUp
 from covey_server.releases.upkeep import Upkeep
 from covey_server.routes import application
 from covey_server.services import Services
@@ -67,7 +68,7 @@ def build_services(settings: Settings, clock: Clock = system_clock) -> Services:
     except ValueError as error:
         raise StartError(f"the data folder {data}: {error}") from error
     bus = Bus()
-    fleet = FleetService(settings, database, clock, bus, keys, blobs, ca)
+    fleet = FleetService(settings, database, clock, bus, keys, blobs, ca, releases=releases)
     campaigns = CampaignService(database, clock, bus, fleet.wake, settings.campaign_tick_s)
     workers = Workers(local_targets(settings) if settings.local_worker else ())
     notifications = NotificationService(
@@ -104,7 +105,9 @@ def create_app(services: Services) -> FastAPI:
 def running(services: Services) -> Iterator[None]:
     """Run the background parts; in the end they are stopped in the opposite order. Raises `StartError`."""
     housekeeping = Housekeeping(services.database, services.clock, services.bus, services.settings.build_attempts)
-    upkeep = Upkeep(services.releases) if services.releases is not None else None
+    upkeep = None
+    if services.releases is not None:
+        upkeep = Upkeep(services.releases, CatchUp(services.database, services.releases))
     with contextlib.ExitStack() as started:
         started.callback(services.database.close)
         for part in (upkeep, services.fleet, services.campaigns, housekeeping, services.notifications):

@@ -50,6 +50,22 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Vouched:
+    """What the repository of releases says of a build, by way of its delegations."""
+
+    length: int
+    sha256: str
+    fields: Mapping[str, str | int]  # `release`: the counter; the rest as in the manifest
+    director: tuple[bytes, ...] = ()  # the keys that may sign orders, by the newest root
+    time_ms: int = 0  # it is not earlier than this
+
+    @property
+    def release(self) -> int:
+        value = self.fields.get("release", 0)
+        return value if isinstance(value, int) else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """The build fits. `notes` say what could not be checked, and why."""
 
@@ -113,6 +129,40 @@ def examine(order: Assignment, envelope: Envelope, *, trust: Trust, machine: Mac
     check_memory(manifest, machine.facts)
     check_room(manifest, room)
     return Fit(manifest, payload, notes)
+
+
+def release_path(manifest: Manifest) -> str:
+    """Where a build stands in the repository of releases."""
+    return f"models/{manifest.model}/{manifest.version}/{manifest.target}"
+
+
+def check_release(fit: Fit, vouched: Vouched, *, floor: int, retained: bool) -> None:
+    """Whether the repository has released this very build, with these fields, and none that is older than what ran here.
+
+    `retained`: it is the build before, still here and good: going back to it is no downgrade that needs a new release."""
+    digest = build_digest(fit.manifest_bytes)
+    if (vouched.sha256, vouched.length) != (digest, len(fit.manifest_bytes)):
+        raise Refusal(
+            Reason.NOT_RELEASED,
+            f"{release_path(fit.manifest)} is released as build {vouched.sha256[:12]}; the order names {digest[:12]}",
+        )
+    manifest = fit.manifest
+    named = {
+        "runtime": str(manifest.runtime),
+        "precision": manifest.precision,
+        "architecture": manifest.architecture,
+        "compute_capability": manifest.compute_capability,
+    }
+    for name, value in named.items():
+        if vouched.fields.get(name) != value:
+            raise Refusal(
+                Reason.NOT_RELEASED,
+                f"{name} is {value!r} in the manifest and {vouched.fields.get(name)!r} in the release",
+            )
+    if vouched.release < 1:
+        raise Refusal(Reason.NOT_RELEASED, "the release has no counter")
+    if vouched.release < floor and not retained:
+        raise Refusal(Reason.OLD_RELEASE, f"the release has counter {vouched.release}; {floor} has run on this device")
 
 
 def check_hardware(manifest: Manifest, facts: Facts) -> tuple[str, ...]:

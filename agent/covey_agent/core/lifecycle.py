@@ -91,7 +91,9 @@ RESUME: dict[State, Act] = {
 }
 
 # What may go away without anybody giving a new order: then the same order is tried again, later and later.
-PASSING = frozenset({Reason.NO_SPACE, Reason.STORAGE_ERROR, Reason.FETCH_FAILED, Reason.PINNED})
+PASSING = frozenset(
+    {Reason.NO_SPACE, Reason.STORAGE_ERROR, Reason.FETCH_FAILED, Reason.METADATA_UNAVAILABLE, Reason.PINNED}
+)
 
 
 class LifecycleError(Exception):

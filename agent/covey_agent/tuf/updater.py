@@ -106,6 +106,10 @@ class Updater:
                 raise Refused(Reason.DIGEST_MISMATCH, f"{target.path} is not what was released: {error}") from error
         return True
 
+    def time_floor_ms(self) -> int:
+        """The newest time that signed metadata has shown; Unix milliseconds."""
+        return self._folder.time_floor_ms()
+
     # --- the steps of a refresh ---------------------------------------------------------------------------------
 
     def _start(self) -> Trusted:

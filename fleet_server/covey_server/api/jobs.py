@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from typing import Annotated, Any
 
 import msgspec
@@ -24,8 +25,11 @@ from covey_server.problems import responses
 from covey_server.registry import builds, receipt
 from covey_server.registry.builds import Signed
 from covey_server.registry.versions import note_blob
+from covey_server.releases.catch_up import release_of
+from covey_server.releases.errors import KeysMissing
 from covey_server.services import Services, Use
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/api/v1", tags=["jobs"], responses=responses(Unauthorized, Forbidden))
 
 _WRITE_BYTES = 1 << 20
@@ -153,6 +157,8 @@ def finish_job(
         build = builds.held(session, job_id, body.lease)
         version = session.get_one(Version, build.version_id)
     report, signed = _receive(use, body, version, build.target)
+    if signed is not None:
+        _release(use, signed)
     now_ms = use.clock()
     with use.database.session() as session:
         build = builds.finish(session, job_id, body.lease, report, signed, now_ms)
@@ -185,6 +191,16 @@ def _receive(use: Services, body: FinishBody, version: Version, target: str) -> 
     manifest = receipt.check_manifest(payload, version.model, version.name, target)
     receipt.check_files(use.blobs, manifest)
     return report, Signed(manifest, payload, use.keys.sign_manifest(payload))
+
+
+def _release(use: Services, signed: Signed) -> None:
+    """Before anybody can see the build: an order for it would be refused otherwise. What cannot be released now is later."""
+    if use.releases is None:
+        return
+    try:
+        use.releases.release([release_of(signed.manifest, signed.payload)])
+    except KeysMissing as error:
+        log.error("%s %s %s: %s", signed.manifest.model, signed.manifest.version, signed.manifest.target, error.detail)
 
 
 def _check_lease(use: Services, job_id: int, lease: str) -> None:

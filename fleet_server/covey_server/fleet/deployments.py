@@ -11,13 +11,12 @@ from sqlalchemy.orm import Session
 
 from covey_contract.lifecycle import FINAL
 from covey_contract.messages import Hello, Report
-from covey_contract.reasons import Reason
 from covey_server.db.tables import AssignmentRow, Desired, Reported, ReportRow
 from covey_server.fleet.assignments import ISSUED, RENEW_MS
 from covey_server.fleet.columns import clamp, clean
 from covey_server.fleet.inbox import Incoming
 from covey_server.fleet.moved import note_moved
-from covey_server.fleet.progress import Slots, Verdict, hello_advances, judge, slots_after, slots_of
+from covey_server.fleet.progress import TOO_OLD, Slots, Verdict, hello_advances, judge, slots_after, slots_of
 from covey_server.fleet.sql import chunks, insert_missing, stored_keys, table_of, upsert
 
 
@@ -149,7 +148,7 @@ def _hear_hello(world: _World, device: str, hello: Hello) -> None:
         deployment = world.deployments.get(status.assignment or "")
         if deployment is None or deployment.device != device or status.state is None:
             continue
-        if status.reason is not Reason.OLD_COUNTER and hello_advances(deployment.state, status.state):
+        if status.reason not in TOO_OLD and hello_advances(deployment.state, status.state):
             deployment.state, deployment.reason, deployment.detail = status.state, status.reason, status.detail
             deployment.changed = True
 
@@ -305,4 +304,4 @@ def _due_ms(deployment: _Deployment, now_ms: int) -> int | None:
     """An order that was refused for its age alone is to be issued anew; one that was heard of needs no sending."""
     if str(deployment.state) != ISSUED:
         return None
-    return now_ms + (RENEW_MS if deployment.reason == Reason.OLD_COUNTER else 0)
+    return now_ms + (RENEW_MS if deployment.reason in TOO_OLD else 0)

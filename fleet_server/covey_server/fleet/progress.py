@@ -14,6 +14,8 @@ from covey_contract.messages import ModelStatus, Report
 from covey_contract.reasons import Reason
 from covey_server.fleet.assignments import ISSUED, SUPERSEDED
 
+# An order that was refused for these is right but for its age: a newer one is issued, and the version released again.
+TOO_OLD = frozenset({Reason.OLD_COUNTER, Reason.OLD_RELEASE})
 _FINISHED = {str(state) for state in FINAL}
 
 
@@ -43,7 +45,7 @@ def slots_of(status: ModelStatus) -> Slots:
 
 
 def refuses_replay(report: Report) -> bool:
-    return report.state is State.REFUSED and report.reason is Reason.OLD_COUNTER
+    return report.state is State.REFUSED and report.reason in TOO_OLD
 
 
 def slots_after(slots: Slots, report: Report) -> Slots:

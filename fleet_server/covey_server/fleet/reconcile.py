@@ -60,6 +60,7 @@ class Reconciler:
         heartbeat_timeout_s: float,
         tick_s: float,
         maintain: Callable[[], None],
+        release_again: Callable[[str, str], bool] = lambda _model, _version: False,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -70,6 +71,7 @@ class Reconciler:
         self._heartbeat_timeout_ms = int(heartbeat_timeout_s * 1000)
         self._tick_s = tick_s
         self._maintain = maintain
+        self._release_again = release_again
         self._hellos: dict[str, Hello] = {}
         self._lock = threading.Lock()
         self._woken = threading.Event()
@@ -136,7 +138,10 @@ class Reconciler:
             ).all()
         here = [row for row in due if row.online]
         renew = [row.id for row in here if row.expires_ms <= now or row.reason == str(Reason.OLD_COUNTER)]
-        old = set(renew)
+        for model, version in {(row.model, row.version) for row in here if row.reason == str(Reason.OLD_RELEASE)}:
+            if self._release_again(model, version):
+                renew += [row.id for row in here if _refused_as_old_release(row, model, version)]
+        old = {*renew, *(row.id for row in here if row.reason == str(Reason.OLD_RELEASE))}
         aside = [row.id for row in due if not row.online]
         if renew or aside:
             with self._database.session() as session:
@@ -229,6 +234,10 @@ class Reconciler:
             rollback=row.kind == "rollback",
         )
         return encode(Order(assignment=self._signer.sign_assignment(assignment), manifest=_manifest(row.envelope)))
+
+
+def _refused_as_old_release(row: Row[Any], model: str, version: str) -> bool:
+    return row.reason == str(Reason.OLD_RELEASE) and (row.model, row.version) == (model, version)
 
 
 @lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database
 from covey_server.db.tables import Device
-from covey_server.errors import StartError, TooMany
+from covey_server.errors import ServerError, StartError, TooMany
 from covey_server.fleet import enrolment
 from covey_server.fleet.amqtt_broker import TrialBroker
 from covey_server.fleet.broker import Broker, ExternalBroker, MosquittoBroker, Revocations, broker_hosts, find_mosquitto
@@ -43,6 +43,7 @@ from covey_server.fleet.retention import prune
 from covey_server.fleet.traffic import Traffic
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
+from covey_server.releases.releases import Releases
 from covey_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class FleetService:
         blobs: BlobStore,
         ca: FleetCA,
         profile_of: Callable[[Facts], tuple[str | None, str]] = profile_of,
+        releases: Releases | None = None,
     ) -> None:
         self.settings = settings
         self.ca = ca
@@ -96,6 +98,7 @@ class FleetService:
         self._keys = keys
         self._blobs = blobs
         self._profile_of = profile_of
+        self._releases = releases
         self._messages: queue.Queue[Incoming] = queue.Queue(_MESSAGES)
         self._block_requests: queue.Queue[Incoming] = queue.Queue(_BLOCK_REQUESTS)
         self._broker: Broker | None = None
@@ -114,6 +117,7 @@ class FleetService:
             heartbeat_timeout_s=settings.heartbeat_timeout_s,
             tick_s=settings.fleet_tick_s,
             maintain=self._maintain,
+            release_again=self._release_again,
         )
         self._ingest = Ingest(
             database,
@@ -222,6 +226,7 @@ class FleetService:
             ca_pem=self.ca.ca_pem,
             broker=self.broker_address,
             trust=self._keys.trust,
+            root=self._releases.root_bytes() if self._releases is not None else b"",
         )
 
     def apply_revocations(self) -> None:
@@ -236,6 +241,17 @@ class FleetService:
     def _revocations(self) -> Revocations:
         with self._database.reading() as session:
             return enrolment.revocations(session, self.ca, self._clock())
+
+    def _release_again(self, model: str, version: str) -> bool:
+        """Give an old version the highest release counter of its model, so that devices may go back to it."""
+        if self._releases is None:
+            return False
+        try:
+            self._releases.release_again(model, version)
+        except (ServerError, OSError) as error:
+            log.error("%s %s cannot be released again: %s", model, version, error)
+            return False
+        return True
 
     def _send(self, device: str, what: Down, payload: bytes) -> bool:
         return self._link is not None and self._link.send(device, what, payload) is not None

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
 
 from covey_server.errors import ServerError
+from covey_server.releases.catch_up import CatchUp
 from covey_server.releases.policy import TIME_FORMAT
 from covey_server.releases.releases import Releases
 
@@ -23,8 +25,9 @@ _PRUNE_EVERY_MS = 3600_000
 class Upkeep:
     """A thread between `start` and `stop`."""
 
-    def __init__(self, releases: Releases, every_s: float = _EVERY_S) -> None:
+    def __init__(self, releases: Releases, catch_up: CatchUp | None = None, every_s: float = _EVERY_S) -> None:
         self._releases = releases
+        self._catch_up = catch_up
         self._every_s = every_s
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -32,7 +35,9 @@ class Upkeep:
         self._pruned_ms = 0
 
     def start(self) -> None:
+        """The first round is done before anything else of the server begins: it may have been off for weeks."""
         self._ended.clear()
+        self._round()
         self._thread = threading.Thread(target=self._run, name="releases-upkeep", daemon=True)
         self._thread.start()
 
@@ -45,6 +50,8 @@ class Upkeep:
     def tick(self) -> None:
         """One round."""
         renewed = self._releases.renew()
+        if self._catch_up is not None and (number := self._catch_up.run()):
+            log.info("released %d builds that were not released yet", number)
         if renewed:
             log.info("signed anew: %s", ", ".join(renewed[:8]) + (" …" if len(renewed) > 8 else ""))
         now_ms = int(self._releases.now().timestamp() * 1000)
@@ -61,13 +68,14 @@ class Upkeep:
             self._releases.prune()
 
     def _run(self) -> None:
-        while True:
-            try:
-                self.tick()
-            except (ServerError, OSError) as error:
-                log.error("the metadata of releases cannot be kept fresh: %s; trying again", error)
-            if self._ended.wait(self._every_s):
-                return
+        while not self._ended.wait(self._every_s):
+            self._round()
+
+    def _round(self) -> None:
+        try:
+            self.tick()
+        except (ServerError, OSError, SQLAlchemyError) as error:
+            log.error("the metadata of releases cannot be kept fresh: %s; trying again", error)
 
 
 class ReleasesCollector(Collector):

@@ -1,0 +1,92 @@
+"""Whether the repository of releases vouches for a build: asked of the update client in a process of its own, which ends with its answer.
+
+This side knows nothing of TUF and imports none of it; `core.acceptance.check_release` compares the answer with the order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from covey_agent.core.acceptance import Vouched
+from covey_agent.errors import StepError
+from covey_contract.reasons import Reason
+
+_LONGEST_S = 300.0
+_MOST_BYTES = 512_000
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `covey-agent tuf … find` prints. With a `reason` it is a refusal."""
+
+    reason: Reason = Reason.NONE
+    detail: str = ""
+    length: int = 0
+    sha256: str = ""
+    fields: dict[str, str | int] = {}  # our part of the target's custom fields
+    director: tuple[str, ...] = ()  # the raw keys for orders, in hex
+    time_ms: int = 0  # the newest time that signed metadata has shown
+
+
+@dataclass(frozen=True, slots=True)
+class Vouching:
+    """Where the repository is, and how to know it: the root that came at enrolment, the fleet's CA."""
+
+    folder: Path  # of trusted metadata
+    root: Path
+    ca: Path
+    url: str  # of the server, without /tuf
+
+    def ask(self, path: str, floor_ms: int) -> Vouched:
+        """What the repository says of a target, as of now. Blocks; raises `StepError` with the client's reason."""
+        answer = self._run("--target-name", path, "--floor-ms", str(floor_ms), "find")
+        if answer.reason is not Reason.NONE:
+            raise StepError(answer.reason, answer.detail)
+        return Vouched(
+            length=answer.length,
+            sha256=answer.sha256,
+            fields=answer.fields,
+            director=tuple(bytes.fromhex(key) for key in answer.director),
+            time_ms=answer.time_ms,
+        )
+
+    def refresh(self, floor_ms: int) -> None:
+        """Follow the repository's newest root. Blocks; a repository that cannot be reached changes nothing."""
+        with contextlib.suppress(StepError):
+            self._run("--target-name", "none", "--floor-ms", str(floor_ms), "find")
+
+    def directors(self) -> tuple[bytes, ...]:
+        """The keys for orders by the newest root that is trusted here; none where that cannot be read."""
+        for path in (self.folder / "root.json", self.root):
+            try:
+                with path.open("rb") as file:
+                    document = json.loads(file.read(_MOST_BYTES))
+                keys = document["signed"]["x-covey-director"]["keys"].values()
+                return tuple(bytes.fromhex(key["keyval"]["public"]) for key in keys)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                continue
+        return ()
+
+    def _run(self, *words: str) -> Answer:
+        command = [sys.executable, "-m", "covey_agent", "tuf", "--metadata-dir", str(self.folder)]
+        command += ["--metadata-url", f"{self.url.rstrip('/')}/tuf/metadata", "--root", str(self.root)]
+        if self.url.startswith("https:"):
+            command += ["--ca", str(self.ca)]
+        try:
+            done = subprocess.run([*command, *words], capture_output=True, timeout=_LONGEST_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise StepError(Reason.METADATA_UNAVAILABLE, "the update client did not end in time") from error
+        except OSError as error:
+            raise StepError(Reason.INTERNAL, f"the update client cannot be started: {error}") from error
+        try:
+            return msgspec.json.decode(done.stdout[:_MOST_BYTES], type=Answer)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            detail = f"the update client ended with {done.returncode}: {lines[-1] if lines else 'no word'}"
+            raise StepError(Reason.INTERNAL, detail) from error
