@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,16 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(BadInputError, match="not a readable .npz"):
         samples.load_samples(path, [IMAGE])
+
+
+@pytest.mark.parametrize("shape", [(10**12, 1, 4, 4), (10**6, 4, 4), (5, -1, 4, 4), (2**62, 16)])
+def test_arrays_that_claim_what_they_do_not_hold(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("image.npy", header.getvalue() + bytes(64))
+    with pytest.raises(BadInputError, match="not a readable .npz"):
+        samples.load_samples(tmp_path / "a.npz", [IMAGE])
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
