@@ -25,9 +25,12 @@ import msgspec
 from covey_contract.strenum import StrEnum
 
 MAX_WINDOWS = 32
-# A window that opens on one day a week can miss one week to a clock that is set forward.
+# A window that opens on one day a week can miss one week to a clock that is set forward; one on the 31st may have to wait for
+# two months.
 _LOOK_AHEAD_DAYS = 15
+_LOOK_AHEAD_MONTHS_DAYS = 93
 
+MonthDay = Annotated[int, msgspec.Meta(ge=1, le=31)]
 ClockTime = Annotated[str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 
 
@@ -50,15 +53,18 @@ class MaintenanceWindow(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename={"start": "from", "end": "to"}
 ):
     """`{"days": ["sat"], "from": "22:00", "to": "05:00"}`: a window whose end is not after its start closes on the next day.
-    `days` are those on which it opens."""
+    `days` are those on which it opens; of them, where `month_days` are given, those that are one of these of their month."""
 
     start: ClockTime
     end: ClockTime
     days: tuple[Day, ...] = DAYS
+    month_days: tuple[MonthDay, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.days or len(set(self.days)) != len(self.days):
             raise ValueError("a maintenance window names one to seven different days")
+        if len(set(self.month_days)) != len(self.month_days):
+            raise ValueError("a maintenance window names a day of the month twice")
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -76,7 +82,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Opening(NamedTuple):
-    """`changes_ms`: when an open window closes or the next one opens; None if none opens in the next two weeks."""
+    """`changes_ms`: when an open window closes or the next one opens; None if none opens in the next two weeks, or three months
+    where it opens on days of the month."""
 
     is_open: bool
     changes_ms: int | None
@@ -100,9 +107,9 @@ def _spans(window: MaintenanceWindow, now_ms: int, zone: tzinfo) -> Iterator[tup
     """The window's openings from yesterday on, as [from, to) in Unix milliseconds; those of no length are left out."""
     today = datetime.fromtimestamp(now_ms / 1000, zone).date()
     next_day = timedelta(days=1 if window.end <= window.start else 0)
-    for ahead in range(-1, _LOOK_AHEAD_DAYS):
+    for ahead in range(-1, _LOOK_AHEAD_MONTHS_DAYS if window.month_days else _LOOK_AHEAD_DAYS):
         day = today + timedelta(days=ahead)
-        if DAYS[day.weekday()] not in window.days:
+        if DAYS[day.weekday()] not in window.days or (window.month_days and day.day not in window.month_days):
             continue
         opens, closes = _moment(day, window.start, zone), _moment(day + next_day, window.end, zone)
         if opens < closes:

@@ -250,6 +250,7 @@ def _conditions(spec: CampaignSpec) -> dict[str, Any] | None:
     """What the device itself sees to before it changes what serves; None: nothing."""
     wanted, maintenance = spec.conditions, spec.maintenance
     conditions = Conditions(
+        not_before_ms=None if wanted.not_before is None else wanted.not_before.ms,
         windows=maintenance.as_conditions() if maintenance is not None and maintenance.of_device else (),
         mains_power=wanted.mains_power,
         unlocked=wanted.unlocked,

@@ -187,10 +187,13 @@ def test_a_stage_starts_not_before(rig: Rig) -> None:
 
 
 def test_conditions_travel_with_the_order_and_not_with_that_to_go_back(rig: Rig) -> None:
-    name = rig.make(text("conditions: {mains_power: true, idle: 30s, unlocked: true}"))
+    later = "2027-01-15T09:00:00Z"
+    name = rig.make(text(f"conditions: {{not_before: {later}, mains_power: true, idle: 30s, unlocked: true}}"))
     rig.run_until(name, "done")
     sent = orders_of(rig, "press-1")[-1].conditions
-    assert msgspec.convert(sent, Conditions) == Conditions(mains_power=True, idle_s=30.0, unlocked=True)
+    assert msgspec.convert(sent, Conditions) == Conditions(
+        not_before_ms=parse_moment(later).ms, mains_power=True, idle_s=30.0, unlocked=True
+    )
     rig.act(name, Action.ROLLBACK)
     rig.run(2)
     assert orders_of(rig, "press-1")[-1].conditions is None
@@ -209,7 +212,7 @@ def test_a_device_that_waits_is_neither_in_progress_nor_too_late(rig: Rig) -> No
 
 def test_retry_and_when(rig: Rig) -> None:
     rig.devices["press-1"].refuses = {"1.1"}
-    name = rig.make(text("retry: {times: 2, after: 10s, factor: 2, on: [failed]}", "min_reached: 1"))
+    name = rig.make(text("retry: {times: 2, after: 10s, factor: 2, causes: [failed]}", "min_reached: 1"))
     rig.run(5)
     part = rig.parts(name)["press-1"]
     assert (part.state, part.attempts, rig.show(name).failed) == ("retrying", 1, 0)
@@ -230,7 +233,7 @@ def test_retry_and_when(rig: Rig) -> None:
 
 def test_retry_of_what_is_not_named_is_none(rig: Rig) -> None:
     rig.devices["press-1"].refuses = {"1.1"}
-    rig.make(text("retry: {times: 2, after: 1s, on: [timed_out]}", "gates: {install_failures: {max_rate: 1}}"))
+    rig.make(text("retry: {times: 2, after: 1s, causes: [timed_out]}", "gates: {install_failures: {max_rate: 1}}"))
     rig.run(10)
     assert (rig.parts("c")["press-1"].state, rig.parts("c")["press-1"].attempts) == ("failed", 1)
 

@@ -128,6 +128,14 @@ def test_what_is_said_of_the_next_change_comes_true(
 # --- on the wire --------------------------------------------------------------------------------------------------
 
 
+def test_windows_may_open_on_days_of_the_month() -> None:
+    first = MaintenanceWindow(start="22:00", end="05:00", days=(Day.SAT, Day.SUN), month_days=(1, 31))
+    assert opening((first,), ms("2026-01-31T23:00"), BERLIN) == (True, ms("2026-02-01T05:00"))  # a Saturday, the 31st
+    assert opening((first,), ms("2026-02-01T23:00"), BERLIN).is_open  # a Sunday, the 1st
+    assert opening((first,), ms("2026-02-07T23:00"), BERLIN) == (False, ms("2026-03-01T22:00"))
+    assert opening((first,), ms("2026-03-02T06:00"), BERLIN) == (False, ms("2026-05-31T22:00"))
+
+
 ASSIGNMENT = {
     "id": "a1",
     "device": "press-7",
@@ -164,6 +172,8 @@ def test_an_order_without_conditions_is_the_order_of_before() -> None:
         {"windows": [{"from": "09:00", "to": "17:00", "days": []}]},
         {"windows": [{"from": "09:00", "to": "17:00", "days": ["mon", "mon"]}]},
         {"windows": [{"from": "09:00", "to": "17:00", "days": ["monday"]}]},
+        {"windows": [{"from": "09:00", "to": "17:00", "month_days": [0]}]},
+        {"windows": [{"from": "09:00", "to": "17:00", "month_days": [1, 1]}]},
         {"windows": [{"from": "09:00", "to": "17:00"}] * 33},
         {"idle_s": -1},
         {"idle_s": 86_401},

@@ -408,7 +408,7 @@ def test_active_is_not_done_before_it_has_answered() -> None:
 
 
 def test_failed_devices_are_tried_again_later_and_later() -> None:
-    running = with_file(RUNNING, ("", "retry: {times: 3, after: 1m, factor: 3, on: [failed]}\ntimeout: 10m"))
+    running = with_file(RUNNING, ("", "retry: {times: 3, after: 1m, factor: 3, causes: [failed]}\ntimeout: 10m"))
     assert upkeep(running, 1_000_000) == [
         TimeOut(400_000),
         Retry(1, 1_060_000, ("failed",)),

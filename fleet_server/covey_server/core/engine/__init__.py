@@ -94,4 +94,4 @@ def upkeep(campaign: Progress, now_ms: int) -> list[Decision]:
     spec, retry = campaign.spec, campaign.spec.retry
     overdue: list[Decision] = [] if spec.timeout is None else [TimeOut(now_ms - spec.timeout.ms)]
     pauses = [min(round(retry.after.ms * retry.factor**tried), MAX_DURATION_MS) for tried in range(retry.times)]
-    return [*overdue, *(Retry(tried + 1, now_ms + pause, retry.on) for tried, pause in enumerate(pauses))]
+    return [*overdue, *(Retry(tried + 1, now_ms + pause, retry.causes) for tried, pause in enumerate(pauses))]

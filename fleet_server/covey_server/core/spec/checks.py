@@ -27,8 +27,8 @@ def check(spec: CampaignSpec, error: Complain) -> None:
     _check_pace(("pace",), spec.pace, error)
     if spec.maintenance is not None:
         _check_maintenance(spec, error)
-    if len(set(spec.retry.on)) != len(spec.retry.on):
-        raise error(("retry", "on"), "names a way to fail twice")
+    if len(set(spec.retry.causes)) != len(spec.retry.causes):
+        raise error(("retry", "causes"), "names a way to fail twice")
     if spec.breach.scope == "stage" and spec.breach.action != "rollback":
         raise error(("on_breach", "scope"), f"is of a rollback; the action is {spec.breach.action}")
 
@@ -106,8 +106,10 @@ def _check_maintenance(spec: CampaignSpec, error: Complain) -> None:
     if maintenance is None:
         return
     for index, window in enumerate(maintenance.windows):
-        if len(set(window.days)) != len(window.days):
-            raise error(("maintenance", "windows", index, "days"), "names a day twice")
+        for field in ("days", "month_days"):
+            named = getattr(window, field)
+            if len(set(named)) != len(named):
+                raise error(("maintenance", "windows", index, field), "names a day twice")
     if maintenance.of_device:
         return
     try:

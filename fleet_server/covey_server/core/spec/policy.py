@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from covey_server.core.spec.values import Duration, Strict, span
+from covey_server.core.spec.values import Duration, Moment, Strict, span
 
 MAX_RETRIES = 10
 
@@ -20,6 +20,7 @@ class Conditions(Strict, frozen=True, kw_only=True):
     """When a device may change what serves, by its own judgement; it fetches and verifies before. See
     `covey_contract.conditions.Conditions`."""
 
+    not_before: Moment | None = None
     mains_power: bool = False
     idle: Duration = span(0)  # no inference request for so long
     unlocked: bool = False  # no application holds the device's lock
@@ -38,14 +39,14 @@ class Served(Strict, frozen=True, kw_only=True):
 
 
 class Retry(Strict, frozen=True, kw_only=True):
-    """A device that failed in one of the ways `on` gets another order, up to `times` times: `after` that long, and `factor`
+    """A device that failed for one of these `causes` gets another order, up to `times` times: `after` that long, and `factor`
     times as long each further time. `then`: what becomes of one that failed every time: it counts as failed, or the campaign
     is paused for a person to look at it."""
 
     times: Annotated[int, msgspec.Meta(ge=0, le=MAX_RETRIES)] = 0
     after: Duration = span(60_000)
     factor: Annotated[float, msgspec.Meta(ge=1, le=10)] = 2.0
-    on: Annotated[tuple[Failure, ...], msgspec.Meta(min_length=1, max_length=4)] = ("failed", "timed_out")
+    causes: Annotated[tuple[Failure, ...], msgspec.Meta(min_length=1, max_length=4)] = ("failed", "timed_out")
     then: Literal["fail", "person"] = "fail"
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from covey_contract.conditions import MAX_WINDOWS, ClockTime, Day, MaintenanceWindow
+from covey_contract.conditions import MAX_WINDOWS, ClockTime, Day, MaintenanceWindow, MonthDay
 from covey_server.core.spec.values import Moment, Strict
 
 AtEnd = Literal["pause", "abort", "rollback"]
@@ -24,11 +24,12 @@ class Schedule(Strict, frozen=True, kw_only=True):
 
 class Window(Strict, frozen=True, kw_only=True, rename={"opens": "from", "closes": "to"}):
     """`{days: [sat], from: "22:00", to: "05:00"}`: a window that closes no later than it opens closes on the next day. `days`
-    are those on which it opens."""
+    are those on which it opens; of them, where `month_days` are given, those that are one of these of their month."""
 
     opens: ClockTime
     closes: ClockTime
     days: Annotated[tuple[Day, ...], msgspec.Meta(min_length=1, max_length=7)] = tuple(Day)
+    month_days: Annotated[tuple[MonthDay, ...], msgspec.Meta(max_length=31)] = ()
 
 
 class Maintenance(Strict, frozen=True, kw_only=True):
@@ -48,4 +49,7 @@ class Maintenance(Strict, frozen=True, kw_only=True):
 
     def as_conditions(self) -> tuple[MaintenanceWindow, ...]:
         """As the contract has them."""
-        return tuple(MaintenanceWindow(start=one.opens, end=one.closes, days=one.days) for one in self.windows)
+        return tuple(
+            MaintenanceWindow(start=one.opens, end=one.closes, days=one.days, month_days=one.month_days)
+            for one in self.windows
+        )
