@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import logging.handlers
 import os
@@ -31,7 +32,7 @@ from covey_agent.deployments import Deployments
 from covey_agent.errors import AgentError, AlreadyRunningError
 from covey_agent.facts import installed_runtimes, measure_facts, read_facts
 from covey_agent.gateway_process import GatewayProcess, prepare_run_folder
-from covey_agent.identity import FACTS, load_identity
+from covey_agent.identity import CA, FACTS, ROOT, Identity, load_identity
 from covey_agent.jobs import Jobs
 from covey_agent.link import Link
 from covey_agent.manual import Manual
@@ -43,8 +44,10 @@ from covey_agent.settings import Settings
 from covey_agent.store import Store
 from covey_agent.supervisor import supervisor_of
 from covey_agent.surroundings import look_around
+from covey_agent.tuf.vouching import Vouching
 from covey_contract.messages import BlockRequest, Report
 from covey_contract.reasons import Reason
+from covey_contract.signing import Trust
 from covey_contract.topics import Up
 
 log = logging.getLogger(__name__)
@@ -87,6 +90,8 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             boot_id=boot_id,
             draw=random.SystemRandom(),
         )
+        vouching = vouching_of(settings, identity)
+        trust = trust_of(identity, vouching)
         serving = Serving(settings, book, store, gateway.client, jobs, system_clock)
         # The loop is made last, and is what reports go through.
         control: Control | None = None
@@ -100,7 +105,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
 
         deployments = Deployments(
             identity.device,
-            identity.trust,
+            trust,
             settings,
             book=book,
             store=store,
@@ -113,6 +118,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             report=report,
             request=request,
             clock=system_clock,
+            vouching=vouching,
         )
         control = Control(
             identity.device,
@@ -128,7 +134,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             deployments=deployments,
             commands=Commands(
                 identity.device,
-                identity.trust,
+                trust,
                 facts=lambda: machine.read().facts,
                 logs=(settings.log_file, settings.gateway_log),
                 clock=system_clock,
@@ -167,6 +173,23 @@ def gateway_options(settings: Settings) -> list[str]:
     if settings.runner_memory_mb is not None:
         words += ["--runner-memory-mb", str(settings.runner_memory_mb)]
     return words
+
+
+def vouching_of(settings: Settings, identity: Identity) -> Vouching | None:
+    """The repository of releases, for a device that enrolled with its root. What is trusted of one is kept apart from another's."""
+    root = settings.identity / ROOT
+    try:
+        name = hashlib.sha256(root.read_bytes()).hexdigest()[:16]
+    except FileNotFoundError:
+        log.warning("this device enrolled without a root of releases: it trusts the release key alone; enrol it again")
+        return None
+    return Vouching(settings.state / "tuf" / name, root, settings.identity / CA, identity.server)
+
+
+def trust_of(identity: Identity, vouching: Vouching | None) -> Trust:
+    """Who may give orders: by the newest root, where there is one."""
+    directors = vouching.directors() if vouching is not None else ()
+    return msgspec.structs.replace(identity.trust, director=directors) if directors else identity.trust
 
 
 def system_clock() -> int:

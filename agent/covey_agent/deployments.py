@@ -14,9 +14,19 @@ import msgspec
 
 from covey_agent import fetch
 from covey_agent.book import Book
-from covey_agent.core.acceptance import Machine, Refusal, Room, authenticate, examine, open_manifest
+from covey_agent.core.acceptance import (
+    Machine,
+    Refusal,
+    Room,
+    Vouched,
+    authenticate,
+    check_release,
+    examine,
+    open_manifest,
+    release_path,
+)
 from covey_agent.core.conditions import Surroundings, Wait, binding, waits_for
-from covey_agent.core.lifecycle import RESUME, Act, Event, may_retry
+from covey_agent.core.lifecycle import PASSING, RESUME, Act, Event, may_retry
 from covey_agent.core.reports import report_of, report_of_refusal
 from covey_agent.core.state import AgentState, Deployment, ModelRecord, moved, protected
 from covey_agent.core.swap import Memory, SwapMode, choose
@@ -28,6 +38,7 @@ from covey_agent.orders import OrderFolder
 from covey_agent.serving import RESTORE, Serving
 from covey_agent.settings import Settings
 from covey_agent.store import CorruptError, Store
+from covey_agent.tuf.vouching import Vouching
 from covey_contract.blocks import Block
 from covey_contract.errors import ContractError
 from covey_contract.lifecycle import State
@@ -39,9 +50,11 @@ from covey_contract.wire import decode
 
 log = logging.getLogger(__name__)
 
-VERIFY, LOAD = "verify", "load"
+VERIFY, LOAD, VOUCH, REFRESH = "verify", "load", "vouch", "refresh"
 _CORRUPT_LIMIT = 3
 _STORAGE_PAUSE_S = 3.0
+# An order by an unknown key makes the device ask for the newest root, not more often than this.
+_ASK_AGAIN_S = 60.0
 # What a deployment waits for may change every second; it is stored and told no more often than this.
 _TELL_WAIT_MS = 10_000
 # What says nothing about the build itself: the start is tried again, up to the limit.
@@ -49,7 +62,8 @@ _TRY_AGAIN = frozenset({Reason.RUNNER_CRASHED, Reason.RUNNER_HUNG, Reason.LOAD_T
 
 
 class Deployments:
-    """Called by the control loop alone. `surroundings` is asked when an order has conditions; `free` gives the disk's free bytes,
+    """Called by the control loop alone. `vouching` asks the repository of releases; None: this device enrolled before there was one,
+    and the release key's signature is what counts. `surroundings` is asked when an order has conditions; `free` gives the disk's free bytes,
     `memory` the available MB; `report` spools, `request` asks the server for blocks."""
 
     def __init__(
@@ -69,6 +83,7 @@ class Deployments:
         report: Callable[[Report], None],
         request: Callable[[BlockRequest], None],
         clock: Callable[[], int],
+        vouching: Vouching | None = None,
     ) -> None:
         self._device = device
         self._trust = trust
@@ -85,6 +100,10 @@ class Deployments:
         self._clock = clock
         self._orders = OrderFolder(settings.state / "orders", trust)
         self._downloads = Downloads(settings.state / "fetch", store, settings.fetch, request)
+        self._vouching = vouching
+        self._vouched: dict[int, Vouched] = {}  # by the order's counter
+        self._unknown_key: bytes | None = None  # an order that waits for the newest root
+        self._asked = -_ASK_AGAIN_S
         self._corrupt: dict[int, int] = {}
         self._judge_until: dict[int, float] = {}
         self._not_before: dict[str, float] = {}
@@ -140,7 +159,8 @@ class Deployments:
                 order.assignment, trust=self._trust, device=self._device, counter=state.counter, now_ms=now_ms
             )
         except Refusal as refusal:
-            self._turn_away(order, refusal)
+            if refusal.reason is not Reason.BAD_SIGNATURE or not self._ask_for_keys(payload):
+                self._turn_away(order, refusal)
             return
         try:
             self._take(assignment, payload)
@@ -156,10 +176,14 @@ class Deployments:
         record = self._book.state.record(model)
         deployment = record.deployment
         try:
-            if finished.key.what == RESTORE:
+            if finished.key.what == REFRESH:
+                self._heard_of_keys()
+            elif finished.key.what == RESTORE:
                 self._serving.restored(finished, self._now, self.tell)
             elif deployment is not None and deployment.order.counter == finished.key.counter:
-                if finished.key.what == VERIFY and deployment.state is State.VERIFYING:
+                if finished.key.what == VOUCH and deployment.state is State.ASSIGNED:
+                    self._heard_of_release(model, finished)
+                elif finished.key.what == VERIFY and deployment.state is State.VERIFYING:
                     self._verified(model, deployment, finished)
                 elif finished.key.what == LOAD and deployment.state is State.WARMING:
                     self._loaded(model, deployment, finished)
@@ -192,6 +216,8 @@ class Deployments:
         if order.action is Action.REMOVE:
             self._move(model, Event.REMOVE)
             return
+        if self._jobs.is_pending(_vouch_key(order)):
+            return
         self.collect()
         try:
             if order.build == record.active:
@@ -207,10 +233,69 @@ class Deployments:
                 room=self._room(manifest, order.build),
                 now_ms=self._effective_time(),
             )
+            if self._vouching is not None:
+                vouched = self._vouched.pop(order.counter, None)
+                if vouched is None:
+                    self._ask_for_release(self._vouching, order, release_path(manifest))
+                    return
+                floor, retained = record.release_floor, order.build == record.previous
+                check_release(fit, vouched, floor=floor, retained=retained)
+                self._note_release(model, vouched)
         except Refusal as refusal:
             self._move(model, Event.REFUSED, refusal.reason, refusal.detail)
             return
         self._move(model, Event.ACCEPTED, detail="; ".join(fit.notes))
+
+    def _ask_for_release(self, vouching: Vouching, order: Assignment, path: str) -> None:
+        floor_ms = self._effective_time()
+
+        def work() -> None:
+            self._vouched[order.counter] = vouching.ask(path, floor_ms)
+
+        self._jobs.submit(_vouch_key(order), work)
+
+    def _heard_of_release(self, model: str, finished: Finished) -> None:
+        trouble = finished.trouble
+        if isinstance(trouble, StepError) and trouble.reason not in PASSING and trouble.reason is not Reason.INTERNAL:
+            self._move(model, Event.REFUSED, trouble.reason, trouble.detail)
+        elif isinstance(trouble, StepError | GatewayError):
+            self._fail(model, trouble)
+
+    def _note_release(self, model: str, vouched: Vouched) -> None:
+        """The release's counter, and what else its metadata have shown, on disk before the build is fetched. Raises `OSError`."""
+
+        def edit(state: AgentState) -> AgentState:
+            record = state.record(model)
+            assert record.deployment is not None, "it is being examined"  # noqa: S101
+            deployment = msgspec.structs.replace(record.deployment, release=vouched.release)
+            state = state.with_record(model, msgspec.structs.replace(record, deployment=deployment))
+            return msgspec.structs.replace(state, time_floor_ms=max(state.time_floor_ms, vouched.time_ms))
+
+        self._book.change(edit)
+        self._trust_directors(vouched.director)
+
+    # --- who may give orders ----------------------------------------------------------------------------------------
+
+    def _ask_for_keys(self, payload: bytes) -> bool:
+        """An order by an unknown key: root may name another by now. Whether it is asked for; the order is looked at again then."""
+        if self._vouching is None or self._now < self._asked + _ASK_AGAIN_S:
+            return False
+        self._asked = self._now
+        self._unknown_key = payload
+        vouching, floor_ms = self._vouching, self._effective_time()
+        return self._jobs.submit(Key("", REFRESH, ""), lambda: vouching.refresh(floor_ms))
+
+    def _heard_of_keys(self) -> None:
+        payload, self._unknown_key = self._unknown_key, None
+        if self._vouching is not None:
+            self._trust_directors(self._vouching.directors())
+        if payload is not None:
+            self.order(payload)
+
+    def _trust_directors(self, keys: tuple[bytes, ...]) -> None:
+        if keys and keys != self._trust.director:
+            log.warning("the keys for orders are others now, by the newest root")
+            self._trust = msgspec.structs.replace(self._trust, director=keys)
 
     def _fetch(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
         manifest, _ = self._orders.manifest(deployment.order)
@@ -484,3 +569,7 @@ class Deployments:
         words = " ".join(word for word in (deployment.reason, deployment.detail) if word and word != Reason.NONE)
         log.info("%s %s: %s%s", model, deployment.order.version, deployment.state, f" ({words})" if words else "")
         self._report(report_of(record, deployment, now_ms=self._clock()))
+
+
+def _vouch_key(order: Assignment) -> Key:
+    return Key(order.model, VOUCH, order.build, order.counter)

@@ -26,6 +26,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retries: int = 0
     bytes_fetched: int = 0
     waits_until_ms: int | None = None  # of a wait whose end is known
+    release: int = 0  # the counter of its build's release; 0: no repository vouched for it
 
     @property
     def build(self) -> str:
@@ -45,6 +46,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     deployment: Deployment | None = None
     broken: dict[str, int] = {}  # build -> starts in a row that failed
     pinned: str | None = None  # why no orders are followed; None: they are
+    release_floor: int = 0  # the highest release counter that passed its probation here; never decreases
 
 
 class AgentState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -94,7 +96,10 @@ def moved(
     )
     if event is Event.PASSED:
         previous = record.active if record.active != deployment.build else record.previous
-        return msgspec.structs.replace(record, active=deployment.build, previous=previous, broken={})
+        floor = max(record.release_floor, deployment.release)
+        return msgspec.structs.replace(
+            record, active=deployment.build, previous=previous, broken={}, release_floor=floor
+        )
     if event is Event.FELL_BACK:
         return msgspec.structs.replace(record, active=record.previous, previous=None)
     if event is Event.BROKE or event is Event.REMOVE:
