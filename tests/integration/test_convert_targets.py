@@ -35,6 +35,8 @@ pytestmark = [
         toolchain.find("onnx2tf", toolchain.places(os.environ)).folder is None,
         reason="toolchain onnx2tf is not installed: covey-convert toolchain install onnx2tf",
     ),
+    # One fixture builds eight targets, which a busy machine stretches.
+    pytest.mark.timeout(400),
     # Toolchains warn of their own future in the process that runs them; ours are in build processes, except in these tests.
     pytest.mark.filterwarnings("ignore"),
 ]
