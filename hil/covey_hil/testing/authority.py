@@ -48,7 +48,7 @@ class Authority:
         return self._build(subject, key, ca=False).public_bytes(serialization.Encoding.PEM).decode()
 
     def _build(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, ca: bool) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
+        now = datetime.datetime.now(datetime.timezone.utc)
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
