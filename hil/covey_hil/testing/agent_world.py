@@ -37,6 +37,7 @@ from covey_agent.jobs import Finished, Key, Trouble
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import CorruptError, Store
+from covey_agent.tuf.vouching import Vouching
 from covey_contract.envelope import Envelope
 from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.lifecycle import State
@@ -193,8 +194,9 @@ class InlineJobs:
 class World:
     """What outlives a kill: the disk, the gateway, the server and time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, vouching: Vouching | None = None) -> None:
         self.folder = folder
+        self.vouching = vouching
         self.fuse = Fuse()
         self.gateway = PlayedGateway(self.fuse)
         self.builds: dict[str, RandomBuild] = {}
@@ -241,6 +243,7 @@ class World:
             report=self.reports.append,
             request=self.asked.append,
             clock=self.clock,
+            vouching=self.vouching,
         )
 
     def _look_around(self, clock_ms: int, floor_ms: int, gateway: GatewayStatus | None) -> Surroundings:

@@ -120,6 +120,12 @@ def test_files_that_are_damaged_are_fetched_again(device: Device) -> None:
     assert device.folder.read("targets", 1 << 20) == device.repository.metadata["1.targets.json"]
 
 
+def test_a_stored_file_that_is_too_large_is_as_if_it_were_not_there(device: Device) -> None:
+    device.folder.write("targets", b"x" * 101)
+    assert device.folder.read("targets", 101) == b"x" * 101
+    assert device.folder.read("targets", 100) is None
+
+
 def test_a_folder_without_a_root_says_what_comes_first(device: Device) -> None:
     (device.folder.path / "root.json").unlink()
     with pytest.raises(RepositoryError, match="`init` comes first"):

@@ -219,6 +219,7 @@ def test_a_stored_root_is_never_exchanged_for_an_older_one(device: Device) -> No
     device.repository.metadata["2.root.json"] = second
     assert device.updater().refresh().root.version == 3
     assert device.folder.read_root(2, 1 << 20) == second
+    assert device.folder.read("root", 1 << 20) == device.repository.metadata["3.root.json"]
 
 
 def test_the_embedded_root_heals_a_damaged_folder(device: Device) -> None:
