@@ -77,7 +77,7 @@ class Watch:
 def rig(rig: Any) -> Any:
     """One whose requests have the patience that a slow machine's loading takes."""
     rig.stop()
-    rig.start("--deadline-s", "60", "--queue", "4")
+    rig.start("--deadline-s", "60", "--queue", "4", "--switch-s", "120")
     return rig
 
 
