@@ -18,6 +18,8 @@ from covey_agent.gateway_client import GatewayClient
 from covey_agent.gateway_process import run_folder
 from covey_agent.identity import CERTIFICATE, KEY, Identity, load_identity
 from covey_agent.link import tls_context
+from covey_agent.power import on_mains
+from covey_agent.timezone import zone_name
 
 _TIMEOUT_S = 5.0
 _EARLIEST = 1_735_689_600  # 2025-01-01: a clock before that has never been set
@@ -47,6 +49,7 @@ def examine(state: Path, book: AgentState, *, running: bool, margin: int) -> Ite
     yield Check("runtimes", bool(runtimes), runtimes or "none is installed: pip install 'covey-agent[onnxruntime]'")
     yield _checked("disk", lambda: _disk(state, margin))
     yield _checked("clock", lambda: _clock(book))
+    yield Check("conditions", True, _conditions(state))
 
 
 class _Bad(Exception):
@@ -99,6 +102,16 @@ def _gateway(state: Path, book: AgentState) -> str:
         if record.active is not None and serving.get(model) != record.active:
             raise _Bad(f"{model} does not serve its active build {record.active[:12]}")
     return f"pid {status.pid}, port {status.http_port}, serves {len([one for one in serving.values() if one])} models"
+
+
+def _conditions(state: Path) -> str:
+    """What orders may be waiting for; none of it is a fault."""
+    try:
+        locked_by = GatewayClient(run_folder(state) / "gateway.sock").status().locked_by
+    except (GatewayError, StepError):
+        locked_by = ()
+    power = "mains power" if on_mains() else "on battery"
+    return f"time zone {zone_name()}, {power}, {'locked by ' + ', '.join(locked_by) if locked_by else 'not locked'}"
 
 
 def _disk(state: Path, margin: int) -> str:

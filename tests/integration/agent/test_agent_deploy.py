@@ -218,6 +218,7 @@ def test_status_and_doctor(site: Site, make: Make) -> None:
     assert "scale: 1.0" in device.command("status").stdout
     doctor = device.command("doctor", "--margin-mb", "1")
     assert doctor.returncode == 0, doctor.stdout
+    assert "not locked" in doctor.stdout
     assert "FAIL" not in doctor.stdout
     device.stop()
     site.broker.stop()
