@@ -82,11 +82,11 @@ def site(tmp_path: Path) -> Iterator[Site]:
     database.migrate()
     keys = SigningKeys.load_or_create(tmp_path / "keys")
     services = Services(Settings(data=tmp_path), lambda: NOW_MS, database, Bus(), BlobStore(tmp_path / "blobs"), keys)
-    roles: tuple[Role, ...] = ("viewer", "operator", "worker")
+    roles: tuple[Role, ...] = ("viewer", "operator", "approver", "worker", "admin")
     with database.session() as session:
         secrets: dict[str, str] = {role: tokens.create(session, f"a-{role}", role, NOW_MS, None)[1] for role in roles}
         populate(session)
-    with served(create_app(services)) as url, httpx.Client(base_url=url) as client:
+    with served(create_app(services)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield Site(services, client, secrets)
     database.close()
 
@@ -214,6 +214,37 @@ def test_a_campaign_from_making_to_its_end(site: Site) -> None:
     ]
     listed = site.ask("GET", "/api/v1/campaigns").json()["items"]
     assert [(each["name"], each["state"], each["devices"]) for each in listed] == [("digits-1.1", "aborted", 2)]
+
+
+def test_approval_clones_and_stages(site: Site) -> None:
+    def said(path: str, role: str = "operator", body: str | None = None) -> tuple[int, Any]:
+        kind = "json" if body is not None else "yaml"
+        answer = site.ask("POST", f"/api/v1/campaigns/digits-1.1/{path}", body, role=role, kind=kind)
+        return answer.status_code, answer.json()
+
+    file = FILE + "approval: true\nconflict: queue\n"
+    assert site.ask("POST", "/api/v1/campaigns?start=true", file).json()["state"] == "queued"
+    assert said("approve")[0] == 403
+    assert said("approve", "viewer")[0] == 403
+    status, view = said("approve", "approver")
+    assert (status, view["approval"]) == (200, "a-approver")
+    assert said("approve", "approver")[0] == 200
+    assert said("approve?stage=rest", "approver")[1]["detail"] == "stage rest needs no approval"
+    assert said("rollback?stage=moon")[0] == 422
+    assert said("pause?stage=rest")[0] == 422
+    assert said("retry", "approver")[0] == 403
+    assert said("clone", body='{"name": "b", "version": "9.9"}')[1]["code"] == "bad_campaign_file"
+    assert said("clone", body='{"name": "b", "nonsense": 1}')[0] == 422
+    status, view = said("clone", body='{"name": "b"}')
+    assert (status, view["name"], view["state"], view["conflict"]) == (201, "b", "planned", "queue")
+    assert said("clone", body='{"name": "b"}')[1]["code"] == "name_taken"
+    devices = "/api/v1/campaigns/digits-1.1/devices"
+    assert len(site.ask("GET", f"{devices}?stage=canary").json()["items"]) == 1
+    assert site.ask("GET", f"{devices}?stage=moon").status_code == 404
+    assert site.ask("GET", f"{devices}?drifted=true").json()["items"] == []
+    own = FILE.replace("digits-1.1", "own") + "approval: true\n"
+    assert site.ask("POST", "/api/v1/campaigns", own, role="admin").status_code == 201
+    assert site.ask("POST", "/api/v1/campaigns/own/approve", role="admin").json()["code"] == "own_campaign"
 
 
 def test_json_is_taken_as_well(site: Site) -> None:

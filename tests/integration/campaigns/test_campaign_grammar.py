@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,6 +27,7 @@ from tests.integration.campaigns.conftest import ANN, BOB, ODD_DIGEST
 if TYPE_CHECKING:
     from tests.integration.campaigns.conftest import Rig
 
+ROOT = Path(__file__).resolve().parents[3]
 FILE = """
 name: c
 model: digits
@@ -37,6 +40,20 @@ stages:
 def text(*lines: str, name: str = "c", stages: str = "  - {name: all, percent: 100}", version: str = "1.1") -> str:
     head = FILE.replace("name: c\n", f"name: {name}\n").replace('"1.1"', f'"{version}"')
     return "\n".join([head.replace("  - {name: all, percent: 100}", stages), *lines, ""])
+
+
+def test_the_readmes_campaign_file_runs_as_written(rig: Rig) -> None:
+    lines = (
+        (ROOT / "README.md")
+        .read_text()
+        .split("$ cat > first.yaml\n")[1]
+        .split("    $ covey campaign start first.yaml")[0]
+    )
+    rig.add_device("lab-1", "canary").idle = True
+    name = rig.make(textwrap.dedent(lines))
+    view = rig.run_until(name, "done", seconds=30)
+    assert rig.running()["lab-1"] == "1.0"
+    assert view.waiting_for == "done: 7 of 7 devices active"
 
 
 def in_flight(rig: Rig, name: str = "c") -> list[str]:
