@@ -59,7 +59,7 @@ class CatchUp:
             of_model = [row for row in rows if row.model == model]
             released = {path for path, _ in self._releases.edition().targets(model)}
             builds = [release_of(decode(Manifest, row.manifest), row.manifest) for row in of_model]
-            late = [build for build in builds if build.path not in released]
+            late = [build for build in builds if build.path not in released | self._releases.shelf.withdrawn()]
             try:
                 self._releases.release(late)
             except KeysMissing as error:

@@ -19,7 +19,7 @@ from typing import Any
 from tuf.api.metadata import Metadata, Root
 
 from covey_server.clock import system_clock
-from covey_server.errors import Invalid, ServerError
+from covey_server.errors import Invalid, NotFound, ServerError
 from covey_server.fleet.durable import write_durably
 from covey_server.releases import ceremony
 from covey_server.releases.bootstrap import releases_of, secrets_from
@@ -113,6 +113,10 @@ def add_commands(parser: argparse.ArgumentParser, add_settings: AddSettings, loa
 
     sub = command("publish", _publish, "Publish documents that are signed: root.json, targets.json, or both.")
     sub.add_argument("documents", type=Path, nargs="+", metavar="FILE")
+
+    sub = command("withdraw", _withdraw, "Take a version's releases back: no device accepts them any longer.")
+    sub.add_argument("model")
+    sub.add_argument("version")
 
     sub = command("export", _export, "Write every root that was published, for devices and for safe keeping.")
     sub.add_argument("folder", type=Path)
@@ -275,6 +279,16 @@ def _publish(options: argparse.Namespace, releases: Releases) -> int:
         print(f"published {_title(document)}")
         if isinstance(document.signed, Root) and install_director(releases, document.signed):
             print("the key for orders is another now: restart the server")
+    return 0
+
+
+def _withdraw(options: argparse.Namespace, releases: Releases) -> int:
+    number = releases.withdraw(options.model, options.version)
+    if not number:
+        raise NotFound(f"{options.model} {options.version} is not released")
+    print(
+        f"{number} builds of {options.model} {options.version} are withdrawn; devices that run them go on until they are ordered away"
+    )
     return 0
 
 

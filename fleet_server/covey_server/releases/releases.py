@@ -155,6 +155,8 @@ class Releases:
 
         def edit(draft: Draft, edition: Edition) -> None:
             gone.extend(path for path, _ in edition.targets(model) if path.split("/")[2] == version)
+            if gone:
+                self.shelf.note_withdrawn(gone)
             for path in gone:
                 draft.remove(model, path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import threading
@@ -20,6 +21,7 @@ from covey_server.fleet.durable import write_durably
 
 _METADATA_NAME = re.compile(r"(?:[1-9]\d{0,9}\.[A-Za-z0-9_.~-]{1,200}|timestamp)\.json")
 _TARGET_NAME = re.compile(r"models/[A-Za-z0-9._-]{1,64}/[A-Za-z0-9._+-]{1,64}/[0-9a-f]{64}\.[A-Za-z0-9._-]{1,64}")
+_WITHDRAWN = "withdrawn.json"
 _KEPT_MS = 24 * 3600 * 1000
 
 
@@ -81,6 +83,18 @@ class Shelf:
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             write_durably(place, data)
+
+    def withdrawn(self) -> set[str]:
+        """Paths that were taken back, and are not to be released by themselves again."""
+        try:
+            return set(json.loads((self.folder / _WITHDRAWN).read_bytes()))
+        except FileNotFoundError:
+            return set()
+
+    def note_withdrawn(self, paths: Collection[str]) -> None:
+        """Raises `OSError`."""
+        document = json.dumps(sorted(self.withdrawn() | set(paths)), indent=1)
+        write_durably(self.folder / _WITHDRAWN, document.encode() + b"\n")
 
     def publish(self, files: Sequence[tuple[str, bytes]]) -> None:
         """Write the files in this order; a `timestamp.json` must be the last. Raises `OSError`: then the old edition stands."""

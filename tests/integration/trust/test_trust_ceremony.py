@@ -176,6 +176,15 @@ def test_development_rotates_by_one_command(site: Site) -> None:
     assert device.root_version() == 3
 
 
+def test_a_withdrawn_version_stays_withdrawn(production: Site) -> None:
+    releases = start(production)
+    releases.release([build("1.0"), build("1.1")])
+    assert "1 builds of digits 1.1" in production.keys("withdraw", "digits", "1.1")
+    assert "is not released" in production.keys("withdraw", "digits", "1.1", code=1)
+    assert [path for path, _ in releases.edition().targets("digits")] == [build("1.0").path]
+    assert releases.shelf.withdrawn() == {build("1.1").path}
+
+
 def test_roots_are_exported_for_devices(production: Site) -> None:
     production.keys("export", production.folder / "roots")
     exported = production.folder / "roots" / "1.root.json"
