@@ -41,7 +41,7 @@ from covey_server.db.tables import Device
 _KINDS = "campaign_kinds"
 _DRAW = "campaign_draw"
 _MILLION = 1_000_000
-_KEYS = ("device", "drawn")  # what settles the order among devices of equal shares
+_NUMBERS = {"profile": "profile_no", "site": "site_no", "criticality": "criticality"}
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,21 @@ class Draw:
             number(),
             *(Column(_place(index), Integer) for index in range(1, len(self._orders))),
             *_carried(),
+            Column("profile", String(64), nullable=False),
+            Column("site", String(256), nullable=False),
             Column("stage", Integer),
         )
         self._kinds = temporary(
             _KINDS,
             Column("profile", String(64), primary_key=True),
             Column("facts_digest", String(64), primary_key=True),
+            Column("profile_no", Integer, nullable=False),
             Column("choice", Integer, nullable=False),
             Column("fits", SmallInteger, nullable=False),
         )
+        # Numbers sort in a third of the time of texts.
+        self._profiles = temporary(f"{_DRAW}_profiles", number(), Column("profile", String(64), nullable=False))
+        self._sites = temporary(f"{_DRAW}_sites", number(), Column("site", String(256), nullable=False, unique=True))
         self.size = 0
 
     def fill(
@@ -98,20 +104,32 @@ class Draw:
         self._sorter.new(self.table)
         if not kinds:
             return
+        profiles = {name: at for at, name in enumerate(sorted({kind.profile for kind, _, _ in kinds}), start=1)}
         rows = [
-            {"profile": kind.profile, "facts_digest": kind.facts_digest, "choice": choice, "fits": int(fits)}
+            {
+                "profile": kind.profile,
+                "facts_digest": kind.facts_digest,
+                "profile_no": profiles[kind.profile],
+                "choice": choice,
+                "fits": int(fits),
+            }
             for kind, choice, fits in kinds
         ]
         self._session.execute(insert(self._kinds), rows)
-        self._sorter.analyze(self._kinds)
-        carried = [column.name for column in _carried()]
-        self.size = self._sort(self.table, carried, self._candidates(target, permutation), self._orders[0])
+        self._session.execute(
+            insert(self._sorter.new(self._profiles)), [{NUMBER: at, "profile": name} for name, at in profiles.items()]
+        )
+        site = func.coalesce(Device.site, "").label("site")
+        self._session.execute(insert(self._sorter.new(self._sites)).from_select(["site"], select(site).group_by(site)))
+        for table in (self._kinds, self._sites):
+            self._sorter.analyze(table)
+        self.size = self._sort(self.table, self._candidates(target, permutation), self._orders[0])
         for index, order in enumerate(self._orders[1:], start=1):
             self._place_in(index, order)
 
     def drop(self) -> None:
         """Needed on SQLite, where a temporary table lives as long as its connection."""
-        self._sorter.drop(_DRAW, _KINDS)
+        self._sorter.drop(_DRAW, _KINDS, self._profiles.name, self._sites.name)
 
     def left_out(self, target: ColumnElement[bool]) -> Subquery:
         """The devices that meet `target` and get no build: `device`, and `choice` (None: of a kind that was not there a moment
@@ -196,50 +214,55 @@ class Draw:
             select(
                 Device.id.label("device"),
                 self._kinds.c.choice,
-                self._kinds.c.profile,
-                func.coalesce(Device.site, "").label("site"),
+                self._kinds.c.profile_no,
+                self._sites.c[NUMBER].label("site_no"),
                 Device.criticality,
                 ((Device.lot * factor + offset) % modulus).label("drawn"),
             )
             .select_from(Device)
             .join(self._kinds, self._of_kind())
+            .join(self._sites, self._sites.c.site == func.coalesce(Device.site, ""))
             .where(Device.revoked_ms.is_(None), target, self._kinds.c.fits == 1)
             .subquery()
         )
 
-    def _sort(self, into: Table, carried: Sequence[str], rows: FromClause, order: Order) -> int:
-        """Fill `into` with the named columns of `rows`, in that order; how many there are. Sorted by its stratum a device's rank
-        gives its share, and sorted by shares the strata lie spread over one another; the same first within each stratum."""
-        levels = [strata for strata in (order.strata + order.within, order.strata) if strata]
+    def _sort(self, into: Table, rows: FromClause, order: Order) -> int:
+        """Fill `into` with `rows` in that order; how many there are. Sorted by its stratum a device's rank gives its share, and
+        sorted by shares the strata lie spread over one another; the same first within each stratum."""
+        extra = [Column("base", Integer)] if "base" in into.c else []
         source, share, made = rows, None, []
-        for level, strata in enumerate(dict.fromkeys(levels)):
-            columns = [column for column in _carried() if column.name in {*carried, *strata, *order.first, *_KEYS}]
-            extra = [Column("base", Integer)] if "base" in carried else []
-            table = self._sorter.new(temporary(f"{_DRAW}_{level}", number(), *columns, *extra))
-            self._sorter.fill(
-                table, _only(rows, source, [*columns, *extra]), [*self._by(rows, strata), *self._keys(rows, share)]
-            )
+        for level, names in enumerate(dict.fromkeys([order.strata + order.within, order.strata])):
+            if not names:
+                continue
+            strata = [_NUMBERS[name] for name in names]
+            table = self._sorter.new(temporary(f"{_DRAW}_{level}", number(), *_carried(), *extra))
+            keys = [*(rows.c[name] for name in strata), *self._keys(rows, share)]
+            self._sorter.fill(table, _only(rows, source, [*_carried(), *extra]), keys)
             source, share = self._sorter.shares(f"{_DRAW}_sizes_{level}", table, strata)
             rows = table
             made += [f"{_DRAW}_{level}", f"{_DRAW}_sizes_{level}"]
         keys = [*(rows.c[name] for name in order.first), *self._keys(rows, share)]
-        size = self._sorter.fill(into, _only(rows, source, [into.c[name] for name in carried]), keys)
+        size = self._sorter.fill(into, self._final(into, rows, source), keys)
         self._sorter.drop(*made)
         return size
+
+    def _final(self, into: Table, rows: FromClause, source: FromClause) -> Select[Any]:
+        if into is not self.table:
+            return select(rows.c.base).select_from(source)
+        named = source.join(self._profiles, self._profiles.c[NUMBER] == rows.c.profile_no).join(
+            self._sites, self._sites.c[NUMBER] == rows.c.site_no
+        )
+        return _only(rows, named, _carried()).add_columns(self._profiles.c.profile, self._sites.c.site)
 
     def _place_in(self, index: int, order: Order) -> None:
         """Note each device's place in another order."""
         rows = select(self.table.c[NUMBER].label("base"), *(self.table.c[column.name] for column in _carried()))
         places = self._sorter.new(temporary(f"{_DRAW}_places", number(), Column("base", Integer, index=True)))
-        self._sort(places, ["base"], rows.subquery(), order)
+        self._sort(places, rows.subquery(), order)
         place = select(places.c[NUMBER]).where(places.c.base == self.table.c[NUMBER]).scalar_subquery()
         self._session.execute(update(self.table).values({_place(index): place}))
         self._sorter.drop(places.name)
         self._sorter.analyze(self.table)
-
-    def _by(self, rows: FromClause, strata: Sequence[str]) -> list[ColumnElement[Any]]:
-        texts = {column.name for column in _carried() if isinstance(column.type, String)}
-        return [self._sorter.bytewise(rows.c[name]) if name in texts else rows.c[name] for name in strata]
 
     def _keys(self, rows: FromClause, share: ColumnElement[int] | None) -> list[ColumnElement[Any]]:
         keys = [rows.c.drawn, self._sorter.bytewise(rows.c.device)]
@@ -253,12 +276,12 @@ class Draw:
 
 
 def _carried() -> list[Column[Any]]:
-    """What the draw holds of each device."""
+    """What is sorted of each device."""
     return [
         Column("device", String(64), nullable=False),
         Column("choice", Integer, nullable=False),
-        Column("profile", String(64), nullable=False),
-        Column("site", String(256), nullable=False),
+        Column("profile_no", Integer, nullable=False),
+        Column("site_no", Integer, nullable=False),
         Column("criticality", SmallInteger, nullable=False),
         Column("drawn", BigInteger, nullable=False),
     ]
