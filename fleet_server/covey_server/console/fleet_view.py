@@ -30,7 +30,11 @@ from covey_server.db.tables import (
 )
 from covey_server.fleet.standing import off_target
 
-RECENT_MS = 5 * 60_000
+# The longest of these is taken that a fleet's size allows.
+SPANS_MS = (5 * 60_000, 2 * 60_000, 60_000, 30_000)
+WINDOW_MS = 10_000
+MAX_COUNTED = 60_000
+QUANTILE_WINDOWS = 600
 MAX_SHOWN_CAMPAIGNS = 6
 ENDED_CAMPAIGNS = 3
 EVENTS = 10
@@ -100,12 +104,13 @@ class Happening:
 
 @dataclass(frozen=True)
 class FleetView:
-    """`campaigns` are those under way, `ended` the newest others. Quantiles reach back `span_ms`, counts `RECENT_MS`."""
+    """`campaigns` are those under way, `ended` the newest others. Quantiles reach back `span_ms`, counts `counted_ms`."""
 
     devices: Devices
     models: list[ServedModel]
     health: Health
     span_ms: int
+    counted_ms: int
     campaigns: list[CampaignView]
     ended: list[CampaignSummary]
     happenings: list[Happening]
@@ -113,7 +118,7 @@ class FleetView:
 
     @property
     def sampled(self) -> bool:
-        return self.span_ms < RECENT_MS
+        return self.span_ms < self.counted_ms
 
     @property
     def troubles(self) -> list[Trouble]:
@@ -155,79 +160,85 @@ class FleetView:
 
 
 def fleet(session: Session, now_ms: int) -> FleetView:
-    models, health, span_ms = _models(session, now_ms)
+    kinds, simulated = _kinds(session)
+    devices = _standing(session, kinds, simulated)
+    counted_ms = _span_ms(devices.online)
+    models, health, span_ms = _models(session, devices, now_ms, counted_ms)
     campaigns = _campaigns(session, now_ms)
     running = {one.name for one in campaigns}
     newest, _ = campaign_views.list_campaigns(session, ENDED_CAMPAIGNS + MAX_SHOWN_CAMPAIGNS)
     ended = [one for one in newest if one.name not in running and one.started_ms is not None][:ENDED_CAMPAIGNS]
     return FleetView(
-        _devices(session), models, health, span_ms, campaigns, ended, _happenings(session), _kinds(session)
+        devices, models, health, span_ms, counted_ms, campaigns, ended, _happenings(session), kinds[:MAX_KINDS]
     )
 
 
-def _devices(session: Session) -> Devices:
-    row = session.execute(
-        select(
-            func.count(),
-            func.sum(case((Device.online, 1), else_=0)),
-            func.sum(case((Device.simulated, 1), else_=0)),
-        ).where(Device.revoked_ms.is_(None))
-    ).one()
-    # Nothing is off target that is to be removed.
-    alive = select(Device.id).where(Device.revoked_ms.is_(None))
-    off = off_target().add_columns(AssignmentRow.state).where(Desired.device.in_(alive)).subquery()
+def _standing(session: Session, kinds: list[Kind], simulated: int) -> Devices:
+    # Nothing is off target that is to be removed. Those that were cut off are few, and an index holds them.
+    revoked = select(Device.id).where(Device.revoked_ms.is_not(None))
+    off = off_target().add_columns(AssignmentRow.state).where(Desired.device.not_in(revoked)).subquery()
     off_device, off_state = off.c.device, off.c.state
     drifted = case((off_state == State.ACTIVE.value, off_device))
     behind = case((off_state != State.ACTIVE.value, off_device))
     moving = session.execute(select(func.count(behind.distinct()), func.count(drifted.distinct()))).one()
     troubled = session.scalar(
         select(func.count(Reported.device.distinct())).where(
-            Reported.state.in_(sorted(str(state) for state in BAD)), Reported.device.in_(alive)
+            Reported.state.in_(sorted(str(state) for state in BAD)), Reported.device.not_in(revoked)
         )
     )
-    return Devices(row[0], row[1] or 0, row[2] or 0, moving[0], troubled or 0, moving[1])
+    total, online = sum(one.devices for one in kinds), sum(one.online for one in kinds)
+    return Devices(total, online, simulated, moving[0], troubled or 0, moving[1])
 
 
-def _kinds(session: Session) -> list[Kind]:
-    """The most common profiles first."""
+def _kinds(session: Session) -> tuple[list[Kind], int]:
+    """Devices by profile, the most common first; and how many of all are simulated. From an index alone."""
     rows = session.execute(
-        select(Device.profile, func.count(), func.sum(case((Device.online, 1), else_=0)))
+        select(Device.profile, Device.online, Device.simulated, func.count())
         .where(Device.revoked_ms.is_(None))
-        .group_by(Device.profile)
-        .order_by(func.count().desc(), Device.profile)
-        .limit(MAX_KINDS)
+        .group_by(Device.profile, Device.online, Device.simulated)
     )
-    return [Kind(profile, count, online or 0) for profile, count, online in rows]
+    found: defaultdict[str | None, list[int]] = defaultdict(lambda: [0, 0])
+    simulated = 0
+    for profile, online, made_up, count in rows:
+        found[profile][0] += count
+        found[profile][1] += count if online else 0
+        simulated += count if made_up else 0
+    kinds = [Kind(profile, count, online) for profile, (count, online) in found.items()]
+    return sorted(kinds, key=lambda one: (-one.devices, one.profile or "")), simulated
 
 
-def _models(session: Session, now_ms: int) -> tuple[list[ServedModel], Health, int]:
+def _span_ms(devices: int) -> int:
+    """How far back counts reach: so far that no more than `MAX_COUNTED` windows are counted, of devices that report each ten
+    seconds."""
+    for span_ms in SPANS_MS:
+        if devices * span_ms // WINDOW_MS <= MAX_COUNTED:
+            return span_ms
+    return SPANS_MS[-1]
+
+
+def _models(session: Session, devices: Devices, now_ms: int, counted_ms: int) -> tuple[list[ServedModel], Health, int]:
+    revoked = select(Device.id).where(Device.revoked_ms.is_not(None))
+    made_up = _simulated_by_build(session, devices)
     rows = session.execute(
-        select(
-            Version.model,
-            Version.name,
-            Version.id,
-            Build.target,
-            Build.digest,
-            func.count(),
-            func.sum(case((Device.simulated, 1), else_=0)),
-        )
+        select(Version.model, Version.name, Version.id, Build.target, Build.digest, func.count())
         .select_from(Reported)
         .join(Build, Build.digest == Reported.active)
         .join(Version, Version.id == Build.version_id)
-        .join(Device, and_(Device.id == Reported.device, Device.revoked_ms.is_(None)))
+        .where(Reported.device.not_in(revoked), Build.digest.is_not(None))
         .group_by(Version.model, Version.name, Version.id, Build.target, Build.digest)
         .order_by(Version.model, Version.id.desc(), Build.target)
         .limit(MAX_ROWS)
     ).all()
     served: dict[str, dict[str, ServedVersion]] = {}
     digests: dict[str, tuple[str, str]] = {}
-    for model, version, _id, target, digest, count, simulated in rows:
+    for model, version, _id, target, digest, count in rows:
+        digest = str(digest)
         one = served.setdefault(model, {}).setdefault(version, ServedVersion(version))
         one.devices += count
-        one.simulated += simulated or 0
+        one.simulated += made_up.get(digest, 0) if made_up is not None else count
         one.targets[target] += count
         digests[digest] = (model, version)
-    spell = latency.lately(session, list(digests), now_ms, RECENT_MS)
+    spell = latency.lately(session, list(digests), now_ms, counted_ms, QUANTILE_WINDOWS)
     grouped: defaultdict[tuple[str, str], list[latency.Window]] = defaultdict(list)
     counted: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
     for window in spell.windows:
@@ -242,6 +253,21 @@ def _models(session: Session, now_ms: int) -> tuple[list[ServedModel], Health, i
     ]
     health = latency.health(spell.windows, sum(counted.values(), Tally()))
     return models, health, now_ms - spell.since_ms
+
+
+def _simulated_by_build(session: Session, devices: Devices) -> dict[str, int] | None:
+    """How many simulated devices run each build; None: all devices are simulated. Of a fleet without any, nothing is asked."""
+    if devices.simulated == devices.total:
+        return None
+    if not devices.simulated:
+        return {}
+    rows = session.execute(
+        select(Reported.active, func.count())
+        .join(Device, and_(Device.id == Reported.device, Device.revoked_ms.is_(None)))
+        .where(Device.simulated.is_(True), Reported.active.is_not(None))
+        .group_by(Reported.active)
+    )
+    return {str(digest): count for digest, count in rows}
 
 
 def _campaigns(session: Session, now_ms: int) -> list[CampaignView]:
@@ -266,12 +292,14 @@ def _happenings(session: Session) -> list[Happening]:
         Happening(event.at_ms, states.event_tone(event.kind), name, sentence(event.message), f"/campaigns/{name}")
         for event, name in events
     ]
-    reports = session.scalars(
-        select(ReportRow)
-        .where(ReportRow.state.in_(sorted(str(state) for state in BAD)))
-        .order_by(ReportRow.at_ms.desc())
-        .limit(EVENTS)
-    )
+    # State by state, so that an index gives the newest of each.
+    reports = [
+        report
+        for state in sorted(BAD)
+        for report in session.scalars(
+            select(ReportRow).where(ReportRow.state == state.value).order_by(ReportRow.at_ms.desc()).limit(EVENTS)
+        )
+    ]
     found += [
         Happening(
             report.received_ms,

@@ -182,13 +182,19 @@ def names(session: Session) -> list[str]:
 
 def fixed_names(session: Session) -> list[str]:
     """The groups that are fixed lists, which a device can be put into."""
-    return list(session.scalars(select(Group.name).where(Group.selector.is_(None)).order_by(Group.name)))
+    rows = session.execute(select(Group.name, Group.selector).order_by(Group.name))
+    return [name for name, selector in rows if selector is None]
 
 
 def groups_of(session: Session, device: str) -> list[str]:
-    """The groups that a device is in, `all` included unless it is revoked."""
-    return [
-        name
-        for name in names(session)
-        if session.scalar(members_query(session, name).where(Device.id == device)) is not None
-    ]
+    """The groups that a device is in, `all` included unless it is revoked; in the order of `names`."""
+    if session.scalar(select(Device.id).where(Device.id == device, Device.revoked_ms.is_(None))) is None:
+        return []
+    found = set(session.scalars(select(GroupMember.group).where(GroupMember.device == device)))
+    rows = session.execute(select(Group.name, Group.selector))
+    for part in chunks([(name, selector) for name, selector in rows if selector is not None]):
+        # All selectors at once, each as a column that says whether it holds.
+        holds = [and_(*_conditions(selector)) for _, selector in part]
+        row = session.execute(select(*holds).where(Device.id == device)).one()
+        found.update(name for (name, _), held in zip(part, row, strict=True) if held)
+    return [ALL, *sorted(found)]

@@ -63,6 +63,7 @@ class Reported(Base):
     """What a device last said of a model."""
 
     __tablename__ = "reported"
+    __table_args__ = (Index("reported_by_state", "state", "device"),)
     device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
     model: Mapped[str] = mapped_column(String(64), primary_key=True)
     active: Mapped[str | None] = mapped_column(String(64), index=True)  # build digests
@@ -93,6 +94,7 @@ class ReportRow(Base):
     """The history of deployments on a device, as it was told. (device, seq) makes duplicates harmless."""
 
     __tablename__ = "reports"
+    __table_args__ = (Index("reports_by_state", "state", "at_ms"),)
     device: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
     at_ms: Mapped[int] = mapped_column(index=True)  # by the device's clock
@@ -133,4 +135,6 @@ class TelemetryRow(Base):
     histograms: Mapped[dict[str, Any]]
     outputs: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
     inputs: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
-    resources: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # the record's `Resources`, if it had any
+    resources: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON(none_as_null=True)
+    )  # the record's `Resources`, if it had any

@@ -24,6 +24,8 @@ class Device(Base):
     __tablename__ = "devices"
     __table_args__ = (
         Index("devices_by_kind", "profile", "facts_digest", "revoked_ms", "id"),
+        Index("devices_by_state", "revoked_ms", "profile", "online", "simulated"),
+        Index("devices_by_enrolment", "enrolled_ms"),
         Index("devices_by_lot", "lot"),
         Index("devices_by_site", "site"),
     )

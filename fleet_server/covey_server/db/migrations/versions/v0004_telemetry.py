@@ -19,3 +19,8 @@ def upgrade() -> None:
     # A control group is drawn by lot, and looked for at the canaries' sites.
     op.create_index("devices_by_lot", "devices", ["lot"])
     op.create_index("devices_by_site", "devices", ["site"])
+    # What the console asks of the whole fleet.
+    op.create_index("devices_by_state", "devices", ["revoked_ms", "profile", "online", "simulated"])
+    op.create_index("devices_by_enrolment", "devices", ["enrolled_ms"])
+    op.create_index("reports_by_state", "reports", ["state", "at_ms"])
+    op.create_index("reported_by_state", "reported", ["state", "device"])

@@ -1,0 +1,1 @@
+"""How quickly the console's pages answer over a large fleet."""
