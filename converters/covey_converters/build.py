@@ -320,7 +320,7 @@ def _notes(spec: BuildSpec, precision: str, reference: Reference) -> tuple[str, 
         notes.append(
             f"no metric of the task, and no labels for an output with class scores: {compared}; accuracy is not known"
         )
-    elif judged.changed is not None and (few := evidence.too_few(judged.changed.trials, spec.budget)):
+    elif judged.changed is not None and (few := evidence.too_few(judged.changed, spec.budget)):
         notes.append(few)
     if judged is not None and (rest := sorted(reference.outputs.keys() - judged.outputs)):
         notes.append(f"{judged.accuracy.metric} says nothing of {', '.join(rest)}: {compared}")

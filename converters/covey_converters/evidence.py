@@ -1,22 +1,23 @@
 """How much a sample can say: a budget is kept only if the samples bear it.
 
-That a build lost 5 of 90 boxes does not show that it loses no more than 6 %: with 90 boxes a build that loses a tenth looks like that
-one time in eight. So beside the drop itself its one-sided 95 % upper bound counts, and must stay within twice the budget; only a
-build that lost nothing passes on fewer samples, and the report says that they were few. Pure.
+That a build lost 4 of 233 regions does not show that it loses no more than 3 %: on other pages the same build lost 16 of 281. So beside the
+drop itself its one-sided 95 % upper bound counts, and must stay within twice the budget; only a build that lost nothing passes on fewer
+samples, and the report says that they were few.
 
-    >>> round(upper_bound(Changed(lost=0, gained=0, trials=149)), 4)
+The unit is the sample, not the single decision: boxes of one picture are lost together, and counting them as if each had come by itself
+promises too much. Pure.
+
+    >>> single = Changed.of_answers(lost=[False] * 149, gained=[False] * 149)
+    >>> round(upper_bound(single), 4)
     0.0199
-    >>> objection(Changed(lost=5, gained=0, trials=90), 0.06) is None
-    True
-    >>> objection(Changed(lost=5, gained=0, trials=60), 0.09) is None
-    True
-    >>> objection(Changed(lost=3, gained=0, trials=60), 0.05)
+    >>> objection(Changed(lost=(1,) * 3 + (0,) * 57, gained=(0,) * 60, trials=(1,) * 60), 0.05)
     '3 of 60 lost: up to 12.4 % may be (95 % confidence), which is more than twice the budget of 0.05'
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -28,52 +29,71 @@ _STEPS = 60  # of bisection: to the last bit
 
 @dataclass(frozen=True)
 class Changed:
-    """Of `trials` single decisions (answers, boxes, characters): `lost` are right at the source alone, `gained` at the build alone."""
+    """Single decisions (answers, boxes, characters) by sample: how many there are, how many are right at the source alone (lost), and at the
+    build alone (gained)."""
 
-    lost: int
-    gained: int
-    trials: int
+    lost: tuple[int, ...]
+    gained: tuple[int, ...]
+    trials: tuple[int, ...]
+
+    @classmethod
+    def of_answers(cls, lost: Iterable[bool], gained: Iterable[bool]) -> Changed:
+        """One answer a sample."""
+        gone = tuple(map(int, lost))
+        return cls(gone, tuple(map(int, gained)), (1,) * len(gone))
+
+    @property
+    def net(self) -> int:
+        return sum(self.lost) - sum(self.gained)
 
 
 def upper_bound(changed: Changed) -> float:
-    """Of the true drop (lost - gained) / trials, at 95 %: Clopper and Pearson's exact bound (Biometrika 26, 1934) of what was lost all in
-    all; where something was gained too, at least Agresti and Min's for paired proportions (Stat. Med. 24, 2005), which is approximate."""
-    if changed.trials <= 0:
+    """Of the true drop (lost - gained) / trials, at 95 %; the larger of two.
+
+    Clopper and Pearson's exact bound (Biometrika 26, 1934) takes each decision for one of its own. The ratio estimator's (Cochran, Sampling
+    Techniques, 6.3) takes each sample for one, and is approximate: it is asked of the samples and of one more, of mean size, that lost
+    everything, without which few samples with no loss at all would bound it at nothing.
+    """
+    trials = sum(changed.trials)
+    if trials <= 0:
         return 1.0
-    exact = _clopper_pearson(max(changed.lost - changed.gained, 0), changed.trials)
-    if not changed.gained:
-        return exact
-    lost, gained, trials = changed.lost + 0.5, changed.gained + 0.5, changed.trials + 2.0
-    drop = (lost - gained) / trials
-    return max(exact, min(drop + _Z * math.sqrt(max(lost + gained - (lost - gained) ** 2 / trials, 0.0)) / trials, 1.0))
+    exact = _clopper_pearson(min(max(changed.net, 0), trials), trials)
+    size = trials / len(changed.trials)
+    drops = [*(lost - gained for lost, gained in zip(changed.lost, changed.gained, strict=True)), size]
+    sizes = [*changed.trials, size]
+    share, total, count = sum(drops) / sum(sizes), sum(sizes), len(sizes)
+    spread = math.fsum((drop - share * one) ** 2 for drop, one in zip(drops, sizes, strict=True))
+    by_sample = share + _Z * math.sqrt(count / (count - 1) * spread) / total
+    return min(max(exact, by_sample), 1.0)
 
 
 def objection(changed: Changed, budget: float) -> str | None:
     """Why these samples do not bear out that the budget is kept; None if they do, or if nothing was lost all in all."""
-    net = changed.lost - changed.gained
     bound = upper_bound(changed)
-    if net <= 0 or budget <= 0 or bound <= MARGIN * budget + 1e-9:
+    if changed.net <= 0 or budget <= 0 or bound <= MARGIN * budget + 1e-9:
         return None
-    what = f"{changed.lost} of {changed.trials} lost" + (f", {changed.gained} gained" if changed.gained else "")
+    gained = f", {sum(changed.gained)} gained" if any(changed.gained) else ""
     return (
-        f"{what}: up to {100 * bound:.1f} % may be (95 % confidence), which is more than twice the budget of {budget:g}"
+        f"{sum(changed.lost)} of {sum(changed.trials)} lost{gained}: up to {100 * bound:.1f} % may be (95 % confidence), which is more "
+        f"than twice the budget of {budget:g}"
     )
 
 
 def needed(budget: float) -> int:
-    """The fewest trials that bear a budget at all, if nothing is lost."""
+    """The fewest single answers that bear a budget at all, if nothing is lost."""
     limit = MARGIN * budget
     return 1 if limit >= CONFIDENCE else math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-limit))
 
 
-def too_few(trials: int, budget: float) -> str | None:
+def too_few(changed: Changed, budget: float) -> str | None:
     """A note for the report where even a build without a loss could lose more than twice its budget."""
-    if budget <= 0 or trials >= needed(budget):
+    nothing = (0,) * len(changed.trials)
+    bound = upper_bound(Changed(nothing, nothing, changed.trials))
+    if budget <= 0 or bound <= MARGIN * budget + 1e-9:
         return None
-    bound = upper_bound(Changed(0, 0, trials))
     return (
-        f"{trials} decisions are few for a budget of {budget:g}: at least {needed(budget)} are needed; a build passes only if it loses "
-        f"none, and may still lose {100 * bound:.0f} % of others"
+        f"{sum(changed.trials)} decisions in {len(changed.trials)} samples are few for a budget of {budget:g}: about {needed(budget)} samples "
+        f"are needed; a build passes only if it loses none, and may still lose {100 * bound:.0f} % of others"
     )
 
 

@@ -85,8 +85,8 @@ SUBJECT = Subject(
     judge=judge,
     shapes={"images": (1, 3, _SIZE, _SIZE)},
     metric=f"detection:boxes=0-3,scores=4-,format=cxcywh,axis=1,threshold={_LEAST}",
-    budget=0.04,
+    budget=0.025,
     calibration=48,
-    evaluation=112,
+    evaluation=140,
     held_out=112,
 )

@@ -71,8 +71,8 @@ SUBJECT = Subject(
     judge=judge,
     shapes={"x": (1, 3, _SIZE, _SIZE)},
     metric=f"regions:threshold={_TEXT},smallest={_SMALLEST}",
-    budget=0.03,
+    budget=0.025,
     calibration=32,
-    evaluation=48,
-    held_out=48,
+    evaluation=96,
+    held_out=64,
 )

@@ -45,7 +45,8 @@ def judge(
         if samples.synthetic:
             return None
         raise BadInputError(f"metric characters: the source reads nothing in {len(samples)} samples")
-    wrong = sum(edits(one, other) for one, other in zip(wanted, made, strict=True))
+    wrong_in = [edits(one, other) for one, other in zip(wanted, made, strict=True)]
+    wrong = sum(wrong_in)
     accuracy = Accuracy(
         metric=f"characters of {name} as the source reads them",
         source=1.0,
@@ -54,7 +55,13 @@ def judge(
         budget=budget,
         figures={"characters": (count, sum(map(len, made)))},
     )
-    return Judged(accuracy, frozenset({name}), (), Changed(min(wrong, count), 0, count))
+    return Judged(accuracy, frozenset({name}), (), _changed(wrong_in, wanted))
+
+
+def _changed(wrong: Sequence[int], wanted: Sequence[Sequence[int]]) -> Changed:
+    lengths = tuple(map(len, wanted))
+    lost = tuple(min(edited, length) for edited, length in zip(wrong, lengths, strict=True))
+    return Changed(lost, (0,) * len(lengths), lengths)
 
 
 def read(scores: NDArray[np.generic], blank: int) -> list[int]:

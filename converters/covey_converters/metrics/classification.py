@@ -47,7 +47,7 @@ def judge(
 def _changed(labels: NDArray[np.int64], source: NDArray[np.generic], build: NDArray[np.generic]) -> Changed:
     before = top1(source) == labels
     after = top1(build) == labels if usable(source, build) else np.zeros_like(before)
-    return Changed(int((before & ~after).sum()), int((after & ~before).sum()), len(labels))
+    return Changed.of_answers((before & ~after).tolist(), (after & ~before).tolist())
 
 
 def _output(wanted: str | None, source: Outputs, labels: NDArray[np.int64]) -> str | None:

@@ -52,5 +52,6 @@ def judge(
         figures={"yes": (int(wanted.sum()), int(made.sum()))},
     )
     single = wanted[0].size == 1
-    changed = Changed(int((wanted != made).sum()), 0, wanted.size) if single else None
+    other = (wanted != made).reshape(len(wanted), -1)
+    changed = Changed.of_answers(other[:, 0].tolist(), [False] * len(other)) if single else None
     return Judged(accuracy, frozenset({name}), (), changed)

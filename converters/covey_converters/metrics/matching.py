@@ -6,7 +6,8 @@ each box is used once. What the build makes up counts against the same budget.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,35 +35,44 @@ class Boxes:
 
 @dataclass
 class Tally:
-    """Over all samples: what the source has, what the build has, and what both have."""
+    """Of each sample: what the source has, what the build has, and what both have."""
 
-    wanted: int = 0
-    made: int = 0
-    matched: int = 0
+    wanted_in: list[int] = field(default_factory=list)
+    made_in: list[int] = field(default_factory=list)
+    matched_in: list[int] = field(default_factory=list)
 
     def add(self, wanted: Boxes, made: Boxes) -> None:
-        self.wanted += len(wanted)
-        self.made += len(made)
-        self.matched += matches(wanted, made)
+        self.wanted_in.append(len(wanted))
+        self.made_in.append(len(made))
+        self.matched_in.append(matches(wanted, made))
+
+    @property
+    def wanted(self) -> int:
+        return sum(self.wanted_in)
 
     def judged(self, metric: str, what: str, outputs: frozenset[str], samples: int, budget: float) -> Judged:
         """By recall; `what` is the plural of what is counted."""
-        recall, precision = self.matched / self.wanted, self.matched / self.made if self.made else 0.0
+        made, matched = sum(self.made_in), sum(self.matched_in)
+        recall, precision = matched / self.wanted, matched / made if made else 0.0
         accuracy = Accuracy(
             metric=metric,
             source=1.0,
             build=recall,
             samples=samples,
             budget=budget,
-            figures={what: (self.wanted, self.made), "precision": (1.0, round(precision, 6))},
+            figures={what: (self.wanted, made), "precision": (1.0, round(precision, 6))},
         )
-        invented = self.made - self.matched
         objections: list[str] = []
-        if self.made and 1 - precision > budget + 1e-9:
-            objections = [f"{invented} of {self.made} {what} are not the source's; the budget is {budget:g}"]
-        elif few := evidence.objection(Changed(invented, 0, self.made), budget):
+        if made and 1 - precision > budget + 1e-9:
+            objections = [f"{made - matched} of {made} {what} are not the source's; the budget is {budget:g}"]
+        elif few := evidence.objection(_missing(self.matched_in, self.made_in), budget):
             objections = [f"{what} that are not the source's: {few}"]
-        return Judged(accuracy, outputs, tuple(objections), Changed(self.wanted - self.matched, 0, self.wanted))
+        return Judged(accuracy, outputs, tuple(objections), _missing(self.matched_in, self.wanted_in))
+
+
+def _missing(matched: Sequence[int], of: Sequence[int]) -> Changed:
+    lost = tuple(all_ - found for all_, found in zip(of, matched, strict=True))
+    return Changed(lost, (0,) * len(lost), tuple(of))
 
 
 def matches(wanted: Boxes, made: Boxes) -> int:
