@@ -86,6 +86,9 @@ def _source() -> argparse.ArgumentParser:
         "--shape", action="append", default=[], metavar="INPUT=1x3x224x224", help="the shape of an input that is open"
     )
     source.add_argument(
+        "--measure-seconds", type=float, default=0.5, help="of inference, for source and build each (%(default)g)"
+    )
+    source.add_argument(
         "--recipe-seconds",
         type=float,
         default=RECIPE_SECONDS,
@@ -138,7 +141,6 @@ def _tune(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
     tuning.add_argument("--target", action="append", metavar="TARGET", help="repeatable (default: all of CPUs)")
     tuning.add_argument("--budget", type=float, default=0.01, help="highest absolute drop of accuracy (%(default)g)")
     tuning.add_argument("--plot", type=Path, metavar="SVG", help="where the plot goes (default: MODEL-tune.svg)")
-    tuning.add_argument("--measure-seconds", type=float, default=0.5, help="of inference (%(default)g)")
     tuning.set_defaults(command="tune:run")
 
 

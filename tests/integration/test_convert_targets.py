@@ -82,7 +82,16 @@ def built(inputs: Inputs) -> dict[str, Any]:
         [
             *(COMMAND, "build", str(inputs.source), *targets, "-o", str(inputs.out / "builds"), "--json"),
             *("--calibration", str(inputs.calibration), "--evaluation", str(inputs.evaluation)),
-            *("--labels", str(inputs.labels), "--model", "digits", "--model-version", "1.0"),
+            *(
+                "--labels",
+                str(inputs.labels),
+                "--model",
+                "digits",
+                "--model-version",
+                "1.0",
+                "--measure-seconds",
+                "0.05",
+            ),
         ],
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
 from covey_converters.errors import BadInputError
-from covey_converters.spec import RECIPE_SECONDS, BuildSpec, Limits
+from covey_converters.spec import BuildSpec, Limits
 
 DEFAULT_TARGETS = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp16", "openvino-int8", "tflite-int8")
 
@@ -20,6 +20,8 @@ def targets_of(options: argparse.Namespace, default: Sequence[str]) -> tuple[str
         check_target(target)
     if not 0 <= options.budget <= 1:
         raise BadInputError(f"--budget {options.budget:g} is not between 0 and 1")
+    if not 0 < options.measure_seconds <= 60:
+        raise BadInputError(f"--measure-seconds {options.measure_seconds:g} is not between 0 and 60")
     if not 1 <= options.recipe_seconds <= 86_400:
         raise BadInputError(f"--recipe-seconds {options.recipe_seconds:g} is not between 1 and 86400")
     return found
@@ -51,8 +53,9 @@ def spec_of(options: argparse.Namespace, work: Path) -> BuildSpec:
         labels=_given(labels),
         budget=getattr(options, "budget", 0.01),
         metric=options.metric,
-        recipe_seconds=getattr(options, "recipe_seconds", RECIPE_SECONDS),
-        chain_seconds=4 * getattr(options, "recipe_seconds", RECIPE_SECONDS),
+        measure_seconds=options.measure_seconds,
+        recipe_seconds=options.recipe_seconds,
+        chain_seconds=4 * options.recipe_seconds,
         recipe=getattr(options, "recipe", ""),
         metadata=dict(_pair(text, "--metadata") for text in getattr(options, "metadata", [])),
         shapes={name: _shape(name, text) for name, text in (_pair(text, "--shape") for text in options.shape)},
