@@ -23,7 +23,7 @@ from covey_server.core.eprocess.shift import Member
 from covey_server.core.gates import alpha_each
 from covey_server.core.gates.errors import error_shift, tolerated, weigh_errors
 from covey_server.core.gates.latency import MARGIN, MAX_RATIO, TOLERATED_SLOW, log_exceedance, weigh_latency
-from covey_server.core.gates.weighing import Numbers
+from covey_server.core.gates.weighing import Looked, Numbers
 from covey_server.core.spec.gates import ErrorGate, Gates, LatencyGate, SilenceGate
 
 QUANTILE = 0.99
@@ -172,11 +172,15 @@ def _numbers(look: Look, of: Callable[[Side], list[float | None]]) -> Numbers:
     )
 
 
+def latency_evidence(look: Look) -> Looked:
+    """What the latency gate has found so far."""
+    return weigh_latency(LATENCY, _numbers(look, _shifts), _numbers(look, _exceedances), by_site=look.by_site)
+
+
 def ours(look: Look) -> bool:
     """As `covey_server.core.gates.judge` does: each gate by its own evidence, with its share of α."""
     boundary = -math.log(alpha_each(WITH_SILENCE if look.silence else GATES))
-    shifts, exceedances = _numbers(look, _shifts), _numbers(look, _exceedances)
-    if weigh_latency(LATENCY, shifts, exceedances, by_site=look.by_site).log_e >= boundary:
+    if latency_evidence(look).log_e >= boundary:
         return True
     errors = _numbers(look, _error_shifts)
     rate = float(look.canaries.failed.sum()) / max(int(look.canaries.requests.sum()), 1)

@@ -43,6 +43,25 @@ def run(seed: int, model: Model, *, beyond: bool) -> list[Outcome]:
     return list(_Run(seed, model).campaigns(beyond=beyond))
 
 
+def evidence_over_time(seed: int, model: Model, looks: int) -> list[tuple[str, list[Look]]]:
+    """What the rules would see of fifty canaries of one fleet, look by look: with nothing changed, and with something."""
+    one = _Run(seed, model)
+    canaries = one.spread(50)
+    controls = one.controls(canaries)
+    found = []
+    for name, change in (
+        ("nothing changed", slower(1.0)),
+        ("all requests +3 %", slower(1.03)),
+        ("only the tail +10 %", slower_tail(1.1)),
+        ("all requests +10 %", slower(1.1)),
+    ):
+        recorded = one.recorded(canaries, change, looks)
+        found.append(
+            (name, [Look(one.seen(canaries, recorded, at), one.looks[at].rows(controls)) for at in range(looks)])
+        )
+    return found
+
+
 class _Run:
     def __init__(self, seed: int, model: Model) -> None:
         self.fleet = Fleet(seed, model)
@@ -98,7 +117,7 @@ class _Run:
         return self._judge(name, canaries, controls, lambda at: self.looks[at].rows(canaries), LOOKS)
 
     def changed(self, name: str, canaries: Ints, change: Slowdown) -> Outcome:
-        recorded = self._record(canaries, change)
+        recorded = self.recorded(canaries, change)
         return self._judge_recorded(name, canaries, recorded)
 
     def failing(self, name: str, canaries: Ints) -> Outcome:
@@ -152,7 +171,7 @@ class _Run:
         cut_off, lasts = self.draw.integers(0, 40, count), self.draw.integers(10, 30, count)
         lasts = np.where(self.draw.random(count) < 1 / 3, lasts, 0)
         start = BEFORE + BURN_IN
-        recorded = self._record(canaries, change) if change is not None else None
+        recorded = self.recorded(canaries, change) if change is not None else None
 
         def known(at: int, devices: Ints) -> Ints:
             away = (at + 1 > cut_off[devices]) & (at + 1 <= cut_off[devices] + lasts[devices])
@@ -185,7 +204,7 @@ class _Run:
         swaps = np.sort(self.draw.integers(0, STAGGER, len(canaries)))
         controls = self.controls(canaries, most=60)
         moments = swaps[self.draw.integers(0, len(canaries), len(controls))]
-        changed = self._record(canaries, change) if change is not None else None
+        changed = self.recorded(canaries, change) if change is not None else None
 
         def seen(at: int, devices: Ints, moment: Ints, recording: Recording | None) -> Side:
             now = at + 1
@@ -215,12 +234,12 @@ class _Run:
             return self._judge(
                 name, canaries, controls, lambda at: self.looks[at].rows(canaries), LOOKS, by_site=by_site
             )
-        return self._judge_recorded(name, canaries, self._record(canaries, change), by_site=by_site)
+        return self._judge_recorded(name, canaries, self.recorded(canaries, change), by_site=by_site)
 
     def warming_up(self, name: str, canaries: Ints) -> Outcome:
         """Nothing changed, but for 30 % that wear off within minutes of the swap, most of it during the burn-in."""
         first = BURN_IN
-        recorded = self._record(
+        recorded = self.recorded(
             canaries, lambda at, _, __: math.log1p(0.3 * math.exp(-(at + first) / 2.0)), minutes=LOOKS
         )
         return self._judge_recorded(name, canaries, recorded, looks=LOOKS)
@@ -248,7 +267,7 @@ class _Run:
 
     # --- judging --------------------------------------------------------------------------------------------------
 
-    def _record(self, canaries: Ints, change: Slowdown, minutes: int = DETECTION) -> Recording:
+    def recorded(self, canaries: Ints, change: Slowdown, minutes: int = DETECTION) -> Recording:
         recorded = Recording(self.fleet.cut, canaries)
         start = BEFORE + BURN_IN
         for minute in self.minutes[start : start + minutes]:
@@ -258,12 +277,20 @@ class _Run:
     def _judge_recorded(
         self, name: str, canaries: Ints, recorded: Recording, *, by_site: bool = False, looks: int = DETECTION
     ) -> Outcome:
+        return self._judge(
+            name,
+            canaries,
+            self.controls(canaries),
+            lambda at: self.seen(canaries, recorded, at),
+            looks,
+            recorded=recorded,
+            by_site=by_site,
+        )
+
+    def seen(self, canaries: Ints, recorded: Recording, at: int) -> Side:
+        """The canaries at a look, as they were recorded since the burn-in."""
         before = _rows(self.before, canaries)
-
-        def seen(at: int) -> Side:
-            return side(self.fleet.kind[canaries], self.fleet.site[canaries], before, recorded.span(0, at + 1))
-
-        return self._judge(name, canaries, self.controls(canaries), seen, looks, recorded=recorded, by_site=by_site)
+        return side(self.fleet.kind[canaries], self.fleet.site[canaries], before, recorded.span(0, at + 1))
 
     def _judge(
         self,

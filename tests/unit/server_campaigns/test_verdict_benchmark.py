@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.verdicts import installs
-from benchmarks.verdicts.__main__ import summary, wilson
+from benchmarks.verdicts.figures import summary, wilson
 from benchmarks.verdicts.fleet import Fleet, Minute, Model
 from benchmarks.verdicts.recording import Recording
 from benchmarks.verdicts.rules import RULES

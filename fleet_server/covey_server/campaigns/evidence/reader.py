@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from covey_server.campaigns.evidence.devices import (
@@ -38,7 +38,7 @@ from covey_server.fleet.sql import chunks
 
 ROWS_A_LOOK = 20_000
 # Rows are stored some time after they arrived; those of the last seconds are looked for again.
-OVERLAP_MS = 15_000
+OVERLAP_MS = 5_000
 # How much earlier than its stage a device's own past may have reached the server.
 SLACK_MS = 600_000
 # With many devices something new comes all the time; then it is taken up this often.
@@ -74,7 +74,8 @@ class _Stage:
     sites: tuple[SiteCount, ...] = ()
     sites_of: int = -1
     units: dict[str, _Unit] = field(default_factory=dict)
-    cursor_ms: int = 0
+    cursor_ms: int = 0  # the newest arrival that was read
+    resume: tuple[int, str, int, int] | None = None  # where a look had to stop: after this row
     recent: dict[tuple[str, int, int], int] = field(default_factory=dict)
     looked_ms: int | None = None
     swapped: tuple[DeviceEvidence, ...] = ()
@@ -173,7 +174,9 @@ class EvidenceReader:
         old = stage.drawn_ms is None or now_ms - stage.drawn_ms >= REDRAW_MS
         if kinds and (kinds != stage.drawn_for or (few and old)):
             seed = campaign_seed(campaign)
-            stage.drawn = draw_controls(session, campaign, kinds, seed, gates.evidence.max_controls, silent_ms)
+            # Those that were there when the stage began: a control device that has been lost since counts, as a canary does.
+            seen_ms = (campaign.stage_started_ms or now_ms) - (now_ms - silent_ms)
+            stage.drawn = draw_controls(session, campaign, kinds, seed, gates.evidence.max_controls, seen_ms)
             stage.drawn_for, stage.drawn_ms = kinds, now_ms
         going_on = still_controls(session, campaign, stage.drawn, silent_ms)
         stage.drawn = [each for each in stage.drawn if each.device in going_on]
@@ -210,18 +213,25 @@ class EvidenceReader:
         loaded = [device for device, unit in stage.units.items() if unit.tally is not None]
         if not loaded:
             return set()
-        floor = max(stage.cursor_ms - OVERLAP_MS, since_ms)
-        query = rows_query(stage.needs).where(TelemetryRow.received_ms >= floor, TelemetryRow.model == campaign.model)
+        row = TelemetryRow
+        order = (row.received_ms, row.device, row.seq, row.part)
+        query = rows_query(stage.needs).where(row.received_ms >= since_ms, row.model == campaign.model)
+        if stage.resume is not None:
+            query = query.where(tuple_(*order) > tuple_(*stage.resume))
+        else:
+            query = query.where(row.received_ms >= stage.cursor_ms - OVERLAP_MS)
         if len(loaded) <= MANY:
-            query = query.where(TelemetryRow.device.in_(loaded))
-        rows = session.execute(query.order_by(TelemetryRow.received_ms).limit(self._rows_a_look)).all()
+            query = query.where(row.device.in_(loaded))
+        rows = session.execute(query.order_by(*order).limit(self._rows_a_look)).all()
+        last = rows[-1] if len(rows) == self._rows_a_look else None
+        stage.resume = None if last is None else (last.received_ms, last.device, last.seq, last.part)
         fresh: dict[str, list[Row[Any]]] = defaultdict(list)
-        for row in rows:
-            key = (row.device, row.seq, row.part)
-            unit = stage.units.get(row.device)
+        for found in rows:
+            key = (found.device, found.seq, found.part)
+            unit = stage.units.get(found.device)
             if unit is not None and unit.tally is not None and key not in stage.recent:
-                stage.recent[key] = row.received_ms
-                fresh[row.device].append(row)
+                stage.recent[key] = found.received_ms
+                fresh[found.device].append(found)
         if rows:
             stage.cursor_ms = max(stage.cursor_ms, rows[-1].received_ms)
         _forget(stage)
