@@ -85,6 +85,10 @@ class Client:
         """{code, expires_ms}: `/login?code=CODE` opens the console once."""
         return self._post("/login-codes")
 
+    def keys(self) -> Json:
+        """{roles: [{role, version, expires_ms, threshold, keys, due, alarm, expired}], director: [key]}."""
+        return self._get("/keys")
+
     # --- models and builds --------------------------------------------------------------------------------------------
 
     def models(self) -> list[Json]:

@@ -27,7 +27,7 @@ from covey_client.arguments import (
     UsageError,
     duration,
 )
-from covey_client.commands import account, audit, campaigns, devices, groups, models, people, webhooks
+from covey_client.commands import account, audit, campaigns, devices, groups, keys, models, people, webhooks
 from covey_client.commands.people import ask_secret
 from covey_client.output import Output, plain
 from covey_client.settings import Account, SettingsError, find_account, find_ca, read_stored, read_token, store
@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = Adder(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"), common)
-    for noun in (devices, groups, models, campaigns, people, webhooks, audit, account):
+    for noun in (devices, groups, models, campaigns, people, webhooks, keys, audit, account):
         noun.add(commands)
     login = commands.command(
         "login",
