@@ -68,9 +68,9 @@ def drip_body(connection: socket.socket) -> None:
 
 
 def drip_headers(connection: socket.socket) -> None:
-    connection.sendall(OK)
+    connection.sendall(OK + b"X: ")
     while True:
-        connection.sendall(b"X: y\r\n")
+        connection.sendall(b"y")
         threading.Event().wait(0.05)
 
 
