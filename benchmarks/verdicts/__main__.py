@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.verdicts.figures import OURS, summary
 from benchmarks.verdicts.simulate import simulate
 
-QUICK_FLEETS, FULL_FLEETS = 8, 250
+QUICK_FLEETS, FULL_FLEETS = 8, 200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -37,7 +37,7 @@ class Kind:
 class Model:
     """All of it as numbers; spreads are standard deviations of ln latency unless said otherwise, times are minutes."""
 
-    devices: int = 1000
+    devices: int = 600
     kinds: tuple[Kind, ...] = (
         Kind(0.35, 40.0, 600.0, 0.20),
         Kind(0.30, 15.0, 900.0, 0.25),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtr, stdtr
 
 from benchmarks.verdicts.fleet import Floats, Ints
 from benchmarks.verdicts.recording import SCALE, Span
@@ -182,10 +182,13 @@ def ours(look: Look) -> bool:
     boundary = -math.log(alpha_each(WITH_SILENCE if look.silence else GATES))
     if latency_evidence(look).log_e >= boundary:
         return True
-    errors = _numbers(look, _error_shifts)
     rate = float(look.canaries.failed.sum()) / max(int(look.canaries.requests.sum()), 1)
-    if weigh_errors(errors, by_site=look.by_site).log_e >= boundary and not tolerated(ERRORS, rate, errors.lost):
-        return True
+    lost = {"silent": int(look.canaries.lost.sum())} if look.canaries.lost.any() else {}
+    # What is tolerated needs no weighing.
+    if not tolerated(ERRORS, rate, lost):
+        errors = _numbers(look, _error_shifts)
+        if weigh_errors(errors, by_site=look.by_site).log_e >= boundary:
+            return True
     return look.silence and labels.log_e_value(_tables(look)) >= boundary
 
 
@@ -239,12 +242,16 @@ def mann_whitney(look: Look) -> bool:
     canary, control = look.canary_pools.series(), look.control_pools.series()
     if len(canary) < 5:
         return _errors_above(look)
-    p_value = stats.mannwhitneyu(canary, control, alternative="greater", method="asymptotic").pvalue
-    return bool(p_value < 0.01) or _errors_above(look)
+    n, m = len(canary), len(control)
+    ranks = np.empty(n + m)
+    ranks[np.argsort(np.array(canary + control))] = np.arange(1, n + m + 1)  # no two are equal
+    u = ranks[:n].sum() - n * (n + 1) / 2
+    z = (u - n * m / 2 - 0.5) / math.sqrt(n * m * (n + m + 1) / 12)
+    return bool(ndtr(-z) < 0.01) or _errors_above(look)
 
 
 def t_test(look: Look) -> bool:
-    """Devices as units, kinds apart, at 1 % each minute without correction for looking again."""
+    """Welch's on devices, kinds apart, at 1 % each minute without correction for looking again."""
     canary, control = (group.log_after - group.log_before for group in (look.canaries, look.controls))
     for kind in np.unique(look.controls.kind):
         inside = look.controls.kind == kind
@@ -252,8 +259,10 @@ def t_test(look: Look) -> bool:
         control = np.where(inside, control - middle, control)
         canary = np.where(look.canaries.kind == kind, canary - middle, canary)
     canary, control = canary[np.isfinite(canary)], control[np.isfinite(control)]
-    p_value = stats.ttest_ind(canary, control, alternative="greater", equal_var=False).pvalue
-    return bool(p_value < 0.01) or _errors_above(look)
+    a, b = canary.var(ddof=1) / len(canary), control.var(ddof=1) / len(control)
+    t = (canary.mean() - control.mean()) / math.sqrt(a + b)
+    degrees = (a + b) ** 2 / (a**2 / (len(canary) - 1) + b**2 / (len(control) - 1))
+    return bool(stdtr(degrees, -t) < 0.01) or _errors_above(look)
 
 
 def failed_devices(share: float, *, least_failed: int = 1, least_reached: int = 1) -> Rule:

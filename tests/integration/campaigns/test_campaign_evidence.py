@@ -202,6 +202,15 @@ def test_control_devices_are_looked_at_over_the_same_span_by_their_own_clocks(sm
     assert all(device.was.requests for device in found.controls)
 
 
+def test_a_burn_in_takes_the_place_of_the_settling_time(small: Rig) -> None:
+    longer = FILE.replace("gates:\n", "gates:\n  evidence: {{burn_in: 8s}}\n").replace("soak: 4s", "soak: 1h")
+    small.make(longer.format(version="1.1", on_breach="pause"))
+    small.run(7)
+    assert {each.is_now.requests for each in look(small).swapped} == {0}
+    small.run(6)
+    assert {0} < {0, *(each.is_now.requests for each in look(small).swapped)}
+
+
 def test_devices_that_fall_silent_or_go_back_are_told_as_lost(small: Rig) -> None:
     small.make(FILE.format(version="1.1", on_breach="pause").replace("soak: 4s", "soak: 1h"))
     small.run(5)

@@ -46,6 +46,7 @@ from covey_server.core.spec.gates import (
 )
 
 LATENCY = LatencyGate(quantile=0.9)
+ERRORS = ErrorGate(max_rate=0.005)
 REQUESTS = 200
 
 
@@ -241,6 +242,17 @@ def test_a_breach_needs_no_minimum() -> None:
     assert judge_latency(LATENCY, early).status == "breached"
 
 
+def test_kinds_without_a_control_group_are_held_against_the_threshold() -> None:
+    known = fleet(20)
+    for factor, failed, status in ((1.0, 0, "passing"), (3.0, 0, "breached"), (1.0, 20, "breached")):
+        new = tuple(replace(each, kind="new") for each in fleet(4, first=300, factor=factor, failed=failed))
+        verdicts = judge(Gates(latency=LATENCY, errors=ERRORS), stage((*known, *new)))
+        assert {each.kind for each in verdicts[1:]} == {"e_process"}
+        assert ("breached" in {each.status for each in verdicts}) == (status == "breached")
+        assert verdicts[2].figures["unjudged"] == 4
+        assert "4 devices of kinds without control devices" in verdicts[2].summary
+
+
 def test_several_latency_gates_each_have_a_verdict() -> None:
     gates = Gates(latency=(LatencyGate(quantile=0.5), LatencyGate(quantile=0.9)))
     assert [each.gate for each in judge(gates, stage(fleet(20, factor=1.2)))] == [
@@ -267,8 +279,6 @@ def test_canaries_by_whole_site_make_the_site_the_unit_or_a_threshold() -> None:
 
 
 # --- the other gates ----------------------------------------------------------------------------------------------
-
-ERRORS = ErrorGate(max_rate=0.005)
 
 
 def test_errors_by_evidence() -> None:

@@ -94,7 +94,10 @@ class EvidenceReader:
     def look(
         self, session: Session, campaign: Campaign, gates: Gates, settle_ms: int, counts: StageCounts, now_ms: int
     ) -> StageEvidence:
-        """What the gates of the campaign's present stage look at. The same objects as at the last look where nothing has come."""
+        """What the gates of the campaign's present stage look at. The same objects as at the last look where nothing has come.
+        `settle_ms`: after a swap, before measurements count, unless the gates ask for a burn-in of their own."""
+        if gates.evidence.burn_in is not None:
+            settle_ms = gates.evidence.burn_in.ms
         needs = Needs.of(gates)
         ordered = counts.total - counts.planned
         if not needs.anything:

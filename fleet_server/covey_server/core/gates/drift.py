@@ -15,13 +15,13 @@ from typing import Any
 from covey_contract.drift import OutputCounts
 from covey_server.core.eprocess.shift import Rule
 from covey_server.core.gates.evidence import DeviceEvidence, StageEvidence
+from covey_server.core.gates.shares import judge_share
 from covey_server.core.gates.verdict import Verdict, rounded
 from covey_server.core.gates.weighing import (
     WORST_SHOWN,
     Weighing,
     Words,
     choose,
-    judge_share,
     missing_devices,
     numbers,
     percent,

@@ -16,6 +16,7 @@ from covey_server.core.gates.weighing import (
     Numbers,
     Weighing,
     Words,
+    and_the_rest,
     choose,
     missing_devices,
     numbers,
@@ -24,6 +25,7 @@ from covey_server.core.gates.weighing import (
     together,
     verdict,
     with_least,
+    without_control,
 )
 from covey_server.core.spec.gates import ErrorGate
 
@@ -100,7 +102,7 @@ def _by_evidence(gate: ErrorGate, evidence: StageEvidence, weighing: Weighing, c
         "rate_before": rounded(rate_before),
         "threshold": {"max_rate": gate.max_rate, "min_requests": gate.min_requests},
     }
-    return verdict(
+    told = verdict(
         "errors",
         looked,
         Words(
@@ -113,6 +115,8 @@ def _by_evidence(gate: ErrorGate, evidence: StageEvidence, weighing: Weighing, c
         lost=found.lost,
         tolerated=tolerated(gate, rate, found.lost),
     )
+    rest = without_control(evidence, looked.shift, choice)
+    return and_the_rest(told, rest, lambda others: _by_threshold(gate, others))
 
 
 def tolerated(gate: ErrorGate, rate: float, lost: dict[str, int]) -> str:

@@ -6,8 +6,9 @@ from functools import lru_cache
 
 from covey_server.core.gates.drift import psi_of
 from covey_server.core.gates.evidence import DeviceEvidence, StageEvidence, Window
+from covey_server.core.gates.shares import judge_share
 from covey_server.core.gates.verdict import Verdict
-from covey_server.core.gates.weighing import Weighing, choose, judge_share
+from covey_server.core.gates.weighing import Weighing, choose
 from covey_server.core.spec.expression import Condition, parse_condition
 from covey_server.core.spec.gates import ExpressionGate, Measure
 

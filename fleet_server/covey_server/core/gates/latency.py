@@ -19,6 +19,7 @@ from covey_server.core.gates.weighing import (
     Numbers,
     Weighing,
     Words,
+    and_the_rest,
     choose,
     missing_devices,
     numbers,
@@ -27,6 +28,7 @@ from covey_server.core.gates.weighing import (
     together,
     verdict,
     with_least,
+    without_control,
 )
 from covey_server.core.spec.gates import LatencyGate
 
@@ -150,6 +152,8 @@ def _by_evidence(gate: LatencyGate, evidence: StageEvidence, name: str, weighing
         lost=shifts.lost,
         tolerated=_too_little(gate, looked, befores),
     )
+    rest = without_control(evidence, looked.shift, choice)
+    told = and_the_rest(told, rest, lambda others: _by_threshold(gate, others, name))
     return told if gate.max_ms is None else _with_limit(gate, evidence, told)
 
 

@@ -9,13 +9,13 @@ from statistics import median
 
 from covey_server.core.eprocess.shift import Rule
 from covey_server.core.gates.evidence import DeviceEvidence, StageEvidence, log_ratio
+from covey_server.core.gates.shares import judge_share
 from covey_server.core.gates.verdict import Verdict, rounded
 from covey_server.core.gates.weighing import (
     Numbers,
     Weighing,
     Words,
     choose,
-    judge_share,
     missing_devices,
     numbers,
     percent,

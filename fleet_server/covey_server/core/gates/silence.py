@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from covey_server.core.gates.evidence import StageEvidence
+from covey_server.core.gates.shares import judge_share
 from covey_server.core.gates.verdict import Verdict
-from covey_server.core.gates.weighing import Weighing, choose, judge_share
+from covey_server.core.gates.weighing import Weighing, choose
 from covey_server.core.spec.gates import SilenceGate
 
 

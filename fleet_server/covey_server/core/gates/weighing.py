@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from covey_server.core.eprocess import labels
 from covey_server.core.eprocess.mixture import radius
 from covey_server.core.eprocess.shift import Member, Rule, Shift, by_kind, compare, compare_sites
 from covey_server.core.eprocess.special import log_mean_exp
@@ -236,7 +235,7 @@ def _told(looked: Looked, words: Words, weighing: Weighing, lost: dict[str, int]
     )
     return (
         f"{words.name} {words.show(shift.estimate)} ({level * 100:g} % CS {low} … {high}) on {shift.canaries} against "
-        f"{shift.controls}{where}; evidence {_number(looked.log_e)} of {1 / weighing.alpha:.3g}{gone}"
+        f"{shift.controls}{where}; evidence {e_value_words(looked.log_e)} of {1 / weighing.alpha:.3g}{gone}"
     )
 
 
@@ -244,7 +243,7 @@ def lost_words(lost: dict[str, int]) -> str:
     return ", ".join(f"{count} {how.replace('_', ' ')}" for how, count in sorted(lost.items()))
 
 
-def _number(log_e: float) -> str:
+def e_value_words(log_e: float) -> str:
     if log_e > math.log(1e6):
         return "over 1000000"
     value = math.exp(log_e)
@@ -268,89 +267,22 @@ def missing_devices(evidence: StageEvidence, shift: Shift, requests: int, least:
     return reasons
 
 
-# --- shares of devices --------------------------------------------------------------------------------------------
+def without_control(evidence: StageEvidence, shift: Shift, choice: Choice) -> StageEvidence:
+    """The stage with those of its devices alone whose kind has too few control devices."""
+    if choice.by_site or not shift.judged:
+        return replace(evidence, swapped=())
+    return replace(evidence, swapped=tuple(each for each in evidence.swapped if each.kind not in shift.kinds))
 
 
-def judge_share(
-    gate: str,
-    evidence: StageEvidence,
-    bad: Callable[[DeviceEvidence], bool | None],
-    what: str,
-    max_share: float,
-    choice: Choice,
-    weighing: Weighing,
-    *,
-    least_requests: int = 0,
-) -> Verdict:
-    """Devices that are bad in some way, of which no build at all should have more than `max_share`. By threshold, that is the
-    limit (in a small canary, any one is too many); by e-process, there must be evidence from the draw that they are more among
-    canaries, and the limit is not needed."""
-    judged = {device.device: is_bad for device in evidence.swapped if (is_bad := bad(device)) is not None}
-    requests = sum(device.is_now.requests for device in evidence.swapped if device.after)
-    count, share = sum(judged.values()), sum(judged.values()) / len(judged) if judged else 0.0
-    figures: dict[str, Any] = {
-        "devices": len(judged),
-        "devices_bad": count,
-        "share": rounded(share),
-        "requests": requests,
-        "threshold": {"max_share": max_share},
-        "bad": sorted(name for name, is_bad in judged.items() if is_bad)[:WORST_SHOWN],
-    }
-    reasons = _share_missing(evidence, len(judged), requests, least_requests, weighing.settings)
-    words = f"{count} of {len(judged)} devices {what}"
-    if choice.kind == "threshold":
-        figures["why"] = choice.why
-        breached = count > math.floor(max_share * len(judged)) and count > 0
-        status: Status = "breached" if breached else "no_evidence" if reasons else "passing"
-        told = f"{words} (limit {max_share:.0%})" if status != "no_evidence" else f"{'; '.join(reasons)} ({words})"
-        return Verdict(gate, status, told, figures)
-    tables, control, control_bad = _tables(evidence, bad)
-    log_e = labels.log_e_value(tables)
-    if control < weighing.settings.min_controls:
-        reasons.append(f"{control} of {weighing.settings.min_controls} control devices")
-    figures |= {
-        "controls": control,
-        "controls_bad": control_bad,
-        "evidence": evidence_figures(log_e, weighing.alpha, "the draw of the canaries within their kinds"),
-        "missing": reasons,
-    }
-    breached = log_e >= weighing.boundary and share > 0
-    status = "breached" if breached else "no_evidence" if reasons else "passing"
-    told = f"{words}, {control_bad} of {control} of the control; evidence {_number(log_e)} of {1 / weighing.alpha:.3g}"
-    return Verdict(
-        gate, status, told if status != "no_evidence" else f"{'; '.join(reasons)} ({told})", figures, "e_process"
-    )
-
-
-def _tables(
-    evidence: StageEvidence, bad: Callable[[DeviceEvidence], bool | None]
-) -> tuple[dict[str, labels.Table], int, int]:
-    tables: dict[str, list[int]] = {}
-    for column, devices in ((0, evidence.swapped), (2, evidence.controls)):
-        for device in devices:
-            is_bad = bad(device)
-            if is_bad is not None:
-                row = tables.setdefault(device.kind, [0, 0, 0, 0])
-                row[column] += is_bad
-                row[column + 1] += 1
-    control = sum(row[3] for row in tables.values())
-    bad_control = sum(row[2] for row in tables.values())
-    return {kind: (row[0], row[1], row[2], row[3]) for kind, row in tables.items()}, control, bad_control
-
-
-def _share_missing(
-    evidence: StageEvidence, judged: int, requests: int, least_requests: int, settings: Evidence
-) -> list[str]:
-    reasons = []
-    if evidence.loading:
-        reasons.append(f"the telemetry of {evidence.loading} devices still to be read")
-    wanted = max(settings.min_devices, 1 if evidence.canaries else 0)
-    if judged < wanted:
-        reasons.append(f"{judged} of {wanted} devices to judge by")
-    least = max(least_requests, settings.min_requests)
-    if requests < least:
-        reasons.append(f"{requests} of {least} requests")
-    return reasons
+def and_the_rest(found: Verdict, rest: StageEvidence, judge_rest: Callable[[StageEvidence], Verdict]) -> Verdict:
+    """Devices of kinds without a control group are held against the gate's threshold, since nobody else looks at them."""
+    if not rest.swapped:
+        return found
+    limited = judge_rest(rest)
+    told = f"{len(rest.swapped)} devices of kinds without control devices, by threshold: {limited.summary}"
+    figures = {**found.figures, "without_control": limited.to_json()}
+    status: Status = "breached" if limited.status == "breached" else found.status
+    return replace(found, status=status, summary=f"{found.summary}; {told}", figures=figures)
 
 
 def with_least(found: Verdict, evidence: StageEvidence, settings: Evidence) -> Verdict:
