@@ -38,6 +38,9 @@ from covey_server.releases.upkeep import Upkeep
 from covey_server.routes import application
 from covey_server.services import Services
 from covey_server.settings import LOCAL_TARGETS, Settings
+from covey_server.tracing.requests import TraceRequests
+from covey_server.tracing.spans import OFF, Tracing
+from covey_server.tracing.swaps import SwapTracer
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +85,8 @@ def build_services(settings: Settings, clock: Clock = system_clock) -> Services:
         keep_days=settings.notices_keep_days,
     )
     return Services(
-        settings, clock, database, bus, blobs, keys, fleet, campaigns, workers, releases, notifications, seal
+        *(settings, clock, database, bus, blobs, keys, fleet, campaigns, workers, releases, notifications, seal),
+        tracing=open_tracing(settings),
     )
 
 
@@ -98,6 +102,8 @@ def create_app(services: Services) -> FastAPI:
     app = application(lifespan)
     app.state.services = services
     app.add_middleware(Guard, settings=services.settings)
+    if services.tracing.on:
+        app.add_middleware(TraceRequests, tracing=services.tracing)
     return app
 
 
@@ -108,13 +114,30 @@ def running(services: Services) -> Iterator[None]:
     upkeep = None
     if services.releases is not None:
         upkeep = Upkeep(services.releases, CatchUp(services.database, services.releases))
+    tracer = None
+    if services.tracing.on:
+        share = services.settings.otel_deployments
+        tracer = SwapTracer(services.database, services.bus, services.tracing, share)
     with contextlib.ExitStack() as started:
         started.callback(services.database.close)
-        for part in (upkeep, services.fleet, services.campaigns, housekeeping, services.notifications):
+        for part in (tracer, upkeep, services.fleet, services.campaigns, housekeeping, services.notifications):
             if part is not None:
                 part.start()
                 started.callback(part.stop)
         yield
+
+
+def open_tracing(settings: Settings) -> Tracing:
+    """Raises `StartError` if traces are wanted and OpenTelemetry is not installed."""
+    if not settings.otel_endpoint:
+        return OFF
+    try:
+        from covey_server.tracing.opentelemetry import OpenTelemetryTracing
+    except ImportError as error:
+        raise StartError(
+            "setting otel_endpoint: traces need the extra otel: pip install 'covey-server[otel]'"
+        ) from error
+    return OpenTelemetryTracing(settings.otel_endpoint, settings.otel_ratio)
 
 
 def local_targets(settings: Settings) -> tuple[str, ...]:

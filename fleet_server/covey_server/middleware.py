@@ -13,7 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from covey_server import problems
+from covey_server import logs, problems
 from covey_server.errors import TooLarge
 from covey_server.settings import Settings
 
@@ -66,17 +66,18 @@ class Guard:
             await send(message)
 
         limit = self._limit(scope)
-        try:
-            if _announced(scope) > limit:
-                await problems.problem(_too_large(limit))(scope, receive, answer)
-            else:
-                await self._app(scope, _counted(receive, limit), answer)
-        except Exception as error:  # noqa: BLE001 - the last net: logged with its trace, answered without
-            response = problems.unexpected(error, request_id)
-            if status == 0:
-                await response(scope, receive, answer)
-        finally:
-            _log(scope, status, time.monotonic() - started, request_id)
+        with logs.about(request=request_id):
+            try:
+                if _announced(scope) > limit:
+                    await problems.problem(_too_large(limit))(scope, receive, answer)
+                else:
+                    await self._app(scope, _counted(receive, limit), answer)
+            except Exception as error:  # noqa: BLE001 - the last net: logged with its trace, answered without
+                response = problems.unexpected(error, request_id)
+                if status == 0:
+                    await response(scope, receive, answer)
+            finally:
+                _log(scope, status, time.monotonic() - started, request_id)
 
     def _limit(self, scope: Scope) -> int:
         if scope["method"] == "PUT" and _BUILD_FILE.fullmatch(scope["path"]):

@@ -16,6 +16,7 @@ from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
 from covey_server.registry.workers import Workers
 from covey_server.settings import Settings
+from covey_server.tracing.spans import OFF, Tracing
 
 if TYPE_CHECKING:
     # Only for the types: what these import needs this module in turn.
@@ -41,6 +42,7 @@ class Services:
     releases: Releases | None = None  # likewise
     notifications: NotificationService | None = None
     seal: Seal | None = None
+    tracing: Tracing = OFF
 
 
 def services(request: HTTPConnection) -> Services:

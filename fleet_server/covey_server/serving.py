@@ -19,6 +19,7 @@ from pathlib import Path
 
 import uvicorn
 
+from covey_server import logs
 from covey_server.app import WORKER_TOKEN_FILE, build_services, create_app, local_targets, running
 from covey_server.errors import EXIT_IN_USE, StartError
 from covey_server.fleet.broker import broker_hosts
@@ -41,6 +42,8 @@ def serve(settings: Settings, environment: Mapping[str, str]) -> None:
     signals.install()
     with _folder_lock(settings.data), _listening(settings) as listener:
         services = build_services(settings)
+        if services.tracing.on:
+            logs.configure(settings, services.tracing.current)
         app = create_app(services)
         url = _url(settings, settings.reachable_host, listener)
         worker = _worker(settings, _url(settings, _own_host(settings), listener), environment)

@@ -121,6 +121,15 @@ class Settings:
     )
     notices_keep_days: int = _set(30, "How long notices and their deliveries are kept.")
 
+    # Traces; they need the extra `otel`.
+    otel_endpoint: str = _set(
+        "", "http(s)://HOST:4318 of a collector that traces are sent to by OTLP; empty: none are made."
+    )
+    otel_ratio: float = _set(1.0, "Share of the traces that are kept, of those that begin here.")
+    otel_deployments: float = _set(
+        0.1, "Share of the deployments on devices that are told of in the trace of their version."
+    )
+
     # Limits of requests.
     body_max_bytes: int = _set(MIB, "Largest request body, other than uploads.")
     upload_max_bytes: int = _set(2048 * MIB, "Largest upload of a model version, all its files together.")
@@ -362,6 +371,10 @@ def _between(low: float, high: float) -> Callable[[float], str]:
     return lambda value: "" if low <= value <= high else f"{value} is not between {low:g} and {high:g}"
 
 
+def _endpoint(value: str) -> str:
+    return "" if not value or re.fullmatch(r"https?://[^/\s?#]+/?", value) else f"{value!r} is not http://HOST:PORT"
+
+
 def _mail_address(value: str) -> str:
     return "" if not value or re.fullmatch(EMAIL_PATTERN, value) else f"{value!r} is not an e-mail address"
 
@@ -401,6 +414,9 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "mail_to": lambda value: next(filter(None, map(_mail_address, value)), ""),
     "mail_events": _events,
     "notices_keep_days": _between(1, 3650),
+    "otel_endpoint": _endpoint,
+    "otel_ratio": _between(0, 1),
+    "otel_deployments": _between(0, 1),
     "body_max_bytes": _between(64 * 1024, 1024 * MIB),
     "upload_max_bytes": _between(64 * 1024, 1 << 40),
     "build_file_max_bytes": _between(64 * 1024, 1 << 40),

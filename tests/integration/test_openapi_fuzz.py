@@ -89,7 +89,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     services = build_services(Settings(data=data))
     _populate(services)
     services.database.close()
-    command: list[str | Path] = [Path(sys.executable).with_name("covey-server"), "run", "--data", data, "--listen", "127.0.0.1:0"]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("covey-server"),
+        "run",
+        "--data",
+        data,
+        "--listen",
+        "127.0.0.1:0",
+    ]
     command += [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
     with (data / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

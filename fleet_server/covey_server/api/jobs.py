@@ -13,13 +13,13 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from covey_contract.building import BuildReport, LeaseRequest
+from covey_contract.building import BuildReport, LeaseRequest, Outcome
 from covey_contract.wire import encode
 from covey_server import audit
 from covey_server.api.paging import Number
 from covey_server.api.security import require
 from covey_server.audit import Actor
-from covey_server.db.tables import Version
+from covey_server.db.tables import Build, Version
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unauthorized
 from covey_server.problems import responses
 from covey_server.registry import builds, receipt
@@ -28,6 +28,7 @@ from covey_server.registry.versions import note_blob
 from covey_server.releases.catch_up import release_of
 from covey_server.releases.errors import KeysMissing
 from covey_server.services import Services, Use
+from covey_server.tracing.spans import Attribute, Past
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/api/v1", tags=["jobs"], responses=responses(Unauthorized, Forbidden))
@@ -162,6 +163,7 @@ def finish_job(
     now_ms = use.clock()
     with use.database.session() as session:
         build = builds.finish(session, job_id, body.lease, report, signed, now_ms)
+        build.traceparent = use.tracing.past(_span(build, version, report), version.traceparent)
         detail = {"outcome": build.state, "digest": build.digest, "worker": build.worker, "reason": report.reason}
         audit.record(session, actor, "build.finish", f"{version.model} {version.name} {build.target}", detail, now_ms)
     use.bus.publish("build", str(job_id))
@@ -177,6 +179,21 @@ def finish_job(
 def fetch_blob(use: Use, sha256: str, _: Annotated[Actor, Depends(require("worker"))]) -> FileResponse:
     use.blobs.size(sha256)
     return FileResponse(use.blobs.path(sha256), media_type="application/octet-stream")
+
+
+def _span(build: Build, version: Version, report: BuildReport) -> Past:
+    """The build as a part of its version's trace: from when a worker took it to now."""
+    attributes: dict[str, Attribute] = {
+        "covey.model": version.model,
+        "covey.version": version.name,
+        "covey.target": build.target,
+        "covey.outcome": build.state,
+        "covey.worker": build.worker or "",
+        "covey.waited_s": max(0, (build.started_ms or build.created_ms) - build.created_ms) / 1000,
+    }
+    began_ms, ended_ms = build.started_ms or build.created_ms, build.finished_ms or build.created_ms
+    problem = report.reason if report.outcome is Outcome.FAILED else ""
+    return Past(f"build {version.model} {version.name} {build.target}", began_ms, ended_ms, attributes, problem)
 
 
 def _receive(use: Services, body: FinishBody, version: Version, target: str) -> tuple[BuildReport, Signed | None]:

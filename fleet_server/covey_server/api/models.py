@@ -141,6 +141,8 @@ def push_files(use: Services, upload: Upload, sizes: dict[str, int], actor: Acto
         for sha256, size in sizes.items():
             versions.note_blob(session, sha256, size, now_ms)
         version, new = versions.push_version(session, upload, actor.name, now_ms)
+        if new:
+            version.traceparent = use.tracing.current()
         targets = upload.targets or (versions.check_targets(choice.targets_needed(session)) if new else ())
         targets = _with_check(use, targets, now_ms)
         queued = _queue(use, session, version, targets, now_ms)

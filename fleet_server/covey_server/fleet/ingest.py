@@ -16,6 +16,7 @@ from covey_contract.facts import Facts
 from covey_contract.messages import Ack, CommandKind, Hello, Reply
 from covey_contract.topics import Down
 from covey_contract.wire import encode
+from covey_server import logs
 from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database
@@ -120,7 +121,8 @@ class Ingest:
                 for incoming in batch:
                     self.take([incoming])
                 return
-            log.exception("a %s of %s could not be stored", type(batch[0].message).__name__, batch[0].device)
+            with logs.about(device=batch[0].device):
+                log.exception("a %s of %s could not be stored", type(batch[0].message).__name__, batch[0].device)
             self._counters.add("covey_messages_refused_total", reason="not_stored")
             return
         self._counters.add("covey_ingest_batches_total")

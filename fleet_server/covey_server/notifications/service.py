@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from covey_server import logs
 from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database
@@ -99,7 +100,13 @@ class NotificationService:
             now_ms = self._clock()
             outbox.tell_of_campaigns(session, now_ms)
             session.flush()
-            return outbox.address(session, self._mailing, now_ms)
+            fresh = session.scalars(select(Notice).where(Notice.addressed_ms.is_(None)).order_by(Notice.id)).all()
+            made = outbox.address(session, self._mailing, now_ms)
+        for notice in fresh:
+            about = {name: str(notice.data[name]) for name in ("campaign", "device") if name in notice.data}
+            with logs.about(**about):
+                log.info("%s: %s", notice.event, notice.summary)
+        return made
 
     def deliver(self) -> int:
         """Send what is due, one after the other; how much was tried."""

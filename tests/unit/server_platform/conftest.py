@@ -34,6 +34,7 @@ from covey_server.registry.keys import SigningKeys
 from covey_server.registry.workers import Workers
 from covey_server.services import Services
 from covey_server.settings import Settings
+from covey_server.tracing.spans import OFF, Tracing
 
 START_MS = 1_800_000_000_000
 
@@ -101,7 +102,13 @@ def database(tmp_path: Path, migrated: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def site(tmp_path: Path, clock: FakeClock, database: Database) -> Iterator[Site]:
+def tracing() -> Tracing:
+    """Where spans go; nowhere, unless a module says otherwise."""
+    return OFF
+
+
+@pytest.fixture
+def site(tmp_path: Path, clock: FakeClock, database: Database, tracing: Tracing) -> Iterator[Site]:
     settings = Settings(data=tmp_path, body_max_bytes=64 * 1024, upload_max_bytes=256 * 1024)
     services = Services(
         settings,
@@ -111,6 +118,7 @@ def site(tmp_path: Path, clock: FakeClock, database: Database) -> Iterator[Site]
         BlobStore(tmp_path / "blobs"),
         SigningKeys.load_or_create(tmp_path / "keys"),
         workers=Workers(["onnxruntime-*", "openvino-*"]),
+        tracing=tracing,
     )
     with database.session() as session:
         secrets: dict[str, str] = {role: tokens.create(session, f"a-{role}", role, clock(), None)[1] for role in ROLES}

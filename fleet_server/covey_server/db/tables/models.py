@@ -43,6 +43,7 @@ class Version(Base):
     info: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     created_ms: Mapped[int]
     created_by: Mapped[str] = mapped_column(String(64))
+    traceparent: Mapped[str | None] = mapped_column(String(64))  # of the push, where it was traced
 
 
 class Build(Base):
@@ -71,3 +72,4 @@ class Build(Base):
     created_ms: Mapped[int]
     started_ms: Mapped[int | None]
     finished_ms: Mapped[int | None]
+    traceparent: Mapped[str | None] = mapped_column(String(64))  # of the build, where it was traced

@@ -18,6 +18,8 @@ def upgrade() -> None:
     _people()
     _audit()
     _notifications()
+    for table in ("versions", "builds"):
+        op.add_column(table, sa.Column("traceparent", sa.String(length=64), nullable=True))
 
 
 def _people() -> None:
