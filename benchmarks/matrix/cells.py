@@ -37,7 +37,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     source_size: int = 0
     p50_ms: float | None = None
     source_p50_ms: float | None = None  # the source in ONNX Runtime FP32, in turns with the build
-    cpu_ms: float | None = None  # processor time of an inference, the median
+    cpu_ms: float | None = None  # processor time of an inference, the mean
     source_cpu_ms: float | None = None
     cosine: float | None = None  # the gate's lowest over all outputs
     metric: str = ""

@@ -125,7 +125,7 @@ def page(subjects: Sequence[Subject], cells: Sequence[Cell], result: dict[str, A
     lines += _cost(result)
     lines += [
         "p50: one thread, this machine; *faster* compares with the source in ONNX Runtime FP32, measured in turns with each build: p50 by the",
-        "clock, and median processor time of an inference, which neighbours on the machine do not stretch (summed up above). The metric's",
+        "clock, and mean processor time of an inference, which neighbours on the machine do not stretch (summed up above). The metric's",
         "source is 1 where the source's own answers are the truth. A cell that is not built says why.",
         "",
     ]

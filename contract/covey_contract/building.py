@@ -70,7 +70,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     p99_ms: float
     load_ms: float
     first_ms: float  # the first inference after loading
-    cpu_ms: float | None = None  # processor time of an inference, the median: neighbours do not stretch it
+    cpu_ms: float | None = None  # processor time of an inference, the mean: neighbours hardly stretch it
     peak_rss_mb: float
     machine: str  # CPU model, cores; "simulated" never appears here, since this is measured
     profile: str | None = None  # the firmware profile of that machine, if it is known
