@@ -42,7 +42,7 @@ from covey_server.db.tables import (
     Device,
     Reported,
 )
-from covey_server.db.tables.campaigns import TO_GO
+from covey_server.db.tables.campaigns import AT_WORK, TO_GO
 from covey_server.fleet.assignments import NewOrder, action_of, issue
 from covey_server.fleet.moved import note_moved
 from covey_server.fleet.sql import table_of
@@ -207,7 +207,7 @@ def time_out(session: Session, campaign: Campaign, begun_before_ms: int) -> int:
         session,
         campaign,
         (
-            CampaignDevice.state == DeviceState.ASSIGNED.value,
+            literal_column(AT_WORK, Boolean),
             CampaignDevice.begun_ms < begun_before_ms,
             CampaignDevice.waiting.is_(False),
         ),

@@ -165,18 +165,18 @@ def _that_go_back(campaign: Campaign, spec: CampaignSpec) -> Sequence[int]:
 
 
 def _ready(session: Session, campaign: Campaign, now_ms: int) -> dict[int, dict[str, int]]:
-    """By stage and time zone: connected devices for which it is time, of those that have no order or are to be tried again. Of
-    a campaign that is not paced, the latter alone."""
+    """By stage and time zone: connected devices for which it is time, of those that have no order or are to be tried again, in
+    stages that may hand out now or at the next look. Of a campaign that is not paced, the latter alone."""
     part = CampaignDevice
+    # Those that are to be tried again are few, and found by their state; the others have an index for this very question.
+    which = text(TO_GO) if campaign.paced else part.state == DeviceState.RETRYING.value
     query = select(part.stage, part.timezone, func.count()).where(
         part.campaign_id == campaign.id,
-        text(TO_GO),
-        part.stage >= 0,
+        which,
+        part.stage.between(0, campaign.stage + 1),
         part.off_since_ms.is_(None),
         or_(part.due_ms.is_(None), part.due_ms <= now_ms),
     )
-    if not campaign.paced:
-        query = query.where(part.state == DeviceState.RETRYING.value)
     found: dict[int, dict[str, int]] = {}
     for stage, zone, number in session.execute(query.group_by(part.stage, part.timezone)):
         found.setdefault(stage, {})[zone or UTC] = number

@@ -11,6 +11,7 @@ from covey_server.db.tables.base import Base, Id
 
 # Written out, since SQLite takes a partial index only for a query that says the same in the same words.
 TO_GO = "state IN ('planned', 'retrying')"
+AT_WORK = "state = 'assigned'"
 
 
 class Campaign(Base):
@@ -87,6 +88,13 @@ class CampaignDevice(Base):
             "due_ms",
             sqlite_where=text(TO_GO),
             postgresql_where=text(TO_GO),
+        ),
+        Index(
+            "campaign_devices_at_work",
+            "campaign_id",
+            "begun_ms",
+            sqlite_where=text(AT_WORK),
+            postgresql_where=text(AT_WORK),
         ),
         Index(
             "campaign_devices_drifted",

@@ -100,6 +100,13 @@ def _campaigns() -> None:
         ],
     )
     op.create_index(
+        "campaign_devices_at_work",
+        "campaign_devices",
+        ["campaign_id", "begun_ms"],
+        sqlite_where=sa.text("state = 'assigned'"),
+        postgresql_where=sa.text("state = 'assigned'"),
+    )
+    op.create_index(
         "campaign_devices_drifted",
         "campaign_devices",
         ["campaign_id", "device"],
