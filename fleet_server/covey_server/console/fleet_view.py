@@ -33,7 +33,7 @@ from covey_server.fleet.standing import off_target
 # The longest of these is taken that a fleet's size allows.
 SPANS_MS = (5 * 60_000, 2 * 60_000, 60_000, 30_000)
 WINDOW_MS = 10_000
-MAX_COUNTED = 60_000
+MAX_COUNTED = 30_000
 QUANTILE_WINDOWS = 600
 MAX_SHOWN_CAMPAIGNS = 6
 ENDED_CAMPAIGNS = 3
@@ -217,22 +217,19 @@ def _span_ms(devices: int) -> int:
 
 
 def _models(session: Session, devices: Devices, now_ms: int, counted_ms: int) -> tuple[list[ServedModel], Health, int]:
-    revoked = select(Device.id).where(Device.revoked_ms.is_not(None))
     made_up = _simulated_by_build(session, devices)
+    holding = _holding(session)
     rows = session.execute(
-        select(Version.model, Version.name, Version.id, Build.target, Build.digest, func.count())
-        .select_from(Reported)
-        .join(Build, Build.digest == Reported.active)
-        .join(Version, Version.id == Build.version_id)
-        .where(Reported.device.not_in(revoked), Build.digest.is_not(None))
-        .group_by(Version.model, Version.name, Version.id, Build.target, Build.digest)
+        select(Version.model, Version.name, Build.target, Build.digest)
+        .join(Build, Build.version_id == Version.id)
+        .where(Build.digest.in_(sorted(holding)))
         .order_by(Version.model, Version.id.desc(), Build.target)
-        .limit(MAX_ROWS)
     ).all()
     served: dict[str, dict[str, ServedVersion]] = {}
     digests: dict[str, tuple[str, str]] = {}
-    for model, version, _id, target, digest, count in rows:
-        digest = str(digest)
+    for model, version, target, held in rows:
+        digest = str(held)
+        count = holding[digest]
         one = served.setdefault(model, {}).setdefault(version, ServedVersion(version))
         one.devices += count
         one.simulated += made_up.get(digest, 0) if made_up is not None else count
@@ -253,6 +250,19 @@ def _models(session: Session, devices: Devices, now_ms: int, counted_ms: int) ->
     ]
     health = latency.health(spell.windows, sum(counted.values(), Tally()))
     return models, health, now_ms - spell.since_ms
+
+
+def _holding(session: Session) -> dict[str, int]:
+    """How many devices run each build, of the builds that most run. From an index alone, less the few that were cut off."""
+    per_build = select(Reported.active, func.count()).where(Reported.active.is_not(None)).group_by(Reported.active)
+    counts = {
+        str(digest): count for digest, count in session.execute(per_build.order_by(func.count().desc()).limit(MAX_ROWS))
+    }
+    revoked = select(Device.id).where(Device.revoked_ms.is_not(None))
+    for digest, count in session.execute(per_build.where(Reported.device.in_(revoked))):
+        if str(digest) in counts:
+            counts[str(digest)] -= count
+    return {digest: count for digest, count in counts.items() if count > 0}
 
 
 def _simulated_by_build(session: Session, devices: Devices) -> dict[str, int] | None:

@@ -1,7 +1,8 @@
 """How fast and how well: windows of telemetry merged into figures and into charts.
 
 Every query goes by an index. Counts are exact however large the fleet is, the database adds them up; quantiles need the windows
-themselves, so that those of a fleet with too many of them reach less far back, for all builds alike, and `Spell` says how far.
+themselves, so that of a fleet with too many of them the newest of each build are taken, as many as its part of all windows, and
+`Spell` says how far they reach back.
 Latency is end to end, as callers see it.
 """
 
@@ -21,6 +22,7 @@ from covey_contract.histogram import Histogram, merge
 from covey_server.db.tables import TelemetryRow
 
 MAX_WINDOWS = 2000
+LEAST_OF_BUILD = 4
 _CLOCK_WINDOWS = 5
 
 
@@ -60,7 +62,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class Spell:
-    """The last so many ms by builds: the exact counts of each, and windows enough for quantiles, which reach back to `since_ms`."""
+    """The last so many ms by builds: the exact counts of each, and windows enough for quantiles, the oldest of which begins at
+    `since_ms`."""
 
     tallies: dict[str, Tally]
     windows: list[Window]
@@ -152,9 +155,17 @@ def lately(session: Session, builds: Sequence[str], now_ms: int, span_ms: int, l
     )
     tallies = {build: Tally(count, ok, failed, fallbacks) for build, count, ok, failed, fallbacks in rows}
     total = sum(one.windows for one in tallies.values())
-    if total > limit:
-        since_ms = now_ms - span_ms * limit // total
-    return Spell(tallies, windows(session, builds=builds, since_ms=since_ms, limit=limit), since_ms)
+    if total <= limit:
+        return Spell(tallies, windows(session, builds=builds, since_ms=since_ms, limit=limit), since_ms)
+    # Of each build its part, the newest first, as the index has them.
+    found: list[Window] = []
+    reach_ms = now_ms
+    for build, tally in tallies.items():
+        part = max(math.ceil(limit * tally.windows / total), LEAST_OF_BUILD)
+        taken = windows(session, builds=[build], since_ms=since_ms, limit=part)
+        found += taken
+        reach_ms = min(reach_ms, taken[0].start_ms if taken else now_ms)
+    return Spell(tallies, found, max(reach_ms, since_ms))
 
 
 def health(found: Iterable[Window], counted: Tally | None = None) -> Health:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy import ForeignKey, Index, String, Text, text
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -24,7 +24,13 @@ class Device(Base):
     __tablename__ = "devices"
     __table_args__ = (
         Index("devices_by_kind", "profile", "facts_digest", "revoked_ms", "id"),
-        Index("devices_by_state", "revoked_ms", "profile", "online", "simulated"),
+        Index("devices_by_state", "profile", "online", "simulated", "revoked_ms"),
+        Index(
+            "devices_revoked",
+            "id",
+            sqlite_where=text("revoked_ms IS NOT NULL"),
+            postgresql_where=text("revoked_ms IS NOT NULL"),
+        ),
         Index("devices_by_enrolment", "enrolled_ms"),
         Index("devices_by_lot", "lot"),
         Index("devices_by_site", "site"),

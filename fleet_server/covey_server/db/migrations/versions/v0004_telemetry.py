@@ -20,7 +20,9 @@ def upgrade() -> None:
     op.create_index("devices_by_lot", "devices", ["lot"])
     op.create_index("devices_by_site", "devices", ["site"])
     # What the console asks of the whole fleet.
-    op.create_index("devices_by_state", "devices", ["revoked_ms", "profile", "online", "simulated"])
+    op.create_index("devices_by_state", "devices", ["profile", "online", "simulated", "revoked_ms"])
+    revoked = sa.text("revoked_ms IS NOT NULL")
+    op.create_index("devices_revoked", "devices", ["id"], sqlite_where=revoked, postgresql_where=revoked)
     op.create_index("devices_by_enrolment", "devices", ["enrolled_ms"])
     op.create_index("reports_by_state", "reports", ["state", "at_ms"])
     op.create_index("reported_by_state", "reported", ["state", "device"])
