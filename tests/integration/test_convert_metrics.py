@@ -88,7 +88,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return data.model_path("1.0"), calibration, evaluation
 
 
-STATIC = "static QDQ, MinMax, unsigned activations"
+# The one that overflows on no CPU.
+STATIC = "static QDQ, MinMax, unsigned activations, 7-bit weights"
 
 
 @pytest.mark.parametrize("metric", ["", "detection:format=xyxy,scores=4-,threshold=0.3"])
@@ -110,8 +111,8 @@ def test_another_recipe_keeps_the_detections(tmp_path: Path) -> None:
     data_of = {"calibration": str(samples), "evaluation": str(samples)}
     report = build_isolated(spec(source, tmp_path / "out", budget=0.05, **data_of), Limits())
     assert report.outcome is Outcome.BUILT, report
-    assert report.tries[0].outcome is Outcome.REFUSED
-    assert report.tries[0].figures["drop"] > 0.4
+    refused = next(tried for tried in report.tries if tried.outcome is Outcome.REFUSED)
+    assert refused.figures["drop"] > 0.4
     assert report.accuracy is not None
     assert report.accuracy.build >= 0.95
     assert report.recipe == report.tries[-1].recipe
