@@ -42,6 +42,8 @@ SETTINGS = {
     "webhook-private": "true",
     "enrol-per-minute": "100000",
 }
+# A login is work on purpose, and a long run makes many of them.
+pytestmark = pytest.mark.timeout(120 + 10 * EXAMPLES)
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance]
 CAMPAIGN = """\
 name: digits-1.1

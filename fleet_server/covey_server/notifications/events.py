@@ -36,6 +36,4 @@ OF_CAMPAIGNS: dict[str, EventName] = {
     "done": "campaign.done",
     "aborted": "campaign.aborted",
     "failed": "campaign.failed",
-    "approval_wanted": "campaign.approval_wanted",
-    "quarantined": "device.quarantined",
 }

@@ -81,6 +81,12 @@ def tell_of_campaigns(session: Session, now_ms: int) -> int:
     return len(rows)
 
 
+def reached(session: Session) -> int | None:
+    """The line of the campaigns' logs up to which has been told; None before the first time."""
+    kept = session.get(Setting, _CURSOR)
+    return None if kept is None else int(kept.value.split()[1])
+
+
 def has_news(session: Session) -> bool:
     """Whether there may be something for `tell_of_campaigns` or `address`; a cheap look."""
     kept = session.get(Setting, _CURSOR)

@@ -24,7 +24,7 @@ from covey_server.clock import Clock
 from covey_server.db.engine import Database
 from covey_server.db.tables import Delivery, Notice, Webhook
 from covey_server.errors import ServerError
-from covey_server.notifications import outbox
+from covey_server.notifications import outbox, watch
 from covey_server.notifications.outbox import DEAD, DELIVERED, PENDING, Mailing
 from covey_server.notifications.retries import next_pause_ms
 from covey_server.notifications.sealing import Seal
@@ -94,11 +94,15 @@ class NotificationService:
     def collect(self) -> int:
         """Take what is new into the outbox and address it; how many deliveries there are to be made."""
         with self._database.reading() as session:
-            if not outbox.has_news(session):
+            if not outbox.has_news(session) and not watch.has_approvals(session):
                 return 0
         with self._database.session() as session:
             now_ms = self._clock()
+            told_to = outbox.reached(session)
             outbox.tell_of_campaigns(session, now_ms)
+            watch.tell_of_approvals(session, now_ms)
+            if told_to is not None:
+                watch.tell_of_quarantine(session, told_to, now_ms)
             session.flush()
             fresh = session.scalars(select(Notice).where(Notice.addressed_ms.is_(None)).order_by(Notice.id)).all()
             made = outbox.address(session, self._mailing, now_ms)

@@ -279,6 +279,10 @@ def test_a_request_and_all_that_it_logs_carry_its_id(site: Site, tracing: Tracin
     logger.setLevel(logging.DEBUG)
     try:
         answer = site.client.get("/api/v1/models", headers=site.as_("viewer"))
+        deadline = time.monotonic() + 20
+        while not lines:  # the line is written after the answer is
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
