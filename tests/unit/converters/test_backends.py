@@ -34,7 +34,7 @@ def test_a_name_that_is_no_target() -> None:
         ("onnxruntime-fp16", "there is no onnxruntime-fp16 build"),
         ("openvino-int8", "needs calibration data"),
         ("tensorrt-int8-sm87", "needs calibration data"),
-        ("tensorrt-rtx-int8", "is not built yet"),
+        ("tensorrt-rtx-int8", "needs calibration data"),
     ],
 )
 def test_targets_that_cannot_be_without_more(target: str, line: str) -> None:
