@@ -18,6 +18,16 @@ function patchAttributes(from, to) {
     if (from.getAttribute(name) !== value) from.setAttribute(name, value);
   }
   if (!to.hasAttribute("class")) from.removeAttribute("class");
+  patchField(from, to);
+}
+
+// Once somebody has typed into a field, its attribute no longer says what it holds. Where the person is, theirs stays.
+function patchField(from, to) {
+  if (from === document.activeElement) return;
+  if (from.nodeName === "INPUT" && (from.type === "checkbox" || from.type === "radio")) from.checked = to.checked;
+  else if (from.nodeName === "INPUT" && from.type !== "file") from.value = to.value;
+  else if (from.nodeName === "TEXTAREA") from.value = to.textContent;
+  else if (from.nodeName === "OPTION") from.selected = to.hasAttribute("selected");
 }
 
 function patchNode(from, to) {
@@ -25,7 +35,7 @@ function patchNode(from, to) {
     if (from.nodeValue !== to.nodeValue) from.nodeValue = to.nodeValue;
     return;
   }
-  if (from.isEqualNode(to)) return;
+  if (from.isEqualNode(to) && !from.matches("input, select, textarea, option") && !from.querySelector("input, select, textarea")) return;
   patchAttributes(from, to);
   if (!from.classList.contains("chart-body")) patchChildren(from, to);
 }
