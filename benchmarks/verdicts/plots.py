@@ -1,11 +1,12 @@
-"""`python -m benchmarks.verdicts.plots [RESULTS] [FOLDER]`: draws docs/images/verdicts-*.svg from a run's figures, and from one
-simulated fleet whose evidence it follows look by look. Plain SVG by our own hand, so that drawing needs no library."""
+"""The plots docs/images/verdicts-*.svg: from a run's figures, and from one simulated fleet whose evidence is followed look by look.
+
+Plain SVG by our own hand, so that drawing needs no library. `python -m benchmarks.verdicts.document` draws them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,7 @@ def _log10(look: Look) -> float:
     return latency_evidence(look).log_e / math.log(10)
 
 
-def main() -> int:
-    results = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else IMAGES
+def draw(results: Path, folder: Path) -> None:
     result = json.loads(results.read_text())
     halted(result, "unchanged", "Nothing changed, 50 canaries: campaigns halted wrongly", 120).save(
         folder / "verdicts-unchanged.svg"
@@ -143,8 +142,3 @@ def main() -> int:
         folder / "verdicts-tail.svg"
     )
     evidence().save(folder / "verdicts-evidence.svg")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -60,18 +60,30 @@ class Control:
 # --- the stage's devices ------------------------------------------------------------------------------------------
 
 
-def candidates(session: Session, campaign: Campaign) -> list[str]:
-    """At most `MAX_JUDGED` devices of the present stage, by lot."""
-    part = CampaignDevice
-    return list(
-        session.scalars(
-            select(part.device)
-            .join(Device, Device.id == part.device)
-            .where(part.campaign_id == campaign.id, part.stage == campaign.stage, part.build_id.is_not(None))
-            .order_by(Device.lot, part.device)
-            .limit(MAX_JUDGED)
+def candidates(session: Session, campaign: Campaign, total: int) -> list[str]:
+    """At most `MAX_JUDGED` devices of the present stage, of `total`: those with the lowest lots. Of a large stage only so much of
+    the lots is looked at as should hold them."""
+    part, width = CampaignDevice, MODULUS
+    if total > 5 * MAX_JUDGED:
+        width = MODULUS * 2 * MAX_JUDGED // total
+    while True:
+        found = list(
+            session.scalars(
+                select(part.device)
+                .join(Device, Device.id == part.device)
+                .where(
+                    Device.lot < width,
+                    part.campaign_id == campaign.id,
+                    part.stage == campaign.stage,
+                    part.build_id.is_not(None),
+                )
+                .order_by(Device.lot, part.device)
+                .limit(MAX_JUDGED)
+            )
         )
-    )
+        if len(found) == MAX_JUDGED or width >= MODULUS:
+            return found
+        width = min(width * 4, MODULUS)
 
 
 def canaries(
@@ -84,7 +96,10 @@ def canaries(
     """Those of `devices` that have swapped by an order of this campaign. `known`: the moments of swaps found earlier, by assignment;
     they do not change."""
     rows = [row for part in chunks(devices) for row in session.execute(_parts(campaign, part))]
-    moments = {**known, **_moments(session, [row.assignment for row in rows if row.assignment not in known])}
+    moments = {
+        **known,
+        **_moments(session, [(row.device, row.assignment) for row in rows if row.assignment not in known]),
+    }
     found = []
     for row in rows:
         if row.assignment not in moments or row.digest is None:
@@ -136,24 +151,20 @@ def _parts(campaign: Campaign, devices: Sequence[str]) -> Select[*tuple[Any, ...
     )
 
 
-def _moments(session: Session, assignments: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """When the build of each order began to serve: by the device's clock, and when the server heard of it."""
+def _moments(session: Session, orders: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+    """When the build of each order (its device and its id) began to serve: by the device's clock, and when the server heard of it."""
     found: dict[str, tuple[int, int]] = {}
-    for part in chunks(assignments):
+    for part in chunks(orders):
         rows = session.execute(
-            select(CampaignDevice.assignment, func.min(ReportRow.at_ms), func.min(ReportRow.received_ms))
-            .select_from(CampaignDevice)
-            .join(
-                ReportRow,
-                and_(ReportRow.device == CampaignDevice.device, ReportRow.assignment == CampaignDevice.assignment),
-            )
+            select(ReportRow.assignment, func.min(ReportRow.at_ms), func.min(ReportRow.received_ms))
             .where(
-                CampaignDevice.assignment.in_(part),
+                ReportRow.device.in_([device for device, _ in part]),
+                ReportRow.assignment.in_([order for _, order in part]),
                 ReportRow.state.in_((State.PROBATION.value, State.ACTIVE.value)),
             )
-            .group_by(CampaignDevice.assignment)
+            .group_by(ReportRow.assignment)
         )
-        found.update({str(row[0]): (row[1], row[2]) for row in rows})
+        found.update({row[0]: (row[1], row[2]) for row in rows})
     return found
 
 

@@ -36,7 +36,7 @@ from covey_server.core.spec.gates import Gates, SilenceGate
 from covey_server.db.tables import Campaign, TelemetryRow
 from covey_server.fleet.sql import chunks
 
-ROWS_A_LOOK = 20_000
+ROWS_A_LOOK = 10_000
 # Rows are stored some time after they arrived; those of the last seconds are looked for again.
 OVERLAP_MS = 5_000
 # How much earlier than its stage a device's own past may have reached the server.
@@ -147,7 +147,7 @@ class EvidenceReader:
         silence = gates.silence or SilenceGate()
         silent_ms = now_ms - silence.after.ms
         if stage.devices_of != counts.total:
-            stage.devices, stage.devices_of = candidates(session, campaign), counts.total
+            stage.devices, stage.devices_of = candidates(session, campaign, counts.total), counts.total
         judged = canaries(session, campaign, stage.devices, stage.moments, silent_ms)
         stage.moments.update({each.assignment: (each.swap_ms, each.swap_received_ms) for each in judged})
         control = self._controls(session, campaign, stage, gates, judged, now_ms, silent_ms)
