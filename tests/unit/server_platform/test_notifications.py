@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -348,6 +349,12 @@ def test_old_notices_are_forgotten_with_their_deliveries(any_database: Database,
     with any_database.reading() as session:
         assert [one.source for one in session.scalars(select(Notice))] == ["build 1"]
         assert len(session.scalars(select(Delivery)).all()) == 1
+
+
+def test_the_documentation_names_every_event() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"`((?:campaign|device|build)\.[a-z_]+)`", page))
+    assert named == set(EVENTS) - {"webhook.test"}
 
 
 def test_every_event_has_a_form_that_receivers_can_match() -> None:
