@@ -25,7 +25,9 @@ def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Can the server work? Database, files, broker, releases", responses=responses(Unavailable))
+@router.get(
+    "/readyz", summary="Can the server work? Database, files, broker, releases", responses=responses(Unavailable)
+)
 def readyz(use: Use) -> Health:
     failing = []
     try:
