@@ -353,7 +353,7 @@ def test_a_build_that_wants_too_much_memory_fails_alone(rig: Any) -> None:
     rig.serve(good)
     assert "each runner may have 1000 MB" in rig.log()
     rig.stop()
-    rig.start("--runner-memory-mb", "30")  # less than a runtime takes
+    rig.start("--runner-memory-mb", "8")  # less than a runtime allocates, whoever has its files in memory already
     answer = rig.order(Load(model=MODEL, build=good.digest, folder=str(good.folder)))
     assert isinstance(answer, Failure)
     assert answer.reason in (Reason.LOAD_FAILED, Reason.NO_MEMORY)
