@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -261,7 +262,7 @@ def test_what_is_typed_as_a_name_is_not_kept(database: Database, clock: FakeCloc
 
 @pytest.mark.usefixtures("cheap")
 def test_another_password_ends_ones_other_sessions(site: Site) -> None:
-    with add(site, "anna", "viewer") as browser, httpx.Client(base_url=site.client.base_url) as elsewhere:
+    with closing(add(site, "anna", "viewer")) as browser, httpx.Client(base_url=site.client.base_url) as elsewhere:
         elsewhere.post("/login", data={"name": "anna", "password": PASSWORD})
         token = csrf(site, browser)
         change = {"current": "not it at all", "new": OTHER}
