@@ -1,4 +1,4 @@
-"""`./dev bench verdicts [--quick] [--json] [--fleets N] [--out FILE]`: how often each rule halts campaigns, rightly and wrongly.
+"""`./dev bench verdicts [--quick] [--json] [--fleets N] [--keep FILE] [--out FILE]`: how often each rule halts campaigns, rightly and wrongly.
 
 Every fleet is drawn anew from a seed of its own; the seeds of the table are not those that anything was chosen by.
 """
@@ -26,13 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one object on standard output")
     parser.add_argument("--fleets", type=int, metavar="N", help="simulated fleets")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="what is done, to go on from when run again")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the object there too")
     options = parser.parse_args(arguments)
     fleets = options.fleets or (QUICK_FLEETS if options.quick else FULL_FLEETS)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
-    done = simulate(fleets, options.jobs)
+    done = simulate(fleets, options.jobs, options.keep)
     result = summary(
         [outcome for each in done if not each.task.harsh for outcome in each.outcomes],
         [outcome for each in done if each.task.harsh for outcome in each.outcomes],

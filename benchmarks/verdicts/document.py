@@ -111,6 +111,11 @@ def figures(result: dict[str, Any]) -> str:
             + " | ".join(f"{share:.2%}".replace("%", " %") for share in rates.values())
             + " |"
         )
+    lines += [
+        "",
+        "![campaigns halted wrongly](images/verdicts-unchanged.svg)",
+        "![campaigns halted rightly](images/verdicts-tail.svg)",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """The plots docs/images/verdicts-*.svg: from a run's figures, and from one simulated fleet whose evidence is followed look by look.
 
-Plain SVG by our own hand, so that drawing needs no library. `python -m benchmarks.verdicts.document` draws them.
+Plain SVG by our own hand, so that drawing needs no library. `python -m benchmarks.verdicts.document` draws those of a run,
+`python -m benchmarks.verdicts.plots` that of the one fleet, which needs no run.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ def _log10(look: Look) -> float:
 
 
 def draw(results: Path, folder: Path) -> None:
+    """The plots of a run."""
     result = json.loads(results.read_text())
     halted(result, "unchanged", "Nothing changed, 50 canaries: campaigns halted wrongly", 120).save(
         folder / "verdicts-unchanged.svg"
@@ -141,4 +143,7 @@ def draw(results: Path, folder: Path) -> None:
     halted(result, "tail_10pct_50", "Only the tail 10 % slower, 50 canaries: campaigns halted rightly", 30).save(
         folder / "verdicts-tail.svg"
     )
-    evidence().save(folder / "verdicts-evidence.svg")
+
+
+if __name__ == "__main__":
+    evidence().save(IMAGES / "verdicts-evidence.svg")
