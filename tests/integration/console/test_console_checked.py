@@ -43,7 +43,7 @@ def test_a_checked_target_is_told_on_model_and_build(console: Console) -> None:
         ids.extend([check.id, session.scalars(engine).one()])
 
     console.change(work, "build")
-    with httpx.Client(base_url=console.url, follow_redirects=True) as client:
+    with httpx.Client(base_url=console.url, follow_redirects=True, timeout=60) as client:
         client.get("/login", params={"code": console.code()})
         model = client.get("/models/digits?version=1.2").text
         check, engine = (client.get(f"/builds/{one}").text for one in ids)

@@ -159,7 +159,9 @@ def test_translations_name_the_same_values(language: str) -> None:
 
 @pytest.mark.parametrize("where", [*PAGES, "/login"])
 def test_no_page_says_anything_in_english_to_a_chinese_reader(console: Console, where: str) -> None:
-    with httpx.Client(base_url=console.url, headers={"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.5"}) as client:
+    with httpx.Client(
+        base_url=console.url, headers={"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.5"}, timeout=60
+    ) as client:
         if where != "/login":
             client.get("/login", params={"code": console.code()})
         answer = client.get(where)
@@ -176,7 +178,7 @@ def test_no_page_says_anything_in_english_to_a_chinese_reader(console: Console, 
 
 
 def test_the_switch_outlives_what_the_browser_asks_for(console: Console) -> None:
-    with httpx.Client(base_url=console.url, headers={"Accept-Language": "en"}) as client:
+    with httpx.Client(base_url=console.url, headers={"Accept-Language": "en"}, timeout=60) as client:
         assert client.get("/login").headers["content-language"] == "en"
         answer = client.post("/preferences", data={"language": "zh", "next": "/login?next=%2Fdevices"})
         assert answer.headers["location"] == "/login?next=%2Fdevices"

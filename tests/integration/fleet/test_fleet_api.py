@@ -32,7 +32,7 @@ class Api:
         self.world = make_world()
         self.world.fleet = self.services.fleet
         self._token = (folder / "data" / "admin-token").read_text().strip()
-        self.client = httpx.Client()
+        self.client = httpx.Client(timeout=60)
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[Api]:

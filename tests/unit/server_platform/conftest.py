@@ -122,7 +122,7 @@ def site(tmp_path: Path, clock: FakeClock, database: Database, tracing: Tracing)
     )
     with database.session() as session:
         secrets: dict[str, str] = {role: tokens.create(session, f"a-{role}", role, clock(), None)[1] for role in ROLES}
-    with _served(create_app(services)) as url, httpx.Client(base_url=url) as client:
+    with _served(create_app(services)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield Site(services, clock, client, secrets)
 
 

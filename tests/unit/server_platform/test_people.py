@@ -41,7 +41,7 @@ def add(site: Site, name: str, role: str, **more: object) -> httpx.Client:
     """A person who has accepted the invitation; the browser in which they did, to be closed."""
     made = site.client.post("/api/v1/people", json={"name": name, "role": role, **more}, headers=site.as_("admin"))
     assert made.status_code == 201, made.text
-    browser = httpx.Client(base_url=site.client.base_url)
+    browser = httpx.Client(base_url=site.client.base_url, timeout=60)
     form = {"code": made.json()["invitation"]["code"], "password": PASSWORD, "again": PASSWORD}
     answer = browser.post("/invitation", data=form)
     assert (answer.status_code, answer.headers.get("location")) == (303, "/"), answer.text
@@ -86,7 +86,7 @@ def test_an_invitation_lets_its_person_choose_a_password_once(site: Site) -> Non
         assert answer.status_code == 422
         assert words in answer.text
     form = {"code": code, "password": PASSWORD, "again": PASSWORD}
-    with httpx.Client(base_url=site.client.base_url) as browser:
+    with httpx.Client(base_url=site.client.base_url, timeout=60) as browser:
         answer = browser.post("/invitation", data=form)
         assert answer.status_code == 303
         cookie = answer.headers["set-cookie"]
@@ -117,7 +117,7 @@ def test_an_invitation_ends_with_its_time_with_the_next_one_and_with_its_person(
 @pytest.mark.usefixtures("cheap")
 def test_a_browser_logs_in_by_name_and_password(site: Site) -> None:
     add(site, "anna", "viewer").close()
-    with httpx.Client(base_url=site.client.base_url) as browser:
+    with httpx.Client(base_url=site.client.base_url, timeout=60) as browser:
         assert 'name="password"' in browser.get("/login").text
         wrong = browser.post("/login", data={"name": "anna", "password": "wrong"})
         nobody = browser.post("/login", data={"name": "bert", "password": "wrong"})
@@ -262,7 +262,10 @@ def test_what_is_typed_as_a_name_is_not_kept(database: Database, clock: FakeCloc
 
 @pytest.mark.usefixtures("cheap")
 def test_another_password_ends_ones_other_sessions(site: Site) -> None:
-    with closing(add(site, "anna", "viewer")) as browser, httpx.Client(base_url=site.client.base_url) as elsewhere:
+    with (
+        closing(add(site, "anna", "viewer")) as browser,
+        httpx.Client(base_url=site.client.base_url, timeout=60) as elsewhere,
+    ):
         elsewhere.post("/login", data={"name": "anna", "password": PASSWORD})
         token = csrf(site, browser)
         change = {"current": "not it at all", "new": OTHER}
