@@ -120,7 +120,7 @@ def _environment() -> jinja2.Environment:
         query=_query,
         navigation=NAVIGATION,
         is_current=_current,
-        version=__version__,
+        covey_version=__version__,
         languages=i18n.LANGUAGES,
         language=i18n.current,
         themes=THEMES,

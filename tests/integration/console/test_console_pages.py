@@ -79,6 +79,7 @@ def test_every_page_is_accessible_and_has_no_complaints(axe: str, visitor: Visit
         page = visitor.go(where)
         expect(page.get_by_role("heading", level=1, name=title, exact=True)).to_be_visible()
         found[where] = violations(page, axe)
+        assert " object at 0x" not in page.content(), where
     assert {where: problems for where, problems in found.items() if problems} == {}
     assert visitor.complaints == []
 

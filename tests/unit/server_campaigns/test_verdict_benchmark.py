@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from benchmarks.verdicts import installs
+from benchmarks.verdicts import document, installs, plots, simulate
 from benchmarks.verdicts.figures import summary, wilson
 from benchmarks.verdicts.fleet import Fleet, Minute, Model
 from benchmarks.verdicts.recording import Recording
@@ -75,7 +77,7 @@ def test_intervals_are_wilsons() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_the_summary_counts_what_halted_in_time() -> None:
+def test_the_summary_counts_what_halted_in_time(tmp_path: Path) -> None:
     def outcome(name: str, canaries: int, minutes: int | None) -> Outcome:
         return Outcome(name, canaries, dict.fromkeys(RULES, minutes))
 
@@ -98,3 +100,24 @@ def test_the_summary_counts_what_halted_in_time() -> None:
     assert found["median_minutes_to_detect"] == 11
     assert found["beyond_the_study"]["crash_10pct"]["median_minutes"] == 7
     assert set(found["rules"]) == set(RULES) - {"covey_e_process"}
+    written = document.page(f"before {document.BEGIN} old {document.END} after", {**found, "fleets": 3, "seconds": 1})
+    assert written.startswith("before ")
+    assert written.endswith(" after")
+    assert " old " not in written
+    assert "| **Covey, e-process** | 10.0 % (1.8–40.4) |" in written
+    chart = plots.halted(found, "unchanged", "x & y", 120)
+    chart.save(tmp_path / "chart.svg")
+    assert ElementTree.parse(tmp_path / "chart.svg").getroot().tag.endswith("svg")  # noqa: S314 - our own file
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    """What is kept is not simulated again, and a line that was cut off is."""
+    kept = tmp_path / "kept.jsonl"
+    tasks = [simulate.Task(simulate.SEED, False, True), simulate.Task(simulate.HARSH_SEED, True, False)]
+    for task in tasks:
+        simulate._append(kept, simulate.Done(task, [Outcome("unchanged", 50, {"covey_e_process": None})]))
+    done = simulate.simulate(1, 1, kept)
+    assert [each.task for each in done] == tasks
+    assert done[0].outcomes == [Outcome("unchanged", 50, {"covey_e_process": None})]
+    kept.write_bytes(kept.read_bytes()[:-5])
+    assert [each.task for each in simulate._read(kept)] == tasks[:1]

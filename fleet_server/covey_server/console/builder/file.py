@@ -60,10 +60,10 @@ def _list_at(document: dict[str, Any], path: list[str]) -> list[Any]:
     node: Node = tree()
     here: Any = document
     for step, name in enumerate(path):
-        if isinstance(node, Rows) and name.isdecimal():
-            while len(here) <= int(name) < node.most:
+        if isinstance(node, Rows) and name.isdecimal() and len(name) < 5 and int(name) < node.most:
+            while len(here) <= int(name):
                 here.append({})
-            node, here = node.item, here[int(name)] if int(name) < len(here) else {}
+            node, here = node.item, here[int(name)]
             continue
         child = next((one for one in node.children if one.name == name), None) if isinstance(node, Group) else None
         if not isinstance(child, Group | Rows) or (step == len(path) - 1 and not isinstance(child, Rows)):
@@ -112,6 +112,8 @@ def _value(field: Field, text: str) -> Any:
         return _number(text)
     if field.kind in ("names", "days"):
         return text.replace(",", " ").split()
+    if field.kind == "numbers":
+        return [_number(one) for one in text.replace(",", " ").split()]
     if field.kind == "condition":
         return _selector(text)
     return text

@@ -23,7 +23,7 @@ _CUSTOM = {Duration: "duration", ByteRate: "rate", Moment: "moment"}
 
 @dataclass(frozen=True)
 class Field:
-    """`kind`: text, number, flag, choice, days, names, duration, rate, moment, condition (several lines of KEY = VALUES).
+    """`kind`: text, number, flag, choice, days, names, numbers, duration, rate, moment, condition (several lines of KEY = VALUES).
     `default` is what holds where nothing is given, as the file would write it."""
 
     name: str
@@ -153,7 +153,7 @@ def _several(kind: inspect.VarTupleType) -> dict[str, Any]:
         return {"kind": "days", "choices": tuple(str(one.value) for one in inner.cls)}
     if isinstance(inner, inspect.LiteralType):
         return {"kind": "days", "choices": tuple(str(one) for one in inner.values)}
-    return {"kind": "names", "longest": 65_000}
+    return {"kind": "numbers" if isinstance(inner, inspect.IntType) else "names", "longest": 65_000}
 
 
 _READERS: tuple[tuple[type[inspect.Type], Callable[[Any], dict[str, Any]]], ...] = (

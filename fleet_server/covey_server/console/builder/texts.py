@@ -186,13 +186,12 @@ TEXTS: dict[str, tuple[str, str]] = {
     "Retry.times": (noted("How often"), noted("0: not at all")),
     "Retry.after": (noted("After"), noted("such as 1m")),
     "Retry.factor": (noted("Each time longer by"), noted("2: twice as long")),
-    "Retry.on": (noted("If it"), ""),
+    "Retry.causes": (noted("If it"), ""),
     "Retry.then": (noted("If that does not help"), ""),
     "Quarantine.failures": (
         noted("Failed in the last campaigns"),
         noted("so many of the same model, with no success since; 0: nobody is left out"),
     ),
-    "Quarantine.within": (noted("Within"), noted("such as 30d")),
     "ProbationSpec.seconds": (noted("Seconds"), ""),
     "ProbationSpec.max_errors": (noted("Errors, at most"), noted("one more, and the device goes back")),
     "ProbationSpec.max_slowdown": (
@@ -217,6 +216,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "Window.opens": (noted("From"), noted("such as 22:00")),
     "Window.closes": (noted("To"), noted("earlier than from: on the next day")),
     "Window.days": (noted("On"), ""),
+    "Window.month_days": (noted("Days of the month"), noted("such as 1 15; of the days above, only these; empty: all")),
+    "Conditions.not_before": (noted("Not before"), noted("such as 2026-12-01T22:00:00+01:00")),
     "Conditions.mains_power": (noted("On mains power"), ""),
     "Conditions.idle": (noted("Idle for"), noted("no request for so long, such as 30s")),
     "Conditions.unlocked": (noted("Not locked by its application"), ""),
