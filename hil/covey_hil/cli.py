@@ -1,4 +1,4 @@
-"""`covey-hil`: the demo, the acceptance suite, and the load generator."""
+"""`covey-hil`: the demo, the acceptance suite, the load generator, and the device simulator."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load.add_argument("--rate", type=float, default=20.0, help="requests per second and device")
     load.add_argument("--record", type=Path, required=True, help="where to write what was seen (.npz)")
     load.set_defaults(run=_load)
+
+    simulate = commands.add_parser("simulate", help="many simulated devices on a broker, until ended by SIGTERM")
+    simulate.add_argument("--broker", required=True, metavar="HOST:PORT", help="MQTT without TLS, on this machine")
+    simulate.add_argument("--devices", type=Path, required=True, help="a file with one device id a line")
+    simulate.add_argument("--facts", type=Path, required=True, help="a file of the facts that they all report")
+    simulate.add_argument("--model", required=True)
+    simulate.add_argument("--active", help="digest of the build that they serve at first")
+    simulate.add_argument(
+        "--step", type=float, default=0.5, help="seconds before each step of a deployment, on average"
+    )
+    simulate.add_argument("--out", type=Path, required=True, help="the folder for status.json and record.json")
+    simulate.set_defaults(run=_simulate)
 
     samples = commands.add_parser("samples", help="write the demo's models and its labelled images into a folder")
     samples.add_argument("folder", type=Path)
@@ -105,6 +117,26 @@ def _load(options: argparse.Namespace) -> int:
     recorder = Recorder()
     generator = Generator(urls, options.model, options.rate, held_out, recorder)
     asyncio.run(serve_commands(generator, recorder, options.record))
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from covey_contract.facts import Facts
+    from covey_hil.simulator.fleet import Plan, simulate
+
+    host, _, port = options.broker.rpartition(":")
+    plan = Plan(
+        ids=options.devices.read_text().split(),
+        facts=msgspec.json.decode(options.facts.read_bytes(), type=Facts),
+        model=options.model,
+        active=options.active,
+        host=host,
+        port=int(port),
+        step_s=options.step,
+    )
+    asyncio.run(simulate(plan, options.out))
     return 0
 
 

@@ -1,0 +1,1 @@
+"""How the campaign engine and the fleet's side of the server bear a large fleet. Method and results: docs/scale.md."""
