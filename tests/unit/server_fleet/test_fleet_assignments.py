@@ -80,9 +80,7 @@ def test_reissue_keeps_the_decision_and_its_campaign(database: Database, now_ms:
         session.flush()
         order = _order("d0001", campaign_id=campaign.id, why={"reason": "x"}, ttl_ms=90_000, action="remove")
         (old,) = issue(session, [order], now_ms)
-        session.add(
-            CampaignDevice(campaign_id=campaign.id, device="d0001", stage=0, state="assigned", assignment=old)
-        )
+        session.add(CampaignDevice(campaign_id=campaign.id, device="d0001", stage=0, state="assigned", assignment=old))
         session.flush()
         (new,) = reissue(session, [old], now_ms + 5000)
     with database.reading() as session:
