@@ -140,6 +140,11 @@ def _take(page: Page, url: str, shot: Shot, folder: Path) -> Path:
     path = folder / f"{shot.name}.png"
     page.screenshot(path=path)
     _optimise(path)
+    if path.stat().st_size > MAX_BYTES:
+        # A long page of small print: its first screen shows as well what it is.
+        page.set_viewport_size({"width": width, "height": PHONE_HEIGHT if shot.phone else HEIGHT})
+        page.screenshot(path=path)
+        _optimise(path)
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ProcessError(f"{path.name} has {size:,} bytes; at most {MAX_BYTES:,}")
     return path
