@@ -11,7 +11,7 @@ import msgspec
 from covey_contract.building import BuildReport, Outcome
 from covey_converters import build_view
 from covey_converters.commands.given import DEFAULT_TARGETS, limits_of, spec_of, targets_of
-from covey_converters.commands.output import print_json, progress, tables
+from covey_converters.commands.output import print_json, progress, say, tables
 from covey_converters.errors import BadInputError
 from covey_converters.folder import digest_of
 from covey_converters.isolation import build_isolated, inspect_isolated
@@ -33,10 +33,10 @@ def run(options: argparse.Namespace) -> int:
             for target in targets:
                 one = msgspec.structs.replace(spec, target=target, out=str((options.out / target).resolve()))
 
-                def say(step: str, target: str = target) -> None:
+                def doing(step: str, target: str = target) -> None:
                     shown.update(task, description=f"{target}: {step}")
 
-                reports.append(build_isolated(one, limits, say))
+                reports.append(build_isolated(one, limits, doing))
                 shown.advance(task)
     if options.json:
         print_json({"source": found, "builds": [_as_json(options.out, report) for report in reports]})

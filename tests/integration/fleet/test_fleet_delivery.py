@@ -104,7 +104,7 @@ def test_a_server_restored_from_a_backup_catches_up_with_counters(world: Any, de
 
 
 def test_an_order_refused_as_old_is_issued_anew(world: Any, device: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(reconcile, "_RENEW_MS", 100)
+    monkeypatch.setattr(reconcile, "RENEW_MS", 100)
     world.order("press-7", world.build())
     assignment, _ = device.accept()
     device.report(assignment, State.REFUSED, Reason.OLD_COUNTER)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from covey_contract.building import Outcome
+from covey_converters import deadline
 from covey_converters.backend import Built, Source
 from covey_converters.backends.onnxruntime import OnnxRuntimeBackend
 from covey_converters.build import build
@@ -65,9 +66,40 @@ def endless() -> None:
             pass
 
 
-def test_the_signal_is_given_back() -> None:
-    before = signal.getsignal(signal.SIGALRM)
+def test_the_signal_and_a_limit_of_somebody_else_are_given_back() -> None:
+    def somebody(_number: int, _frame: object) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGALRM, somebody)
+    left, again = signal.setitimer(signal.ITIMER_REAL, 50.0)
+    try:
+        with pytest.raises(OutOfTime):
+            endless()
+        assert signal.getsignal(signal.SIGALRM) is somebody
+        assert 40 < signal.getitimer(signal.ITIMER_REAL)[0] <= 50
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, left, again)
+
+
+class Dropping:
+    """Python drops what is raised while an object is cleared away."""
+
+    def __del__(self) -> None:
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
+            pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_limit_that_came_at_a_bad_moment_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "_AGAIN_S", 0.02)
+
+    def cleared_away() -> None:
+        with deadline.at_most(0.01):
+            Dropping()
+            while True:
+                pass
+
     with pytest.raises(OutOfTime):
-        endless()
-    assert signal.getsignal(signal.SIGALRM) is before
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+        cleared_away()

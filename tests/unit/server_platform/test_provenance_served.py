@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from covey_contract.building import BuildJob
 from covey_contract.manifest import FileEntry, Manifest, Runtime
@@ -95,5 +98,9 @@ def test_what_is_not_built_has_no_provenance(site: Site) -> None:
 
 
 def test_the_metric_of_a_version_goes_with_its_jobs(site: Site) -> None:
-    site.push(metadata=json.dumps({"metric": "detection:axis=1"}))
+    evaluation = io.BytesIO()
+    np.savez(evaluation, image=np.zeros((2, 4), np.float32))
+    files = {"source": ("digits.onnx", b"the graph"), "evaluation": ("evaluation.npz", evaluation.getvalue())}
+    pushed = site.push(metadata=json.dumps({"metric": "detection:axis=1"}), files=files)
+    assert pushed.status_code == 201, pushed.text
     assert decode(BuildJob, site.lease().content).metric == "detection:axis=1"
