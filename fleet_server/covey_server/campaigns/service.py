@@ -27,7 +27,7 @@ from covey_server.campaigns.repository import (
 )
 from covey_server.clock import Clock
 from covey_server.core.engine import CampaignState, Observed, Progress, decide, upkeep
-from covey_server.core.gates import StageEvidence, Verdict, judge, judge_installs, with_trace
+from covey_server.core.gates import Verdict, judge, judge_installs_of, with_trace
 from covey_server.db.engine import Database
 from covey_server.db.tables import Campaign
 
@@ -142,10 +142,9 @@ class CampaignService:
         applier.apply(upkeep(progress, now_ms))
         counts = count(session, campaign, progress.spec, now_ms)
         if verdicts:
-            here = counts.stages[progress.stage]
             gates = progress.spec.gates_of(progress.stage)
-            installs = judge_installs(gates.install_failures, StageEvidence(here.total, here.failed))
-            verdicts = (installs, *verdicts[1:])
+            # Failures may have come since the evidence was read.
+            verdicts = (judge_installs_of(gates, counts.stages[progress.stage].evidence()), *verdicts[1:])
             campaign.verdict = {
                 "stage": progress.spec.stages[progress.stage].name,
                 "gates": [verdict.to_json() for verdict in verdicts],

@@ -322,7 +322,7 @@ class Seed:
         return {
             "kind": "e_process",
             "summary": "p99 end_to_end +4.1 % (95 % CS −1.0 % … +8.0 %) on 12 against 40; evidence 2.3 of 100",
-            "devices": 12, "controls": 40, "unjudged": 0, "unit": "device", "lost": {}, "missing": [], "margin": 1.02,
+            "devices": 12, "controls": 40, "unjudged": 0, "by_site": False, "lost": {}, "missing": [], "margin": 1.02,
             "evidence": {"e": 2.29, "log10_e": 0.36, "boundary": 100.0, "alpha": 0.01, "why": "devices as units"},
             "estimate": 1.041, "interval": [0.99, 1.08], "confidence": 0.95, "trace": trace,
             "kinds": {

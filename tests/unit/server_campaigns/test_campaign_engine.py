@@ -115,6 +115,24 @@ def test_late_install_failures_of_a_passed_stage_count() -> None:
     assert (decisions[0].stage, decisions[0].verdict.gate) == (0, "install_failures")
 
 
+@pytest.mark.parametrize(("active", "breached"), [(1, False), (17, True)])
+def test_the_rate_of_install_failures_counts_from_enough_devices_that_ended_well_or_badly(
+    active: int, breached: bool
+) -> None:
+    spec = parse_spec(FILE + "gates:\n  install_failures: {max_rate: 0.1, min_devices: 5}\n")
+    late = replace(RUNNING, spec=spec, stage=1)
+    decisions = decide(late, observed(StageCounts(failed=3, active=active), StageCounts(busy=4), GOOD), 0)
+    assert isinstance(decisions[0], Breach) == breached
+
+
+def test_install_failures_are_weighed_against_the_devices_that_have_an_order() -> None:
+    spec = parse_spec(FILE + "gates:\n  install_failures: {method: e_process, base_rate: 0.01}\n")
+    late = replace(RUNNING, spec=spec, stage=1)
+    canary = StageCounts(failed=8, active=12, planned=5000)  # of 5,020, eight would be few
+    decisions = decide(late, observed(canary, StageCounts(busy=4), GOOD), 0)
+    assert isinstance(decisions[0], Breach)
+
+
 def test_an_accepted_breach_does_not_trip_again() -> None:
     accepted = replace(RUNNING, accepted=frozenset({(0, "latency")}))
     assert isinstance(decide(accepted, observed(StageCounts(active=1), None, BAD), 10_000)[0], PassStage)

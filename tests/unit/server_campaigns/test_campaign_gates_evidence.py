@@ -169,7 +169,7 @@ def test_nothing_changed_passes_with_its_figures() -> None:
     verdict = judge_latency(LATENCY, stage(fleet(20)))
     assert (verdict.status, verdict.kind) == ("passing", "e_process")
     figures = verdict.figures
-    assert (figures["devices"], figures["controls"], figures["unit"]) == (20, 60, "device")
+    assert (figures["devices"], figures["controls"], figures["by_site"]) == (20, 60, False)
     assert figures["evidence"]["e"] < figures["evidence"]["boundary"] == 100
     assert figures["interval"][0] < 1 < figures["interval"][1]
     assert set(figures["kinds"]) == {"pi", "jetson"}
@@ -269,7 +269,7 @@ def test_canaries_by_whole_site_make_the_site_the_unit_or_a_threshold() -> None:
     whole = replace(stage(canaries, control), sites=sites)
     assert whole.whole_sites
     verdict = judge_latency(LATENCY, whole)
-    assert verdict.figures["unit"] == "site"
+    assert verdict.figures["by_site"]
     assert verdict.figures["devices"] == 5
     assert "canaries are whole sites" in verdict.figures["evidence"]["why"]
     two = judge_latency(LATENCY, replace(whole, sites=sites[:2]))

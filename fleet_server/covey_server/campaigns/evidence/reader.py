@@ -99,24 +99,20 @@ class EvidenceReader:
         if gates.evidence.burn_in is not None:
             settle_ms = gates.evidence.burn_in.ms
         needs = Needs.of(gates)
-        ordered = counts.total - counts.planned
+        known = counts.evidence()
         if not needs.anything:
-            return StageEvidence(counts.total, counts.failed, counts.active, counts.already, ordered=ordered)
+            return known
         stage = self._stage(campaign, gates, settle_ms, needs)
         if self._is_due(stage, now_ms):
             stage.looked_ms = now_ms
             self._read(session, campaign, stage, gates, settle_ms, counts, now_ms)
-        return StageEvidence(
-            counts.total,
-            counts.failed,
-            counts.active,
-            counts.already,
-            stage.swapped,
-            ordered,
-            stage.controls,
-            stage.pool,
-            stage.sites,
-            stage.loading,
+        return replace(
+            known,
+            swapped=stage.swapped,
+            controls=stage.controls,
+            control_pool=stage.pool,
+            sites=stage.sites,
+            loading=stage.loading,
         )
 
     def _stage(self, campaign: Campaign, gates: Gates, settle_ms: int, needs: Needs) -> _Stage:

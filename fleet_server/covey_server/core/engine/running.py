@@ -19,7 +19,7 @@ from covey_server.core.engine.handout import Handing, hand_out
 from covey_server.core.engine.seen import Observed, Progress
 from covey_server.core.engine.states import CampaignState
 from covey_server.core.engine.words import active, approval_by, at, ended, not_reached, starting
-from covey_server.core.gates import StageEvidence, Verdict, judge_installs
+from covey_server.core.gates import Verdict, judge_installs_of
 
 # What a person accepts, as if it were a gate's breach, so that it does not stop the same stage again.
 RETRIES = "retries"
@@ -169,8 +169,7 @@ def first_breach(campaign: Progress, observed: Observed) -> Breach | None:
                 return Breach(campaign.stage, verdict)
     passed = len(observed.stages) if campaign.state is CampaignState.DONE else campaign.stage
     for index, counts in enumerate(observed.stages[:passed]):
-        gate = campaign.spec.gates_of(index).install_failures
-        verdict = judge_installs(gate, StageEvidence(counts.total, counts.failed))
+        verdict = judge_installs_of(campaign.spec.gates_of(index), counts.evidence())
         if verdict.status == "breached" and (index, verdict.gate) not in campaign.accepted:
             return Breach(index, verdict)
     return None

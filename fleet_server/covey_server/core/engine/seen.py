@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from covey_server.core.engine.states import CampaignState
-from covey_server.core.gates import Verdict
+from covey_server.core.gates import StageEvidence, Verdict
 from covey_server.core.pace import Meter
 from covey_server.core.spec import CampaignSpec
 
@@ -65,6 +65,10 @@ class StageCounts:
     def served(self) -> int:
         """Done: they run the version and have answered requests with it."""
         return self.active - self.unserved - self.mute
+
+    def evidence(self) -> StageEvidence:
+        """What gates may know of the stage without any measurement."""
+        return StageEvidence(self.total, self.failed, self.active, self.already, ordered=self.total - self.planned)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ __all__ = [
     "judge_errors",
     "judge_expression",
     "judge_installs",
+    "judge_installs_of",
     "judge_latency",
     "judge_memory",
     "judge_silence",
@@ -52,7 +53,7 @@ _Judge = Callable[[Weighing], Verdict]
 def judge(gates: Gates, evidence: StageEvidence) -> tuple[Verdict, ...]:
     """The verdict of every gate that the campaign names, in a fixed order, install failures first."""
     weighing = Weighing(gates.evidence, alpha_each(gates))
-    installs = judge_installs(gates.install_failures, evidence, weighing.alpha)
+    installs = judge_installs_of(gates, evidence)
     named = _named(gates, evidence)
     if evidence.active and evidence.already == evidence.active:
         figures = {"devices": 0, "requests": 0}
@@ -61,6 +62,11 @@ def judge(gates: Gates, evidence: StageEvidence) -> tuple[Verdict, ...]:
             *(Verdict(name, "passing", "all that are active ran this version already", figures) for name in named),
         )
     return (installs, *(judge_it(weighing) for judge_it in named.values()))
+
+
+def judge_installs_of(gates: Gates, evidence: StageEvidence) -> Verdict:
+    """The verdict on installs alone, by the part of α that it has among the campaign's gates."""
+    return judge_installs(gates.install_failures, evidence, alpha_each(gates))
 
 
 def alpha_each(gates: Gates) -> float:

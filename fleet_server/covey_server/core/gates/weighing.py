@@ -186,7 +186,7 @@ def _evidence_figures(
         "devices": shift.canaries,
         "controls": shift.controls,
         "unjudged": shift.unjudged,
-        "unit": "site" if choice.by_site else "device",
+        "by_site": choice.by_site,
         "lost": lost,
         "evidence": evidence_figures(looked.log_e, weighing.alpha, choice.why),
     }
