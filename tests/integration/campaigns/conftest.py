@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from sqlalchemy import select
+from sqlalchemy import create_engine, select, text
 
 from covey_contract.building import BuildReport, Outcome
 from covey_contract.facts import Facts, RuntimeFact
@@ -422,6 +423,34 @@ def _running(binaries: Path, data: Path) -> Iterator[str]:
         as_postgres(binaries / "pg_ctl", "-D", data / "db", "-w", "-m", "immediate", "stop")
 
 
+def new_database(server: str) -> str:
+    """The URL of an empty database on a PostgreSQL."""
+    name = f"t{secrets.token_hex(6)}"
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return server.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """A PostgreSQL; its URL."""
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database, of each kind in turn."""
+    if request.param == "postgresql":
+        url = new_database(request.getfixturevalue("server"))
+    else:
+        url = f"sqlite:///{tmp_path / 'covey.db'}"
+    with opened(url) as made:
+        yield made
+
+
 @contextmanager
 def opened(url: str) -> Iterator[Database]:
     database = Database(url)
@@ -433,13 +462,8 @@ def opened(url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def rig(database: Database) -> Rig:
     """Six devices (one canary, two of line-a, three more), each with its own idea of the time, on version 1.0."""
-    with opened(f"sqlite:///{tmp_path / 'covey.db'}") as database:
-        yield make_rig(database)
-
-
-def make_rig(database: Database) -> Rig:
     made = Rig(database)
     for version in ("1.0", "1.1", "1.2"):
         made.add_version(version)
@@ -454,10 +478,3 @@ def make_rig(database: Database) -> Rig:
     assert set(made.running().values()) == {"1.0"}
     made.sent.clear()
     return made
-
-
-@pytest.fixture
-def postgresql_rig() -> Iterator[Rig]:
-    """The same on PostgreSQL."""
-    with postgresql() as url, opened(url) as database:
-        yield make_rig(database)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from covey_server.campaigns.planning import LEFT_OUT, parts_of, prepare
 from covey_server.core.criticality import criticality_of
@@ -15,7 +11,7 @@ from covey_server.core.plan import Candidate, expanded, make_plan
 from covey_server.core.spec import read_spec
 from covey_server.db.engine import Database
 from covey_server.db.tables import Device
-from tests.integration.campaigns.conftest import Rig, opened, postgresql
+from tests.integration.campaigns.conftest import Rig
 
 SITES = [None, "ulm", "bonn", "kiel"]
 STAGES = [
@@ -45,16 +41,6 @@ def fleet(rig: Rig, draw: random.Random) -> list[dict[str, Any]]:
         rig.add_device(name, *(["canary"] if canary else []), labels=labels)
         found.append({"name": name, "labels": labels, "canary": canary, "profile": draw.choice(profiles)})
     return found
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    if request.param == "sqlite":
-        with opened(f"sqlite:///{tmp_path / 'covey.db'}") as made:
-            yield made
-    else:
-        with postgresql() as url, opened(url) as made:
-            yield made
 
 
 def test_sql_and_python_draw_alike(database: Database) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import select
 
 from covey_contract.histogram import merge
 from covey_server.campaigns.evidence import EvidenceReader
 from covey_server.campaigns.evidence.devices import candidates, draw_controls
 from covey_server.campaigns.repository import count, progress_of
 from covey_server.core.gates import DeviceEvidence, StageEvidence
+from covey_server.db.engine import Database
 from covey_server.db.tables import Build, Campaign, CampaignEvent, Device, TelemetryRow, Version
 from covey_server.fleet.assignments import NewOrder, issue
-from tests.integration.campaigns.conftest import Rig, opened, postgresql
+from tests.integration.campaigns.conftest import Rig, opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,31 +41,10 @@ on_breach: {on_breach}
 DEVICES, CANARIES = 32, 10
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """A PostgreSQL; its URL."""
-    with postgresql() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+@pytest.fixture
+def fleet(database: Database) -> Rig:
     """Devices on version 1.0 for some seconds, each with its own idea of the time."""
-    if request.param == "postgresql":
-        url = _new_database(request.getfixturevalue("server"))
-    else:
-        url = f"sqlite:///{tmp_path / 'covey.db'}"
-    with opened(url) as database:
-        yield _fleet(Rig(database))
-
-
-def _new_database(server: str) -> str:
-    name = f"t{secrets.token_hex(6)}"
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return server.replace("/postgres?", f"/{name}?")
+    return _fleet(Rig(database))
 
 
 @pytest.fixture

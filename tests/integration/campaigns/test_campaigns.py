@@ -14,10 +14,8 @@ from covey_server.db.tables import (
     AssignmentRow,
     AuditEntry,
     Build,
-    CampaignDevice,
     Desired,
     GroupMember,
-    Reported,
     Version,
 )
 from covey_server.errors import Conflict, Invalid
@@ -306,18 +304,3 @@ def test_a_file_that_names_what_is_not_there_is_refused_with_the_line(rig: Rig) 
         session.execute(update(Build).values(state="refused"))
     with pytest.raises(Invalid, match="no device of the target gets a build"):
         rig.create("1.1")
-
-
-def test_the_same_on_postgresql(postgresql_rig: Rig) -> None:
-    rig = postgresql_rig
-    rig.power("press-5", on=False)
-    assert rig.run_until(rig.create("1.1"), "done").active == 5
-    rig.power("press-5", on=True)
-    rig.run(2)
-    view = rig.run_until(rig.create("1.2"), "rolled_back")
-    assert view.verdict is not None
-    assert view.verdict["gate"] == "latency"
-    assert set(rig.running().values()) == {"1.1"}
-    with rig.database.reading() as session:
-        assert set(session.scalars(select(CampaignDevice.state))) >= {"active", "rolled_back", "planned"}
-        assert set(session.scalars(select(Reported.model))) == {"digits"}

@@ -240,6 +240,7 @@ class Device:
         self.seq = itertools.count(1)
         self.unacknowledged: dict[int, tuple[topics.Up, Message]] = {}
         self.counter = 0
+        self.accepted: str | None = None  # the newest order
         self.models: tuple[ModelStatus, ...] = ()
         self.connected = threading.Event()
         self.answer_commands = True
@@ -335,16 +336,20 @@ class Device:
         )
 
     def accept(self, seconds: float = 30.0) -> tuple[Assignment, Manifest]:
-        """The next order, verified as an agent does."""
+        """The next order, verified as an agent does; one that is said again, as the server may, is no other."""
         assert self.identity is not None
-        order = decode(Order, self.inbox["assignment"].get(timeout=seconds))
         trust = self.identity.trust
-        assignment = open_envelope(Assignment, order.assignment, ASSIGNMENT_TYPE, trust.director)
+        while True:
+            order = decode(Order, self.inbox["assignment"].get(timeout=seconds))
+            assignment = open_envelope(Assignment, order.assignment, ASSIGNMENT_TYPE, trust.director)
+            if (assignment.id, assignment.counter) != (self.accepted, self.counter):
+                break
         manifest_bytes = verify(order.manifest, MANIFEST_TYPE, trust.release)
         assert build_digest(manifest_bytes) == assignment.build
         assert assignment.device == self.name
         assert assignment.counter > self.counter
         self.counter = assignment.counter
+        self.accepted = assignment.id
         self._hold(assignment, State.ASSIGNED)
         return assignment, decode(Manifest, manifest_bytes)
 

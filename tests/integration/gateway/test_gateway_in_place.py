@@ -38,6 +38,13 @@ def runners(rig: Any) -> list[psutil.Process]:
     return psutil.Process(rig.status().pid).children()
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Watch:
     """Asks all the time, and counts how many runners live at once."""
 
@@ -59,8 +66,7 @@ class Watch:
 
     def _count(self) -> None:
         while not self._stop.wait(0.002):
-            living = [child for child in self.gateway.children() if child.status() != psutil.STATUS_ZOMBIE]
-            self.most = max(self.most, len(living))
+            self.most = max(self.most, sum(_lives(child) for child in self.gateway.children()))
 
     def __enter__(self) -> Watch:
         for thread in self._threads:

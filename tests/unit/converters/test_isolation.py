@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from covey_contract.building import Outcome
@@ -124,7 +125,8 @@ def test_too_little_memory_is_a_failed_build(make_model: MakeModel, tmp_path: Pa
 
 
 def test_too_much_cpu_is_a_failed_build(make_model: MakeModel, tmp_path: Path) -> None:
-    report = build_isolated(spec_for(make_model(), "onnxruntime-fp32", tmp_path), Limits(cpu_seconds=1))
+    spec = msgspec.structs.replace(spec_for(make_model(), "onnxruntime-fp32", tmp_path), measure_seconds=60.0)
+    report = build_isolated(spec, Limits(cpu_seconds=1))
     assert report.outcome is Outcome.FAILED
     assert "killed by SIG" in report.reason
 
