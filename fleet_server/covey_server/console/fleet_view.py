@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
+from covey_contract.histogram import Histogram, merge
 from covey_contract.lifecycle import BAD, State
 from covey_server.campaigns import views as campaign_views
 from covey_server.campaigns.views import CampaignSummary, CampaignView
@@ -34,7 +35,7 @@ from covey_server.fleet.standing import off_target
 SPANS_MS = (5 * 60_000, 2 * 60_000, 60_000, 30_000)
 WINDOW_MS = 10_000
 MAX_COUNTED = 30_000
-QUANTILE_WINDOWS = 600
+QUANTILE_WINDOWS = 400
 MAX_SHOWN_CAMPAIGNS = 6
 ENDED_CAMPAIGNS = 3
 EVENTS = 10
@@ -236,19 +237,20 @@ def _models(session: Session, devices: Devices, now_ms: int, counted_ms: int) ->
         one.targets[target] += count
         digests[digest] = (model, version)
     spell = latency.lately(session, list(digests), now_ms, counted_ms, QUANTILE_WINDOWS)
-    grouped: defaultdict[tuple[str, str], list[latency.Window]] = defaultdict(list)
+    grouped: defaultdict[tuple[str, str], list[Histogram]] = defaultdict(list)
     counted: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
     for window in spell.windows:
-        grouped[digests[window.build]].append(window)
+        grouped[digests[window.build]].append(window.latency)
     for build, tally in spell.tallies.items():
         counted[digests[build]] += tally
+    merged = {key: merge(grouped[key]) for key in counted}
     for (model, version), tally in counted.items():
-        served[model][version].health = latency.health(grouped[model, version], tally)
+        served[model][version].health = latency.health_of(merged[model, version], tally)
     models = [
         ServedModel(model, list(versions.values()), sum(one.devices for one in versions.values()))
         for model, versions in served.items()
     ]
-    health = latency.health(spell.windows, sum(counted.values(), Tally()))
+    health = latency.health_of(merge(list(merged.values())), sum(counted.values(), Tally()))
     return models, health, now_ms - spell.since_ms
 
 

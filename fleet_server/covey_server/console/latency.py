@@ -168,13 +168,15 @@ def lately(session: Session, builds: Sequence[str], now_ms: int, span_ms: int, l
     return Spell(tallies, found, max(reach_ms, since_ms))
 
 
-def health(found: Iterable[Window], counted: Tally | None = None) -> Health:
-    """The figures over all of these windows together; the counts from `counted`, if these are not all that there were."""
+def health(found: Iterable[Window]) -> Health:
+    """The figures over all of these windows together."""
     held = list(found)
-    whole = merge([one.latency for one in held])
+    counted = sum((Tally(1, one.ok, one.failed, one.fallbacks) for one in held), Tally())
+    return health_of(merge([one.latency for one in held]), counted)
+
+
+def health_of(whole: Histogram, counted: Tally) -> Health:
     has = whole.count > 0
-    if counted is None:
-        counted = sum((Tally(1, one.ok, one.failed, one.fallbacks) for one in held), Tally())
     return Health(
         requests=counted.ok + counted.failed,
         failed=counted.failed,
