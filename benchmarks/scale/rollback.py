@@ -31,11 +31,12 @@ from covey_profiles import load_profiles, match
 from covey_server.db.engine import Database
 from covey_server.db.tables import Blob, Build, Device, Model, Reported, ReportRow, Version
 from covey_server.fleet.broker import find_mosquitto
+from covey_server.fleet.mosquitto_config import MAX_QUEUED_MESSAGES
 from covey_server.fleet.sql import table_of
 from covey_server.registry.keys import SigningKeys
 
 MODEL, TARGET = "digits", "onnxruntime-fp32"
-STEP_S = 0.5
+STEP_S = 1.0
 PATIENCE_S = 240.0
 FACTS = Facts(
     architecture="x86_64",
@@ -203,7 +204,12 @@ class _Site:
     def _write_broker_config(self) -> None:
         lines = [f"listener {self._port} 127.0.0.1", "allow_anonymous true", "persistence true"]
         lines += [f"persistence_location {self._folder}/", "autosave_interval 30", "max_inflight_messages 64"]
-        lines += ["max_queued_messages 10000", "set_tcp_nodelay true", "connection_messages false", "user root"]
+        lines += [
+            f"max_queued_messages {MAX_QUEUED_MESSAGES}",
+            "set_tcp_nodelay true",
+            "connection_messages false",
+            "user root",
+        ]
         (self._folder / "mosquitto.conf").write_text("\n".join(lines) + "\n")
 
     def _prepare(self) -> None:

@@ -174,6 +174,7 @@ def _row(order: NewOrder, counter: int, now_ms: int) -> dict[str, Any]:
         "expires_ms": now_ms + order.ttl_ms,
         "sent_ms": None,
         "due_ms": now_ms,
+        "reported_seq": None,
         "state": ISSUED,
         "reason": str(Reason.NONE),
         "detail": "",

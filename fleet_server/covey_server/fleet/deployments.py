@@ -44,6 +44,7 @@ class _Deployment:
     detail: str
     progress: float | None
     bytes_fetched: int
+    reported_seq: int | None
     changed: bool = False
 
 
@@ -57,6 +58,7 @@ class _World:
     answered: dict[tuple[str, str], int]  # of `slots`, as they were loaded: requests that the active build has answered
     active: dict[tuple[str, str], str | None]  # of `slots`, as they were loaded
     changed: set[tuple[str, str]] = field(default_factory=set)  # keys of slots
+    told: set[str] = field(default_factory=set)  # assignments about which there is a newer report
     rows: list[dict[str, Any]] = field(default_factory=list)  # new reports
     foreign: int = 0
 
@@ -68,10 +70,8 @@ def follow(session: Session, batch: Sequence[Incoming], now_ms: int) -> Followed
     if not reports and not hellos:
         return Followed()
     keys = {(device, report.seq) for device, report in reports}
-    stored = stored_keys(session, ReportRow.device, ReportRow.seq, keys)
-    world = _load(
-        session, hellos, [(device, report) for device, report in reports if (device, report.seq) not in stored]
-    )
+    world = _load(session, hellos, reports)
+    stored = _stored(session, world, reports)
     for device, message, received_ms in batch:
         if isinstance(message, Hello):
             _hear_hello(world, device, message)
@@ -119,14 +119,18 @@ def _load(session: Session, hellos: Sequence[tuple[str, Hello]], reports: Sequen
         order.detail,
         order.progress,
         order.bytes_fetched,
+        order.reported_seq,
     )
     deployments = {
         row[0]: _Deployment(*row[1:])
         for part in chunks(sorted(named))
         for row in session.execute(query.where(order.id.in_(part)))
     }
-    newest: dict[tuple[str, str], int] = {}
-    for part in chunks(sorted({(device, report.assignment) for device, report in reports})):
+    newest = {
+        (each.device, key): each.reported_seq for key, each in deployments.items() if each.reported_seq is not None
+    }
+    unknown = {(device, report.assignment) for device, report in reports if report.assignment not in deployments}
+    for part in chunks(sorted(unknown)):
         seqs = (
             select(ReportRow.device, ReportRow.assignment, func.max(ReportRow.seq))
             .where(tuple_(ReportRow.device, ReportRow.assignment).in_(part))
@@ -135,6 +139,17 @@ def _load(session: Session, hellos: Sequence[tuple[str, Hello]], reports: Sequen
         newest.update({(row[0], row[1]): row[2] for row in session.execute(seqs)})
     answered = {key: row.answered for key, row in rows.items()}
     return _World(slots, deployments, newest, answered, {key: row.active for key, row in rows.items()})
+
+
+def _stored(session: Session, world: _World, reports: Sequence[tuple[str, Report]]) -> set[tuple[str, int]]:
+    """Those that the database holds already. A report that is newer than all about its assignment is not asked for."""
+    suspects = {
+        (device, report.seq)
+        for device, report in reports
+        if report.assignment not in world.deployments
+        or report.seq <= world.newest.get((device, report.assignment), report.seq - 1)
+    }
+    return stored_keys(session, ReportRow.device, ReportRow.seq, suspects)
 
 
 def _hear_hello(world: _World, device: str, hello: Hello) -> None:
@@ -164,6 +179,8 @@ def _hear_report(world: _World, device: str, report: Report, received_ms: int, n
         return  # late: a newer one has been believed
     world.newest[key] = report.seq
     if deployment is not None:
+        deployment.reported_seq = report.seq
+        world.told.add(report.assignment)
         _advance(deployment, report, now_ms)
     held = world.slots.get((device, report.model), Slots())
     current = world.deployments.get(held.assignment or "")
@@ -276,6 +293,7 @@ def _write_deployments(session: Session, world: _World, now_ms: int) -> set[str]
             "b_progress": None if deployment.progress is None else max(0.0, min(deployment.progress, 1.0)),
             "b_bytes": clamp(deployment.bytes_fetched),
             "b_due": _due_ms(deployment, now_ms),
+            "b_seq": deployment.reported_seq,
             "b_now": now_ms,
         }
         for key, deployment in world.deployments.items()
@@ -293,11 +311,20 @@ def _write_deployments(session: Session, world: _World, now_ms: int) -> set[str]
                 progress=bindparam("b_progress"),
                 bytes_fetched=bindparam("b_bytes"),
                 due_ms=bindparam("b_due"),
+                reported_seq=bindparam("b_seq"),
                 updated_ms=bindparam("b_now"),
             ),
             rows,
         )
-    return {str(row["b_id"]) for row in rows}
+    moved = {str(row["b_id"]) for row in rows}
+    # Told of in a way that changes nothing, as an order is that has been superseded.
+    quiet = [{"b_id": key, "b_seq": world.deployments[key].reported_seq} for key in sorted(world.told - moved)]
+    if quiet:
+        table = table_of(AssignmentRow)
+        session.execute(
+            update(table).where(table.c.id == bindparam("b_id")).values(reported_seq=bindparam("b_seq")), quiet
+        )
+    return moved
 
 
 def _due_ms(deployment: _Deployment, now_ms: int) -> int | None:

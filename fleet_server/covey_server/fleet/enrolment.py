@@ -22,6 +22,7 @@ from covey_contract.errors import TopicError
 from covey_contract.facts import Facts
 from covey_contract.topics import check_device_id
 from covey_server.db.tables import (
+    AssignmentRow,
     Certificate,
     ClaimTokenRow,
     Device,
@@ -264,6 +265,12 @@ def _forget_past(session: Session, device: str, now_ms: int) -> None:
     _revoke_certificates(session, device, now_ms)
     session.execute(delete(Reported).where(Reported.device == device))
     note_presence(session, [device])
+    session.execute(
+        update(AssignmentRow)
+        .where(AssignmentRow.device == device)
+        .values(reported_seq=None)
+        .execution_options(synchronize_session=False)
+    )
     for table in (ReportRow, TelemetryRow):
         lowest = session.scalar(select(func.min(table.seq)).where(table.device == device)) or 0
         earlier = -(min(lowest, 0) // _SPAN)  # lives of this device that were moved below zero before, one span each

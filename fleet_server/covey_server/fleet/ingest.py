@@ -28,7 +28,8 @@ from covey_server.fleet.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
-BATCH = 200
+# While more comes than can be stored, batches grow to this, and many words of one device cost little more than the last.
+BATCH = 1000
 BATCH_S = 0.05
 _ACK_SEQS = 500
 
@@ -109,7 +110,7 @@ class Ingest:
         return batch
 
     def take(self, batch: Sequence[Incoming]) -> None:
-        """Store, then tell. A batch that fails is tried one by one, so that one message never costs another."""
+        """Store, then tell. A batch that fails is tried in halves, so that one message never costs another."""
         try:
             with self._database.session() as session:
                 outcome = store(session, batch, self._clock())
@@ -117,9 +118,10 @@ class Ingest:
                     store_facts(session, device, facts, *self._profile_of(facts))
         except Exception:  # the seam of this thread: it must outlive any message and any state of the disk
             if len(batch) > 1:
-                log.warning("a batch of %d messages could not be stored; trying one by one", len(batch), exc_info=True)
-                for incoming in batch:
-                    self.take([incoming])
+                log.warning("a batch of %d messages could not be stored; trying halves", len(batch), exc_info=True)
+                half = len(batch) // 2
+                self.take(batch[:half])
+                self.take(batch[half:])
                 return
             with logs.about(device=batch[0].device):
                 log.exception("a %s of %s could not be stored", type(batch[0].message).__name__, batch[0].device)

@@ -17,8 +17,9 @@ from covey_server.fleet.ca import SERVER_USER, KeyPair
 
 # A packet is a payload, a topic and a header; only payloads are bounded by the contract.
 MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 1024
-# Messages held for one slow or sleeping client; the fleet's own records are not in the broker, so dropping is harmless.
-MAX_QUEUED_MESSAGES = 10_000
+# Messages held for one slow client. What is dropped is said again by its device, later and on top of the rest; so this is what ten
+# thousand devices say within seconds while the server is busy. Devices' sessions are clean: for one that sleeps nothing is held.
+MAX_QUEUED_MESSAGES = 100_000
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Build, Campaign, Desired, Device, Version
-from covey_server.fleet.assignments import ISSUED, action_of, counts_for, reissue
+from covey_server.fleet.assignments import ISSUED, RENEW_MS, action_of, counts_for, reissue
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.moved import note_presence_where
 from covey_server.fleet.progress import Answer, answer_hello
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 RESEND_MIN_MS = 5_000
 RESEND_MAX_MS = 600_000
 _ROUND = 500
+# Orders are read, sent and then noted as sent by so many: each time the database's one writer is waited for once.
+_DUE_ROUND = 5_000
 
 
 class AssignmentSigner(Protocol):
@@ -134,18 +136,20 @@ class Reconciler:
                 _orders()
                 .where(AssignmentRow.due_ms <= now, AssignmentRow.state == ISSUED)
                 .order_by(AssignmentRow.due_ms)
-                .limit(_ROUND)
+                .limit(_DUE_ROUND)
             ).all()
         here = [row for row in due if row.online]
         renew = [row.id for row in here if row.expires_ms <= now or row.reason == str(Reason.OLD_COUNTER)]
         for model, version in {(row.model, row.version) for row in here if row.reason == str(Reason.OLD_RELEASE)}:
             if self._release_again(model, version):
                 renew += [row.id for row in here if _refused_as_old_release(row, model, version)]
-        old = {*renew, *(row.id for row in here if row.reason == str(Reason.OLD_RELEASE))}
+        stuck = sorted({row.id for row in here if row.reason == str(Reason.OLD_RELEASE)} - set(renew))
+        old = {*renew, *stuck}
         aside = [row.id for row in due if not row.online]
-        if renew or aside:
+        if renew or aside or stuck:
             with self._database.session() as session:
                 _put_aside(session, aside)
+                _put_off(session, stuck, now + RENEW_MS)
                 reissue(session, renew, now)
         if renew:
             log.info("issued %d assignments anew", len(renew))
@@ -283,6 +287,17 @@ def _put_aside(session: Session, ids: Sequence[str]) -> None:
             update(AssignmentRow)
             .where(AssignmentRow.id.in_(part), off.exists())
             .values(due_ms=None)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _put_off(session: Session, ids: Sequence[str], until_ms: int) -> None:
+    """What cannot be sent yet must not stand before what can."""
+    for part in chunks(ids):
+        session.execute(
+            update(AssignmentRow)
+            .where(AssignmentRow.id.in_(part))
+            .values(due_ms=until_ms)
             .execution_options(synchronize_session=False)
         )
 

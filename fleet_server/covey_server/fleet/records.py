@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, null, select, update
 from sqlalchemy.orm import Session
 
 from covey_contract.facts import Facts
@@ -26,6 +26,8 @@ from covey_server.fleet.moved import note_presence
 from covey_server.fleet.sql import chunks, stored_keys, table_of
 
 _MAX_ERROR_KINDS = 64
+# A device that was heard of this lately is not written down as heard of again.
+SEEN_MS = 2_000
 
 
 @dataclass
@@ -56,13 +58,25 @@ class _Presence:
     counter: int
     facts_digest: str
     resources: dict[str, Any] | None
-    was_online: bool
+    before: _Presence | None = None  # as it was loaded
+
+    @property
+    def turned(self) -> bool:
+        """It has come or gone."""
+        return self.before is not None and self.online != self.before.online
+
+    @property
+    def to_be_told(self) -> bool:
+        """Worth a write: more than a device that was heard of a moment ago being heard of again."""
+        seen_before_ms = None if self.before is None else self.before.last_seen_ms
+        recently = seen_before_ms is not None and (self.last_seen_ms or 0) - seen_before_ms < SEEN_MS
+        return not recently or replace(self, last_seen_ms=seen_before_ms, before=None) != self.before
 
 
 def store(session: Session, batch: Sequence[Incoming], now_ms: int) -> Outcome:
     """Raises what the database raises; then nothing of the batch is stored."""
     outcome = Outcome()
-    presence = _load_presence(session, {incoming.device for incoming in batch})
+    presence = _load_presence(session, batch)
     known = [incoming for incoming in batch if incoming.device in presence]
     outcome.ignored = len(batch) - len(known)
     _note_presence(known, presence, outcome)
@@ -97,9 +111,11 @@ def store_facts(session: Session, device: str, facts: Facts, profile: str | None
 # --- presence -----------------------------------------------------------------------------------------------------
 
 
-def _load_presence(session: Session, devices: set[str]) -> dict[str, _Presence]:
+def _load_presence(session: Session, batch: Sequence[Incoming]) -> dict[str, _Presence]:
     held = {}
-    for part in chunks(sorted(devices)):
+    measured = any(isinstance(incoming.message, Telemetry) for incoming in batch)
+    resources = Device.resources if measured else null().label("resources")
+    for part in chunks(sorted({incoming.device for incoming in batch})):
         for row in session.execute(
             select(
                 Device.id,
@@ -109,11 +125,11 @@ def _load_presence(session: Session, devices: set[str]) -> dict[str, _Presence]:
                 Device.agent_version,
                 Device.counter,
                 Device.facts_digest,
-                Device.resources,
-                Device.online.label("was_online"),
+                resources,
             ).where(Device.id.in_(part), Device.revoked_ms.is_(None))
         ):
-            held[row.id] = _Presence(*row[1:])
+            held[row.id] = here = _Presence(*row[1:])
+            here.before = replace(here)
     return held
 
 
@@ -145,33 +161,22 @@ def _note_presence(known: Sequence[Incoming], presence: dict[str, _Presence], ou
 
 
 def _write_presence(session: Session, known: Sequence[Incoming], presence: dict[str, _Presence], now_ms: int) -> None:
-    seen = {incoming.device for incoming in known}
-    if not seen:
-        return
+    heard = sorted({incoming.device for incoming in known if presence[incoming.device].to_be_told})
     devices = table_of(Device)
-    session.execute(
-        update(devices)
-        .where(devices.c.id == bindparam("b_id"))
-        .values(
-            last_seen_ms=bindparam("b_seen"),
-            online=bindparam("b_online"),
-            boot_id=bindparam("b_boot"),
-            agent_version=bindparam("b_version"),
-            resources=bindparam("b_resources"),
-        ),
-        [
-            {
-                "b_id": device,
-                "b_seen": presence[device].last_seen_ms,
-                "b_online": presence[device].online,
-                "b_boot": presence[device].boot_id,
-                "b_version": presence[device].agent_version,
-                "b_resources": presence[device].resources,
-            }
-            for device in sorted(seen)
-        ],
-    )
-    turned = sorted(device for device in seen if presence[device].online != presence[device].was_online)
+    told = ("online", "last_seen_ms", "boot_id", "agent_version")
+    measured = {incoming.device for incoming in known if isinstance(incoming.message, Telemetry)}
+    for names, some in (
+        (told, [device for device in heard if device not in measured]),
+        ((*told, "resources"), [device for device in heard if device in measured]),
+    ):
+        if some:
+            session.execute(
+                update(devices)
+                .where(devices.c.id == bindparam("b_id"))
+                .values({name: bindparam(name) for name in names}),
+                [{"b_id": device} | {name: getattr(presence[device], name) for name in names} for device in some],
+            )
+    turned = [device for device in heard if presence[device].turned]
     note_presence(session, turned)
     send_again(session, [device for device in turned if presence[device].online], now_ms)
     greeted = sorted({incoming.device for incoming in known if isinstance(incoming.message, Hello)})

@@ -254,7 +254,9 @@ class FleetService:
         return True
 
     def _send(self, device: str, what: Down, payload: bytes) -> bool:
-        return self._link is not None and self._link.send(device, what, payload) is not None
+        # An acknowledgement that is lost costs a duplicate; making sure of each would double the traffic of a busy fleet.
+        qos = 0 if what is Down.ACK else 1
+        return self._link is not None and self._link.send(device, what, payload, qos=qos) is not None
 
     def _send_block(self, device: str, payload: bytes) -> Sending | None:
         return None if self._link is None else self._link.send(device, Down.BLOCK, payload, qos=0)

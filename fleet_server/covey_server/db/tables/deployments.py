@@ -40,6 +40,7 @@ class AssignmentRow(Base):
     sent_ms: Mapped[int | None]
     due_ms: Mapped[int | None]  # when it is to be sent, again or at all; None: heard of, over, or its device is off
     state: Mapped[str] = mapped_column(String(16), default="issued")  # then a lifecycle `State`, or "superseded"
+    reported_seq: Mapped[int | None]  # the highest number of a report about it
     reason: Mapped[str] = mapped_column(String(32), default="none")
     detail: Mapped[str] = mapped_column(Text, default="")
     progress: Mapped[float | None]

@@ -52,6 +52,11 @@ def _deployments() -> None:
         sqlite_where=sa.text("due_ms IS NOT NULL"),
         postgresql_where=sa.text("due_ms IS NOT NULL"),
     )
+    op.add_column("assignments", sa.Column("reported_seq", sa.BigInteger(), nullable=True))
+    op.execute(
+        "UPDATE assignments SET reported_seq = (SELECT max(seq) FROM reports"
+        " WHERE reports.device = assignments.device AND reports.assignment = assignments.id)"
+    )
     op.add_column("assignments", sa.Column("conditions", sa.JSON(), nullable=True))
     op.add_column("desired", sa.Column("answers", sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("reported", sa.Column("answered", sa.BigInteger(), nullable=False, server_default="0"))
