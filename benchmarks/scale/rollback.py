@@ -174,6 +174,8 @@ class _Site:
             "lost_reports": len(said - held) + len(rows) - len(held),
             "made_up_reports": len(held - said),
             "sessions": sum(device["sessions"] for device in self._record),
+            # What its device still holds, and would say again; of these some may be missing in the database.
+            "unacknowledged": sum(device["unacknowledged"] for device in self._record),
         }
 
     def _stop_devices(self) -> None:

@@ -22,7 +22,8 @@ from covey_hil.simulator.device import Place, SimulatedDevice, record_of
 ADMITTED = 200  # devices that connect at once
 HEARTBEAT_S = 30.0
 STATUS_S = 0.5
-LAST_WORDS_S = 30.0
+LAST_WORDS_S = 60.0
+LAST_RESEND_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ async def simulate(plan: Plan, folder: Path) -> None:
     for _ in range(int(LAST_WORDS_S / STATUS_S)):
         if not any(device.unacknowledged for device in devices):
             break
+        for device in devices:
+            device.say_again(time.monotonic() - LAST_RESEND_S)
         await asyncio.sleep(STATUS_S)
     for task in (*running, *keeping):
         task.cancel()
