@@ -205,8 +205,9 @@ class _Site:
 
     def _write_broker_config(self) -> None:
         lines = [f"listener {self._port} 127.0.0.1", "allow_anonymous true", "persistence true"]
-        lines += [f"persistence_location {self._folder}/", "autosave_interval 30", "max_inflight_messages 64"]
+        lines += [f"persistence_location {self._folder}/", "autosave_interval 30"]
         lines += [
+            "max_inflight_messages 64",
             f"max_queued_messages {MAX_QUEUED_MESSAGES}",
             "set_tcp_nodelay true",
             "connection_messages false",

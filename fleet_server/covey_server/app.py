@@ -72,7 +72,7 @@ def build_services(settings: Settings, clock: Clock = system_clock) -> Services:
         raise StartError(f"the data folder {data}: {error}") from error
     bus = Bus()
     fleet = FleetService(settings, database, clock, bus, keys, blobs, ca, releases=releases)
-    campaigns = CampaignService(database, clock, bus, fleet.wake, settings.campaign_tick_s)
+    campaigns = CampaignService(database, clock, bus, fleet.wake, settings.campaign_tick_s, fleet.precedence)
     workers = Workers(local_targets(settings) if settings.local_worker else ())
     notifications = NotificationService(
         database,

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from covey_server.bus import Bus
 from covey_server.campaigns.apply import Applier
 from covey_server.campaigns.evidence import EvidenceReader
-from covey_server.campaigns.following import follow
+from covey_server.campaigns.following import Followed, follow
 from covey_server.campaigns.repository import (
     count,
     deciding_campaigns,
@@ -30,9 +30,12 @@ from covey_server.core.engine import CampaignState, Observed, Progress, decide, 
 from covey_server.core.gates import Verdict, judge, judge_installs_of, with_trace
 from covey_server.db.engine import Database
 from covey_server.db.tables import Campaign
+from covey_server.fleet.precedence import Precedence
 
 _log = logging.getLogger(__name__)
 
+# So many looks give out orders before what has moved is followed up again.
+_GIVING_OUT = 6
 _JUDGED = frozenset({CampaignState.RUNNING, CampaignState.PAUSED})
 
 
@@ -48,10 +51,19 @@ class CampaignService:
     """`wake_fleet` is called when new assignments have been committed, so that they are sent at once."""
 
     def __init__(
-        self, database: Database, clock: Clock, bus: Bus, wake_fleet: Callable[[], None], tick_s: float = 1.0
+        self,
+        database: Database,
+        clock: Clock,
+        bus: Bus,
+        wake_fleet: Callable[[], None],
+        tick_s: float = 1.0,
+        precedence: Precedence | None = None,
     ) -> None:
+        """`precedence`: claimed while orders are being given out."""
         self._database, self._clock, self._bus, self._wake_fleet = database, clock, bus, wake_fleet
         self._tick_s = tick_s
+        self._precedence = precedence or Precedence()
+        self._skipped = 0  # looks in a row that have given out orders without following up
         self._evidence = EvidenceReader()
         self._woken = threading.Event()
         self._stopping = threading.Event()
@@ -77,9 +89,8 @@ class CampaignService:
     def tick(self) -> bool:
         """Follow up what has moved, then look at every campaign that has something to decide. Its work is bounded; whether there
         is more to be done at once."""
-        with self._database.session() as session:
-            followed = follow(session)
-        more = followed.more
+        followed = self._follow()
+        more, giving_out = followed.more, False
         with self._database.reading() as session:
             ids = deciding_campaigns(session)
             moved = names_of(session, followed.campaigns - set(ids))
@@ -87,10 +98,21 @@ class CampaignService:
             self._bus.publish("campaign", name)
         for campaign_id in ids:
             try:
-                more = self._look(campaign_id, campaign_id in followed.campaigns) or more
+                looked = self._look(campaign_id, campaign_id in followed.campaigns)
+                more = looked.more or more
+                giving_out = giving_out or (looked.more and looked.ordered)
             except Exception:  # noqa: BLE001 - one campaign's failure must not stop the others; it is logged with its trace
                 _log.exception("campaign %d could not be looked at", campaign_id)
+        self._skipped = self._skipped + 1 if giving_out else 0
+        self._precedence.claim("campaigns", giving_out)
         return more
+
+    def _follow(self) -> Followed:
+        """What has moved; but for some looks the orders that are being given out go first."""
+        if self._skipped % _GIVING_OUT:
+            return Followed(frozenset(), more=True)
+        with self._database.session() as session:
+            return follow(session)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -100,11 +122,11 @@ class CampaignService:
                 more = self.tick()
             except Exception:  # noqa: BLE001 - a database that is away for a moment must not end the thread
                 _log.exception("campaigns could not be looked at")
+                self._precedence.claim("campaigns", False)
             if not more:
                 self._woken.wait(self._tick_s)
 
-    def _look(self, campaign_id: int, moved: bool) -> bool:
-        """Whether there is more to be done at once."""
+    def _look(self, campaign_id: int, moved: bool) -> _Looked:
         with self._database.reading() as session:
             seen = self._judge(session, campaign_id)
         with self._database.session() as session:
@@ -113,7 +135,7 @@ class CampaignService:
             self._wake_fleet()
         if moved or looked.changed:
             self._bus.publish("campaign", looked.name)
-        return looked.more
+        return looked
 
     def _judge(self, session: Session, campaign_id: int) -> tuple[Progress, tuple[Verdict, ...]]:
         """The verdicts on the present stage; reading them is the costly part, so it holds up no writer."""

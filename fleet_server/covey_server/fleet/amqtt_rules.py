@@ -8,7 +8,7 @@ from amqtt.contexts import Action
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 
 from covey_contract.topics import DEVICE_ID
-from covey_server.fleet.ca import SERVER_USER
+from covey_server.fleet.ca import SERVER_USERS
 
 # Devices that are cut off. The broker lives in this process, and amqtt builds its plugins itself.
 cut_off: set[str] = set()
@@ -29,7 +29,7 @@ class OwnTopics(BaseTopicPlugin):  # type: ignore[misc]
         name = session.username if session is not None else None
         if name is None or topic is None or name in cut_off:
             return False
-        if name == SERVER_USER:
+        if name in SERVER_USERS:
             return topic.startswith("covey/")
         if action == Action.PUBLISH:
             return topic.startswith(f"covey/{name}/up/")

@@ -26,7 +26,10 @@ from covey_contract.topics import check_device_id
 from covey_server.fleet.durable import write_durably
 
 # The server's own user name at the broker; no device may have it.
+# The server's two sessions: one hears the devices, the other speaks to them.
 SERVER_USER = "covey-server"
+SENDER_USER = "covey-server-sender"
+SERVER_USERS = (SERVER_USER, SENDER_USER)
 DEVICE_DAYS = 90
 CRL_DAYS = 7
 _ROOT_DAYS = 20 * 365
@@ -131,8 +134,8 @@ class FleetCA:
             check_device_id(device)
         except TopicError as error:
             raise CertificateRequestError(str(error)) from error
-        if device == SERVER_USER:
-            raise CertificateRequestError(f"{SERVER_USER!r} is the server's own name")
+        if device in SERVER_USERS:
+            raise CertificateRequestError(f"{device!r} is the server's own name")
         now = _time(now_ms)
         certificate = self._sign(
             device,
@@ -153,10 +156,17 @@ class FleetCA:
         names = [_host_name(host) for host in dict.fromkeys(hosts)]
         return self._kept("server", "covey", names, ExtendedKeyUsageOID.SERVER_AUTH, now_ms)
 
-    def link_certificate(self, now_ms: int) -> KeyPair:
-        """The server's own certificate as a client of the broker; its user name is `SERVER_USER`."""
+    def listener_certificate(self, now_ms: int) -> KeyPair:
+        """The certificate of the server's session that hears the devices; its user name is `SERVER_USER`."""
+        return self._own("link", SERVER_USER, now_ms)
+
+    def sender_certificate(self, now_ms: int) -> KeyPair:
+        """That of the session that speaks to them; `SENDER_USER`."""
+        return self._own("sender", SENDER_USER, now_ms)
+
+    def _own(self, kind: str, user: str, now_ms: int) -> KeyPair:
         names = [x509.UniformResourceIdentifier("urn:covey:server")]
-        return self._kept("link", SERVER_USER, names, ExtendedKeyUsageOID.CLIENT_AUTH, now_ms)
+        return self._kept(kind, user, names, ExtendedKeyUsageOID.CLIENT_AUTH, now_ms)
 
     def crl(self, revoked: Iterable[tuple[str, int]], now_ms: int) -> bytes:
         """The revocation list in PEM over (serial in hex, time of revocation), good for `CRL_DAYS`: re-issue it on a timer,

@@ -35,7 +35,7 @@ from covey_server.db.tables import (
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound
 from covey_server.fleet.broker import Revocations
 from covey_server.fleet.ca import (
-    SERVER_USER,
+    SERVER_USERS,
     CertificateRequestError,
     FleetCA,
     IssuedCertificate,
@@ -196,8 +196,8 @@ def _check_id(device: str, field: str) -> None:
         check_device_id(device)
     except TopicError as error:
         raise Invalid(str(error), field=field) from error
-    if device == SERVER_USER:
-        raise Invalid(f"{SERVER_USER!r} is the server's own name", field=field)
+    if device in SERVER_USERS:
+        raise Invalid(f"{device!r} is the server's own name", field=field)
 
 
 def _use_token(session: Session, secret: str, now_ms: int) -> ClaimTokenRow | None:

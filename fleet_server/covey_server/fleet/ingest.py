@@ -22,6 +22,7 @@ from covey_server.clock import Clock
 from covey_server.db.engine import Database
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.inbox import Incoming
+from covey_server.fleet.precedence import Precedence
 from covey_server.fleet.records import Outcome, store, store_facts
 from covey_server.fleet.sql import chunks
 from covey_server.fleet.traffic import Traffic
@@ -63,6 +64,7 @@ class Ingest:
         desk: Desk,
         greeter: Greeter,
         profile_of: Callable[[Facts], tuple[str | None, str]],
+        precedence: Precedence,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -74,6 +76,7 @@ class Ingest:
         self._desk = desk
         self._greeter = greeter
         self._profile_of = profile_of
+        self._precedence = precedence
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -92,6 +95,7 @@ class Ingest:
         while True:
             batch = self._next_batch()
             if batch:
+                self._precedence.give_way()
                 self.take(batch)
             elif self._stopping.is_set():
                 return

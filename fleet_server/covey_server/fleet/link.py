@@ -1,6 +1,7 @@
-"""The server's own MQTT session. Handlers only decode and queue; the work is done by others.
+"""The server's own MQTT sessions: one hears the devices, one speaks to them. Handlers only decode and queue; the work is done by others.
 
-It reconnects for ever. What cannot be sent now is not kept: reconciliation sends again what still matters.
+They are two so that ten thousand devices that speak at once hold up no order: what is heard may have to wait until it can be
+stored, and a session's acknowledgements come behind all that it hears. They reconnect for ever. What cannot be sent now is not kept: reconciliation sends again what still matters.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import queue
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from covey_contract.enrolment import Broker as BrokerAddress
 from covey_contract.errors import ContractError
 from covey_contract.messages import BlockRequest
 from covey_server.clock import Clock
-from covey_server.fleet.ca import SERVER_USER, KeyPair
+from covey_server.fleet.ca import SENDER_USER, SERVER_USER, KeyPair
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.inbox import Incoming, read
 
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _KEEPALIVE_S = 30
 _MAX_UNSENT = 20_000
+# Orders that the broker has not acknowledged yet; nothing comes of waiting for it.
+_MAX_INFLIGHT = 20_000
 # While the queue is full the broker holds messages back for us; after this long one is dropped, and its device repeats it.
 _FULL_QUEUE_PATIENCE_S = 5.0
 _LOG_EVERY = 1000
@@ -42,7 +46,8 @@ class FleetLink:
         self,
         address: BrokerAddress,
         ca: Path,
-        identity: KeyPair,
+        listener: KeyPair,
+        sender: KeyPair,
         clock: Clock,
         counters: Counters,
         messages: queue.Queue[Incoming],
@@ -51,67 +56,82 @@ class FleetLink:
     ) -> None:
         self._address = address
         self._ca = ca
-        self._identity = identity
         self._clock = clock
         self._counters = counters
         self._messages = messages
         self._block_requests = block_requests
         self._on_up = on_up
-        self._client: mqtt.Client | None = None
+        self._listener = self._session(SERVER_USER, listener)
+        self._listener.on_connect = self._listening
+        self._listener.on_subscribe = self._on_subscribed
+        self._listener.on_message = self._received
+        self._sender = self._session(SENDER_USER, sender)
+        self._sender.on_connect = self._speaking
         self._subscribed = threading.Event()
+        self._can_send = threading.Event()
         self._stopping = threading.Event()
+
+    def _session(self, user: str, identity: KeyPair) -> mqtt.Client:
+        # What is said while nobody listens is kept; there is nothing to be kept for the sender.
+        keeps = user == SERVER_USER
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=user, clean_session=not keeps, protocol=mqtt.MQTTv311
+        )
+        if self._address.tls:
+            client.tls_set(str(self._ca), str(identity.certificate), str(identity.key), cert_reqs=ssl.CERT_REQUIRED)
+        else:
+            client.username_pw_set(user)
+        client.max_inflight_messages_set(_MAX_INFLIGHT)
+        client.max_queued_messages_set(_MAX_UNSENT)
+        client.reconnect_delay_set(min_delay=1, max_delay=5)
+        client.on_disconnect = self._disconnected
+        return client
 
     def start(self) -> None:
         """Begins to connect and returns; see `wait_connected`."""
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=SERVER_USER, clean_session=False, protocol=mqtt.MQTTv311
-        )
-        if self._address.tls:
-            client.tls_set(
-                str(self._ca), str(self._identity.certificate), str(self._identity.key), cert_reqs=ssl.CERT_REQUIRED
-            )
-        else:
-            client.username_pw_set(SERVER_USER)
-        client.max_inflight_messages_set(500)
-        client.max_queued_messages_set(_MAX_UNSENT)
-        client.reconnect_delay_set(min_delay=1, max_delay=5)
-        client.on_connect = self._connected
-        client.on_disconnect = self._disconnected
-        client.on_subscribe = self._on_subscribed
-        client.on_message = self._received
-        self._client = client
-        client.connect_async(self._address.host, self._address.port, _KEEPALIVE_S)
-        client.loop_start()
+        for client in (self._sender, self._listener):
+            client.connect_async(self._address.host, self._address.port, _KEEPALIVE_S)
+            client.loop_start()
 
     def stop(self) -> None:
         self._stopping.set()
         self._subscribed.clear()
-        if self._client is not None:
-            self._client.disconnect()
-            self._client.loop_stop()
+        self._can_send.clear()
+        for client in (self._listener, self._sender):
+            client.disconnect()
+            client.loop_stop()
 
     @property
     def connected(self) -> bool:
-        return self._subscribed.is_set()
+        return self._subscribed.is_set() and self._can_send.is_set()
 
     def wait_connected(self, timeout_s: float) -> bool:
-        return self._subscribed.wait(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        return self._subscribed.wait(timeout_s) and self._can_send.wait(max(deadline - time.monotonic(), 0.0))
 
     def send(self, device: str, what: topics.Down, payload: bytes, qos: int = 1) -> mqtt.MQTTMessageInfo | None:
         """Hand the message to the network thread; None if there is no session to hand it to."""
-        client = self._client
-        if client is None or not self._subscribed.is_set():
+        if not self._can_send.is_set():
             return None
-        info = client.publish(topics.down(device, what), payload, qos=qos)
+        info = self._sender.publish(topics.down(device, what), payload, qos=qos)
         return info if info.rc == mqtt.MQTT_ERR_SUCCESS else None
 
-    def _connected(
+    def _listening(
         self, client: mqtt.Client, _data: object, _flags: mqtt.ConnectFlags, code: ReasonCode, _p: Properties | None
     ) -> None:
         if code.is_failure:
             log.error("the broker refuses the server: %s", code)
             return
         client.subscribe(topics.UP_FILTER, qos=1)
+
+    def _speaking(
+        self, _client: mqtt.Client, _data: object, _flags: mqtt.ConnectFlags, code: ReasonCode, _p: Properties | None
+    ) -> None:
+        if code.is_failure:
+            log.error("the broker refuses the server's session for orders: %s", code)
+            return
+        self._can_send.set()
+        self._on_up()
 
     def _on_subscribed(
         self, _client: mqtt.Client, _data: object, _mid: int, codes: list[ReasonCode], _p: Properties | None
@@ -121,12 +141,11 @@ class FleetLink:
             return
         self._subscribed.set()
         log.info("connected to the broker at %s:%d", self._address.host, self._address.port)
-        self._on_up()
 
     def _disconnected(
-        self, _client: mqtt.Client, _data: object, _flags: mqtt.DisconnectFlags, code: ReasonCode, _p: Properties | None
+        self, client: mqtt.Client, _data: object, _flags: mqtt.DisconnectFlags, code: ReasonCode, _p: Properties | None
     ) -> None:
-        self._subscribed.clear()
+        (self._subscribed if client is self._listener else self._can_send).clear()
         if not self._stopping.is_set():
             log.warning("the connection to the broker is lost (%s); connecting again", code)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from covey_contract.blocks import REQUEST_BLOCKS
 from covey_contract.wire import MAX_MESSAGE_BYTES
-from covey_server.fleet.ca import SERVER_USER, KeyPair
+from covey_server.fleet.ca import SERVER_USERS, KeyPair
 
 # A packet is a payload, a topic and a header; only payloads are bounded by the contract.
 MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 1024
@@ -83,7 +83,7 @@ def config_text(layout: Layout, bind: str, port: int, user: str | None) -> str:
 
 def acl_text(cut_off: Iterable[str]) -> str:
     """The access list; devices in `cut_off` may neither read nor write, whatever certificate they still hold."""
-    parts = [f"user {SERVER_USER}\ntopic readwrite covey/#\n"]
+    parts = [f"user {user}\ntopic readwrite covey/#\n" for user in SERVER_USERS]
     parts += [f"user {device}\ntopic deny covey/#\n" for device in sorted(cut_off)]
     parts.append("pattern write covey/%u/up/#\npattern read covey/%u/down/#\npattern read covey/_all/down/#\n")
     return "\n".join(parts)

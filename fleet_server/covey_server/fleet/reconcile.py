@@ -30,6 +30,7 @@ from covey_server.db.tables import AssignmentRow, Build, Campaign, Desired, Devi
 from covey_server.fleet.assignments import ISSUED, RENEW_MS, action_of, counts_for, reissue
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.moved import note_presence_where
+from covey_server.fleet.precedence import Precedence
 from covey_server.fleet.progress import Answer, answer_hello
 from covey_server.fleet.sql import chunks
 
@@ -40,7 +41,8 @@ RESEND_MIN_MS = 5_000
 RESEND_MAX_MS = 600_000
 _ROUND = 500
 # Orders are read, sent and then noted as sent by so many: each time the database's one writer is waited for once.
-_DUE_ROUND = 5_000
+_DUE_ROUND = 2_000
+_MANY = 500
 
 
 class AssignmentSigner(Protocol):
@@ -63,6 +65,7 @@ class Reconciler:
         tick_s: float,
         maintain: Callable[[], None],
         release_again: Callable[[str, str], bool] = lambda _model, _version: False,
+        precedence: Precedence | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
@@ -74,6 +77,7 @@ class Reconciler:
         self._tick_s = tick_s
         self._maintain = maintain
         self._release_again = release_again
+        self._precedence = precedence or Precedence()
         self._hellos: dict[str, Hello] = {}
         self._lock = threading.Lock()
         self._woken = threading.Event()
@@ -125,8 +129,11 @@ class Reconciler:
             with self._database.reading() as session:
                 orders = session.execute(_orders().where(AssignmentRow.id.in_(part))).all()
             self._send_orders(orders)
-        while not self._stopping.is_set() and self._send_due():
-            pass
+        try:
+            while not self._stopping.is_set() and (gone := self._send_due()):
+                self._precedence.claim("sending", gone >= _MANY)
+        finally:
+            self._precedence.claim("sending", False)
 
     def _send_due(self) -> int:
         """One round of what is due: sent, issued anew if it is too old, put aside if its device is off. How many left the queue."""

@@ -38,6 +38,7 @@ from covey_server.fleet.ingest import Ingest
 from covey_server.fleet.link import FleetLink
 from covey_server.fleet.mosquitto_config import Layout
 from covey_server.fleet.pacing import Gate
+from covey_server.fleet.precedence import Precedence
 from covey_server.fleet.reconcile import Reconciler
 from covey_server.fleet.retention import prune
 from covey_server.fleet.traffic import Traffic
@@ -92,6 +93,7 @@ class FleetService:
         self.ca = ca
         self.counters = Counters()
         self.traffic = Traffic()
+        self.precedence = Precedence()
         self._database = database
         self._clock = clock
         self._bus = bus
@@ -118,6 +120,7 @@ class FleetService:
             tick_s=settings.fleet_tick_s,
             maintain=self._maintain,
             release_again=self._release_again,
+            precedence=self.precedence,
         )
         self._ingest = Ingest(
             database,
@@ -130,6 +133,7 @@ class FleetService:
             self.commands,
             self._reconciler,
             profile_of,
+            self.precedence,
         )
         limits = DeliveryLimits(
             settings.block_device_bytes_per_s, settings.block_total_bytes_per_s, settings.block_outstanding
@@ -146,7 +150,8 @@ class FleetService:
         self._link = FleetLink(
             broker.own_address,
             self.ca.ca_path,
-            self.ca.link_certificate(now),
+            self.ca.listener_certificate(now),
+            self.ca.sender_certificate(now),
             self._clock,
             self.counters,
             self._messages,
