@@ -44,7 +44,7 @@ from covey_server.fleet.assignments import counts_for
 from covey_server.fleet.moved import ALL_MODELS
 from covey_server.fleet.sql import chunks, table_of
 
-NOTES_A_LOOK = 5_000
+NOTES_A_LOOK = 2_500
 
 _ACTIVE = [state.value for state in ACTIVE]
 _HAS_ORDER = [

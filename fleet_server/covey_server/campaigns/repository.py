@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, Select, case, exists, func, or_, select, text
+from sqlalchemy import Select, case, exists, func, or_, select, text
 from sqlalchemy.orm import Session, aliased
 
 from covey_server.core.engine import ACTIVE, CampaignState, DeviceState, Progress, RestoreCounts, StageCounts
@@ -19,7 +19,7 @@ from covey_server.core.pace import Meter
 from covey_server.core.part import ROLLBACK
 from covey_server.core.spec import CampaignSpec, spec_from_json
 from covey_server.db.tables import Build, Campaign, CampaignChoice, CampaignDevice, CampaignEvent, Model
-from covey_server.db.tables.campaigns import TO_GO
+from covey_server.db.tables.campaigns import OFF, TO_GO, UNSERVED
 
 # A device that is off holds up its stage for this long after its last word (a broker that restarts makes all look off),
 # and a campaign that goes back for this long.
@@ -90,23 +90,22 @@ def count(session: Session, campaign: Campaign, spec: CampaignSpec, now_ms: int)
         select(
             *by,
             func.count().label("number"),
-            func.sum(case((part.off_since_ms < now_ms - HOLDS_STAGE_MS, 1), else_=0)).label("away"),
-            func.sum(case((part.off_since_ms < now_ms - HOLDS_RETURN_MS, 1), else_=0)).label("long_away"),
-            func.sum(case((part.active_ms <= now_ms - spec.served.within.ms, 1), else_=0)).label("overdue"),
-            func.max(case((part.state == DeviceState.ACTIVE.value, part.active_ms))).label("active_ms"),
+            func.max(part.active_ms).label("active_ms"),
             func.max(part.restored_ms).label("restored_ms"),
         )
         .where(part.campaign_id == campaign.id)
         .group_by(*by)
     )
+    timed = _timed(session, campaign, spec, now_ms, by)
     tallies: list[Counter[str]] = [Counter() for _ in spec.stages]
     settled: list[int | None] = [None for _ in spec.stages]
     restores: list[Counter[str]] = [Counter() for _ in spec.stages]
     restored: list[int] = []
     for row in rows:
         if row.stage >= 0:
-            _add(tallies[row.stage], restores[row.stage], row)
-            settled[row.stage] = max(settled[row.stage] or 0, row.active_ms or 0) or None
+            _add(tallies[row.stage], restores[row.stage], row, timed.get(tuple(row)[: len(by)], _Timed()))
+            active_ms = row.active_ms if DeviceState(row.state) is DeviceState.ACTIVE else None
+            settled[row.stage] = max(settled[row.stage] or 0, active_ms or 0) or None
             restored += [row.restored_ms] if row.restored_ms and DeviceState(row.state) in _RESTORED else []
     ready = _ready(session, campaign, now_ms)
     return Counts(
@@ -120,9 +119,41 @@ def count(session: Session, campaign: Campaign, spec: CampaignSpec, now_ms: int)
 _RESTORED = frozenset({DeviceState.ROLLED_BACK, DeviceState.RESTORED_LOCALLY})
 
 
-def _add(tally: Counter[str], restore: Counter[str], row: Row[Any]) -> None:
+@dataclass(frozen=True)
+class _Timed:
+    """Of devices that are alike, those for which it is late: off for some time, off for long, active for long without an answer."""
+
+    away: int = 0
+    long_away: int = 0
+    overdue: int = 0
+
+
+def _timed(
+    session: Session, campaign: Campaign, spec: CampaignSpec, now_ms: int, by: Sequence[Any]
+) -> dict[tuple[Any, ...], _Timed]:
+    """By what `count` groups by. Those that are off and those that have yet to answer, of which there are few, by indices of theirs."""
+    part = CampaignDevice
+    found: dict[tuple[Any, ...], _Timed] = {}
+    off = select(
+        *by,
+        func.sum(case((part.off_since_ms < now_ms - HOLDS_STAGE_MS, 1), else_=0)),
+        func.sum(case((part.off_since_ms < now_ms - HOLDS_RETURN_MS, 1), else_=0)),
+    ).where(part.campaign_id == campaign.id, text(OFF))
+    for *key, away, long_away in session.execute(off.group_by(*by)):
+        found[tuple(key)] = _Timed(int(away), int(long_away))
+    waiting = select(*by, func.count()).where(
+        part.campaign_id == campaign.id,
+        text(UNSERVED),
+        part.active_ms <= now_ms - spec.served.within.ms,
+    )
+    for *key, overdue in session.execute(waiting.group_by(*by)):
+        found[tuple(key)] = replace(found.get(tuple(key), _Timed()), overdue=int(overdue))
+    return found
+
+
+def _add(tally: Counter[str], restore: Counter[str], row: Any, late: _Timed) -> None:
     """Count devices of one stage that are alike."""
-    number, away = row.number, int(row.away)
+    number, away = row.number, late.away
     match DeviceState(row.state):
         case DeviceState.PLANNED:
             tally["planned"] += number
@@ -137,8 +168,8 @@ def _add(tally: Counter[str], restore: Counter[str], row: Row[Any]) -> None:
             else:
                 restore["to_order"] += number
                 if not row.served:
-                    tally["mute"] += int(row.overdue)
-                    tally["unserved"] += number - int(row.overdue)
+                    tally["mute"] += late.overdue
+                    tally["unserved"] += number - late.overdue
         case DeviceState.FAILED:
             tally["failed"] += number
             restore["failed" if row.order_kind == ROLLBACK else "to_order"] += number
@@ -146,8 +177,8 @@ def _add(tally: Counter[str], restore: Counter[str], row: Row[Any]) -> None:
             tally["retrying"] += number
             restore["to_order"] += number
         case DeviceState.ROLLING_BACK:
-            restore["restoring"] += number - int(row.long_away)
-            restore["away"] += int(row.long_away)
+            restore["restoring"] += number - late.long_away
+            restore["away"] += late.long_away
         case DeviceState.ROLLED_BACK | DeviceState.RESTORED_LOCALLY:
             restore["restored"] += number
         case DeviceState.SKIPPED:
@@ -222,6 +253,12 @@ def _sharing(campaign: Campaign, what: Any = Campaign.name) -> Select[Any]:
         theirs.state != DeviceState.SKIPPED.value,
     )
     return select(what).where(Campaign.id != campaign.id, Campaign.model == campaign.model, shared)
+
+
+def newest_event(session: Session, campaign: Campaign) -> int:
+    """The number of the last line of the campaign's log; 0 if there is none."""
+    query = select(func.max(CampaignEvent.id)).where(CampaignEvent.campaign_id == campaign.id)
+    return session.scalar(query) or 0
 
 
 def largest_build(session: Session, campaign: Campaign) -> int:

@@ -18,10 +18,12 @@ from covey_server.campaigns.apply import Applier
 from covey_server.campaigns.evidence import EvidenceReader
 from covey_server.campaigns.following import Followed, follow
 from covey_server.campaigns.repository import (
+    Counts,
     count,
     deciding_campaigns,
     largest_build,
     names_of,
+    newest_event,
     progress_of,
     rivals_of,
 )
@@ -37,6 +39,16 @@ _log = logging.getLogger(__name__)
 # So many looks give out orders before what has moved is followed up again.
 _GIVING_OUT = 6
 _JUDGED = frozenset({CampaignState.RUNNING, CampaignState.PAUSED})
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a look rests on. This thread alone moves devices, but for what is told in the campaign's log after `last_event`."""
+
+    progress: Progress
+    counts: Counts
+    verdicts: tuple[Verdict, ...]
+    last_event: int
 
 
 @dataclass(frozen=True)
@@ -128,44 +140,47 @@ class CampaignService:
 
     def _look(self, campaign_id: int, moved: bool) -> _Looked:
         with self._database.reading() as session:
-            seen = self._judge(session, campaign_id)
+            seen = self._see(session, campaign_id)
         with self._database.session() as session:
-            looked = self._decide(session, campaign_id, *seen)
+            looked = self._decide(session, campaign_id, seen)
         if looked.ordered:
             self._wake_fleet()
         if moved or looked.changed:
             self._bus.publish("campaign", looked.name)
         return looked
 
-    def _judge(self, session: Session, campaign_id: int) -> tuple[Progress, tuple[Verdict, ...]]:
-        """The verdicts on the present stage; reading them is the costly part, so it holds up no writer."""
+    def _see(self, session: Session, campaign_id: int) -> _Seen:
+        """Counts, and the verdicts on the present stage; reading them is the costly part, so it holds up no writer."""
         campaign = session.get_one(Campaign, campaign_id)
         progress = progress_of(session, campaign)
-        if progress.state not in _JUDGED or not progress.stage_started:
-            return progress, ()
         now_ms = self._clock()
-        counts = count(session, campaign, progress.spec, now_ms).stages[progress.stage]
-        gates = progress.spec.gates_of(progress.stage)
-        evidence = self._evidence.look(session, campaign, gates, progress.spec.settle.ms, counts, now_ms)
+        counts = count(session, campaign, progress.spec, now_ms)
+        last_event = newest_event(session, campaign)
+        if progress.state not in _JUDGED or not progress.stage_started:
+            return _Seen(progress, counts, (), last_event)
+        gates, here = progress.spec.gates_of(progress.stage), counts.stages[progress.stage]
+        evidence = self._evidence.look(session, campaign, gates, progress.spec.settle.ms, here, now_ms)
         shown = campaign.verdict or {}
         earlier = shown.get("gates", []) if shown.get("stage") == progress.spec.stages[progress.stage].name else []
-        return progress, with_trace(judge(gates, evidence), earlier, now_ms)
+        return _Seen(progress, counts, with_trace(judge(gates, evidence), earlier, now_ms), last_event)
 
-    def _decide(self, session: Session, campaign_id: int, seen: Progress, verdicts: tuple[Verdict, ...]) -> _Looked:
+    def _decide(self, session: Session, campaign_id: int, seen: _Seen) -> _Looked:
         """Decide and carry it out."""
         now_ms = self._clock()
         campaign = _locked(session, campaign_id)
         progress = progress_of(session, campaign)
-        if progress != seen:
+        if progress != seen.progress:
             # Somebody told it something meanwhile; the next look sees it whole.
             return _Looked(campaign.name, changed=False, ordered=False, more=True)
         before = _shown(campaign)
         applier = Applier(session, campaign, now_ms)
         applier.apply(upkeep(progress, now_ms))
-        counts = count(session, campaign, progress.spec, now_ms)
+        counts, verdicts = seen.counts, seen.verdicts
+        if newest_event(session, campaign) != seen.last_event:
+            # Devices have been timed out, or somebody had some tried again.
+            counts = count(session, campaign, progress.spec, now_ms)
         if verdicts:
             gates = progress.spec.gates_of(progress.stage)
-            # Failures may have come since the evidence was read.
             verdicts = (judge_installs_of(gates, counts.stages[progress.stage].evidence()), *verdicts[1:])
             campaign.verdict = {
                 "stage": progress.spec.stages[progress.stage].name,

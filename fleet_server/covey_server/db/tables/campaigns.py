@@ -12,6 +12,8 @@ from covey_server.db.tables.base import Base, Id
 # Written out, since SQLite takes a partial index only for a query that says the same in the same words.
 TO_GO = "state IN ('planned', 'retrying')"
 AT_WORK = "state = 'assigned'"
+OFF = "off_since_ms IS NOT NULL"
+UNSERVED = "state = 'active' AND NOT served"
 
 
 class Campaign(Base):
@@ -95,6 +97,19 @@ class CampaignDevice(Base):
             "begun_ms",
             sqlite_where=text(AT_WORK),
             postgresql_where=text(AT_WORK),
+        ),
+        # Those that a look counts by the time: few of a fleet, as a rule.
+        Index(
+            "campaign_devices_off",
+            *("campaign_id", "state", "stage", "order_kind", "heard", "waiting", "served", "off_since_ms"),
+            sqlite_where=text(OFF),
+            postgresql_where=text(OFF),
+        ),
+        Index(
+            "campaign_devices_unserved",
+            *("campaign_id", "state", "stage", "order_kind", "heard", "waiting", "served", "active_ms"),
+            sqlite_where=text(UNSERVED),
+            postgresql_where=text(UNSERVED),
         ),
         Index(
             "campaign_devices_drifted",

@@ -111,6 +111,21 @@ def _campaigns() -> None:
         sqlite_where=sa.text("state = 'assigned'"),
         postgresql_where=sa.text("state = 'assigned'"),
     )
+    alike = ["campaign_id", "state", "stage", "order_kind", "heard", "waiting", "served"]
+    op.create_index(
+        "campaign_devices_off",
+        "campaign_devices",
+        [*alike, "off_since_ms"],
+        sqlite_where=sa.text("off_since_ms IS NOT NULL"),
+        postgresql_where=sa.text("off_since_ms IS NOT NULL"),
+    )
+    op.create_index(
+        "campaign_devices_unserved",
+        "campaign_devices",
+        [*alike, "active_ms"],
+        sqlite_where=sa.text("state = 'active' AND NOT served"),
+        postgresql_where=sa.text("state = 'active' AND NOT served"),
+    )
     op.create_index(
         "campaign_devices_drifted",
         "campaign_devices",
