@@ -12,6 +12,7 @@ import covey_contract
 from covey_server import problems
 from covey_server.api import (
     audit,
+    blobs,
     builds,
     campaigns,
     claim_tokens,
@@ -62,6 +63,7 @@ _API = (
     builds,
     jobs,
     devices,
+    blobs,
     groups,
     claim_tokens,
     enrol,
