@@ -19,6 +19,7 @@ from pathlib import Path
 
 from covey_agent.errors import StepError
 from covey_agent.partial import DIGEST_BYTES, Partial
+from covey_agent.reuse import take_over
 from covey_agent.store import Store
 from covey_contract.blocks import REQUEST_BLOCKS, Block, bitmap_of
 from covey_contract.manifest import FileEntry, Manifest
@@ -58,6 +59,7 @@ class Progress:
     blocks: int = 0
     bad: int = 0
     asked: int = 0
+    reused: int = 0  # bytes that were here already, in other builds
 
 
 @dataclass(slots=True)
@@ -237,6 +239,19 @@ class Fetcher:
                 part.close()
             else:
                 self._parts[file] = part
+        self._reuse()
+
+    def _reuse(self) -> None:
+        """What the device has in other builds is not fetched."""
+        sizes = [self._entries[file].size for file in self._parts]
+        self.progress.reused += take_over(self._parts, self.store.alike(sizes), self.manifest.block_size)
+        for file, part in list(self._parts.items()):
+            part.flush()
+            if part.complete:
+                del self._parts[file]
+                part.close()
+        if self.progress.reused:
+            log.info("build %s: %d bytes are here already, in other builds", self.build[:12], self.progress.reused)
 
     def _part(self, file: int, expected: bytes) -> Partial:
         entry = self._entries[file]

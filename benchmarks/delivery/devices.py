@@ -66,6 +66,9 @@ class _NoStore:
     def has_blob(self, _entry: object) -> bool:
         return False
 
+    def alike(self, _sizes: object) -> list[Path]:
+        return []
+
     def missing(self, _manifest: object) -> list[object]:
         return []
 

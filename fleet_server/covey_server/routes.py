@@ -12,10 +12,10 @@ import covey_contract
 from covey_server import problems
 from covey_server.api import (
     audit,
-    blobs,
     builds,
     campaigns,
     claim_tokens,
+    delivery,
     devices,
     enrol,
     groups,
@@ -63,7 +63,7 @@ _API = (
     builds,
     jobs,
     devices,
-    blobs,
+    delivery,
     groups,
     claim_tokens,
     enrol,

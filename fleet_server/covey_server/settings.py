@@ -168,7 +168,7 @@ class Settings:
         3.0, "How long a broadcast waits after the last order, so that devices can begin to listen."
     )
     delivery_url: str = _set(
-        "/api/v1/blobs/{sha256}",
+        "/api/v1/delivery/{sha256}",
         "Where devices fetch files by HTTPS; {sha256} stands for a file's digest. With / at its beginning: from this server; else "
         "object storage or a CDN that has the files under their digests. Empty: nowhere.",
     )

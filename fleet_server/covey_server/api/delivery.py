@@ -21,7 +21,7 @@ _FOR_EVER = "private, max-age=31536000, immutable"
 
 
 @router.get(
-    "/blobs/{sha256}",
+    "/delivery/{sha256}",
     summary="A file of a build, for a device that has been ordered to run it",
     description="The bearer token comes with the order. `Range` and `If-Range` are understood; the ETag is the file's SHA-256.",
     response_class=FileResponse,
