@@ -28,6 +28,9 @@ from covey_contract.reasons import Reason
 
 log = logging.getLogger(__name__)
 
+# A pause longer than this between two ticks was the agent's own, and says nothing of the bytes that came.
+_TICK_MOST_S = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
@@ -76,7 +79,7 @@ class Fetcher:
     draw: random.Random = field(default_factory=random.Random)  # when to ask, among many; nothing secret
     _beyond_table: bool = False  # a broadcast has gone on to the files
     _quiet_until: float | None = None  # while it is heard, nothing is asked for
-    _paced_from: float = 0.0  # of `_connected_s`
+    _paced_s: float = 0.0  # in which the bytes since `_paced_bytes` have come
     _paced_bytes: int = 0
     _entries: Sequence[FileEntry] = ()
     _parts: dict[int, Partial] = field(default_factory=dict)
@@ -147,6 +150,7 @@ class Fetcher:
         """What to ask for now. Raises `StepError` when the deadline has passed."""
         if self._last is not None and connected:
             self._connected_s += max(0.0, now - self._last)
+            self._paced_s += min(max(0.0, now - self._last), _TICK_MOST_S)
         self._last = now
         if self.done or not connected:
             self._asked.clear()
@@ -174,12 +178,12 @@ class Fetcher:
 
     def _check_pace(self) -> None:
         """Slow retrieval: a fetch that goes on, and never comes to an end."""
-        passed, limits = self._connected_s - self._paced_from, self.limits
-        if passed < limits.patience_s:
+        limits = self.limits
+        if self._paced_s < limits.patience_s:
             return
-        if (self.progress.bytes - self._paced_bytes) / passed < limits.least_bytes_per_s:
+        if (self.progress.bytes - self._paced_bytes) / self._paced_s < limits.least_bytes_per_s:
             raise StepError(Reason.FETCH_FAILED, f"less than {limits.least_bytes_per_s:.0f} bytes a second came")
-        self._paced_from, self._paced_bytes = self._connected_s, self.progress.bytes
+        self._paced_s, self._paced_bytes = 0.0, self.progress.bytes
 
     @property
     def hungry(self) -> bool:

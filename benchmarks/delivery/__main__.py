@@ -2,7 +2,7 @@
 
 `./dev bench delivery [--quick] [--json] [--only WAY …]`. Ways: `broadcast`, `pull` and `push` (plain MQTT, for comparison), by builds of
 20 and 200 MB and by 1, 50 and 200 devices; `slow`, 50 devices of which every fifth reads at a quarter of the broadcast's rate; `flaky`, 50
-devices that lose their connection every 2 s. A real mosquitto, the server's own link and delivery in one process, devices with the
+devices that lose their connection every 2 s; `deltas`, what a new version costs (deltas.py). A real mosquitto, the server's own link and delivery in one process, devices with the
 agent's own fetcher in another; MQTT without TLS. Server CPU is of the delivery: orders and reports, which each device has whatever
 way its bytes come, are not in it. With `--quick` builds are smaller and devices fewer, and the figures say so.
 """
@@ -18,13 +18,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.delivery import deltas
 from benchmarks.delivery.devices import Habit
 from benchmarks.delivery.nginx import serve_files
 from benchmarks.delivery.site import opened
 from covey_hil.simulator.fleet import allow_files
 
 MB = 1_000_000
-WAYS = ("broadcast", "pull", "push", "nginx", "slow", "flaky")
+WAYS = ("broadcast", "pull", "push", "nginx", "slow", "flaky", "deltas")
 SIZES, QUICK_SIZES = (20 * MB, 200 * MB), (4 * MB,)
 FLEETS, QUICK_FLEETS = (1, 50, 200), (1, 10, 40)
 RATE = 1e6  # bytes a second of a broadcast: 200 devices are 200 MB/s for the broker
@@ -61,6 +62,10 @@ def measured(ways: tuple[str, ...], sizes: tuple[int, ...], fleets: tuple[int, .
         folder = Path(name)
         folder.chmod(0o711)
         for way in ways:
+            if way == "deltas":
+                say("deltas: training …")
+                found["deltas"] = deltas.table(folder)
+                continue
             for size in sizes if way not in ("slow", "flaky") else sizes[:1]:
                 for fleet in fleets if way not in ("slow", "flaky") else (_middle(fleets),):
                     say(f"{way}: {size / MB:g} MB to {fleet} devices …")
