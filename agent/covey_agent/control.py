@@ -33,9 +33,9 @@ from covey_agent.settings import Settings
 from covey_agent.supervisor import Supervisor
 from covey_contract.blocks import decode_block
 from covey_contract.errors import ContractError
-from covey_contract.messages import Ack, Hello, Status, Telemetry
+from covey_contract.messages import Ack, Broadcast, Hello, Status, Telemetry
 from covey_contract.reasons import Reason
-from covey_contract.topics import Down, Up, parse_down
+from covey_contract.topics import Down, Up, is_broadcast, parse_down
 from covey_contract.wire import Message, decode
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,9 @@ class Control:
         try:
             what = parse_down(event.topic)
             if what is Down.BLOCK:
-                self._deployments.block(decode_block(event.payload))
+                self._deployments.block(decode_block(event.payload), broadcast=is_broadcast(event.topic))
+            elif what is Down.BROADCAST:
+                self._deployments.broadcast(decode(Broadcast, event.payload))
             elif what is Down.ASSIGNMENT:
                 self._deployments.order(event.payload)
                 self._next_poll = now

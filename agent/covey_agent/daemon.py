@@ -34,7 +34,7 @@ from covey_agent.facts import installed_runtimes, measure_facts, read_facts
 from covey_agent.gateway_process import GatewayProcess, prepare_run_folder
 from covey_agent.identity import CA, FACTS, ROOT, Identity, load_identity
 from covey_agent.jobs import Jobs
-from covey_agent.link import Link
+from covey_agent.link import Arrived, Link
 from covey_agent.manual import Manual
 from covey_agent.measure import Meter
 from covey_agent.memory import available_mb
@@ -45,10 +45,12 @@ from covey_agent.store import Store
 from covey_agent.supervisor import supervisor_of
 from covey_agent.surroundings import look_around
 from covey_agent.tuf.vouching import Vouching
+from covey_agent.web_blocks import WebBlocks
+from covey_contract.blocks import frame_of
 from covey_contract.messages import BlockRequest, Report
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust
-from covey_contract.topics import Up
+from covey_contract.topics import Down, Up, down
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,12 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             boot_id=boot_id,
             draw=random.SystemRandom(),
         )
+        block_topic = down(identity.device, Down.BLOCK)
+        web = WebBlocks(
+            identity.server,
+            lambda: ssl.create_default_context(cafile=str(settings.identity / CA)),
+            lambda block: inbox.offer(Arrived(block_topic, frame_of(block))),
+        )
         vouching = vouching_of(settings, identity)
         trust = trust_of(identity, vouching)
         serving = Serving(settings, book, store, gateway.client, jobs, system_clock)
@@ -119,6 +127,8 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             request=request,
             clock=system_clock,
             vouching=vouching,
+            listen=link.listen,
+            web=web.ask,
         )
         control = Control(
             identity.device,
@@ -148,6 +158,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: control.stop())
         jobs.start()
+        web.start()
         try:
             link.start()
         except (OSError, ssl.SSLError) as error:
@@ -158,6 +169,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             log.info("stopping")
             supervisor.stopping()
             jobs.stop()
+            web.stop()
             link.close()
             deployments.stop()
             outbox.close()

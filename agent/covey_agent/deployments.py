@@ -42,8 +42,8 @@ from covey_agent.tuf.vouching import Vouching
 from covey_contract.blocks import Block
 from covey_contract.errors import ContractError
 from covey_contract.lifecycle import State
-from covey_contract.manifest import Manifest
-from covey_contract.messages import Action, Assignment, BlockRequest, Order, Report
+from covey_contract.manifest import FileEntry, Manifest
+from covey_contract.messages import Action, Assignment, BlockRequest, Broadcast, Offer, Order, Report
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust
 from covey_contract.wire import decode
@@ -64,7 +64,8 @@ _TRY_AGAIN = frozenset({Reason.RUNNER_CRASHED, Reason.RUNNER_HUNG, Reason.LOAD_T
 class Deployments:
     """Called by the control loop alone. `vouching` asks the repository of releases; None: this device enrolled before there was one,
     and the release key's signature is what counts. `surroundings` is asked when an order has conditions; `free` gives the disk's free bytes,
-    `memory` the available MB; `report` spools, `request` asks the server for blocks."""
+    `memory` the available MB; `report` spools, `request` asks the server for blocks, `listen` begins or
+    ends to hear what is broadcast of a build, `web` gets blocks by HTTPS where it can."""
 
     def __init__(
         self,
@@ -84,6 +85,8 @@ class Deployments:
         request: Callable[[BlockRequest], None],
         clock: Callable[[], int],
         vouching: Vouching | None = None,
+        listen: Callable[[str, bool], None] = lambda _build, _on: None,
+        web: Callable[[BlockRequest, FileEntry, int, Offer], bool] = lambda _request, _entry, _size, _offer: False,
     ) -> None:
         self._device = device
         self._trust = trust
@@ -99,7 +102,7 @@ class Deployments:
         self._report = report
         self._clock = clock
         self._orders = OrderFolder(settings.state / "orders", trust)
-        self._downloads = Downloads(settings.state / "fetch", store, settings.fetch, request)
+        self._downloads = Downloads(settings.state / "fetch", store, settings.fetch, request, listen, web)
         self._vouching = vouching
         self._vouched: dict[int, Vouched] = {}  # by the order's counter
         self._unknown_key: bytes | None = None  # an order that waits for the newest root
@@ -139,8 +142,12 @@ class Deployments:
             for record in self._book.state.models.values()
         )
 
-    def block(self, block: Block) -> None:
-        for model, trouble in self._downloads.take(block, self._now):
+    def broadcast(self, message: Broadcast) -> None:
+        """The server says how the broadcast of a build stands."""
+        self._downloads.note(message, self._now)
+
+    def block(self, block: Block, *, broadcast: bool = False) -> None:
+        for model, trouble in self._downloads.take(block, self._now, broadcast=broadcast):
             if trouble is not None:
                 self._fail(model, trouble)
             self.advance(model)
@@ -299,7 +306,11 @@ class Deployments:
 
     def _fetch(self, model: str, record: ModelRecord, deployment: Deployment) -> None:
         manifest, _ = self._orders.manifest(deployment.order)
-        if self._downloads.go_on(model, deployment.build, manifest, self._now, connected=self._connected):
+        if self._downloads.go_on(
+            *(model, deployment.build, manifest, self._now),
+            connected=self._connected,
+            offer=lambda: self._orders.read(deployment.order).offer,
+        ):
             self._stop_fetching(model)
             self._move(model, Event.FETCHED)
         elif (progress := self._downloads.progress(model)) is not None:

@@ -9,30 +9,49 @@ from covey_agent import fetch
 from covey_agent.errors import StepError
 from covey_agent.store import Store
 from covey_contract.blocks import Block
-from covey_contract.manifest import Manifest
-from covey_contract.messages import BlockRequest
+from covey_contract.manifest import FileEntry, Manifest
+from covey_contract.messages import BlockRequest, Broadcast, Offer
 
 _PROGRESS_STEP = 0.1
 
 
 class Downloads:
-    """`request` asks the server for blocks."""
+    """`request` asks the server for blocks, `listen` begins or ends to hear what is broadcast of a build, `web` fetches them
+    otherwise where it can."""
 
     def __init__(
-        self, folder: Path, store: Store, limits: fetch.FetchLimits, request: Callable[[BlockRequest], None]
+        self,
+        folder: Path,
+        store: Store,
+        limits: fetch.FetchLimits,
+        request: Callable[[BlockRequest], None],
+        listen: Callable[[str, bool], None] = lambda _build, _on: None,
+        web: Callable[[BlockRequest, FileEntry, int, Offer], bool] = lambda _request, _entry, _size, _offer: False,
     ) -> None:
         self._folder = folder
         self._store = store
         self._limits = limits
         self._request = request
+        self._listen = listen
+        self._web = web
+        self._offers: dict[str, Offer] = {}
         self._fetchers: dict[str, fetch.Fetcher] = {}
         self._told: dict[str, float] = {}
 
     def folder(self, build: str) -> Path:
         return self._folder / build
 
-    def go_on(self, model: str, build: str, manifest: Manifest, now: float, *, connected: bool) -> bool:
-        """Begin or go on; whether all is here. `now` is monotonic seconds. Raises `StepError`."""
+    def go_on(
+        self,
+        model: str,
+        build: str,
+        manifest: Manifest,
+        now: float,
+        *,
+        connected: bool,
+        offer: Callable[[], Offer] = Offer,
+    ) -> bool:
+        """Begin or go on; whether all is here. `now` is monotonic seconds; `offer` is asked once, at the beginning. Raises `StepError`."""
         fetcher = self._fetchers.get(model)
         if fetcher is None:
             if not self._store.missing(manifest):
@@ -41,16 +60,29 @@ class Downloads:
             fetcher.open()
             self._fetchers[model] = fetcher
             self._told[model] = fetcher.fraction
+            if not fetcher.done:
+                self._listen(build, True)
+                self._offers[model] = offer()
+                if self._offers[model].broadcast:
+                    fetcher.expect_broadcast(now)
         for request in fetcher.tick(now, connected=connected):
-            self._request(request)
+            entry = manifest.wire_files()[request.file]
+            if not self._web(request, entry, manifest.block_size, self._offers[model]):
+                self._request(request)
         return fetcher.done
 
-    def take(self, block: Block, now: float) -> list[tuple[str, StepError | None]]:
+    def note(self, message: Broadcast, now: float) -> None:
+        """How a broadcast stands."""
+        for fetcher in self._fetchers.values():
+            if fetcher.build == message.build:
+                fetcher.note(message, now)
+
+    def take(self, block: Block, now: float, *, broadcast: bool = False) -> list[tuple[str, StepError | None]]:
         """Give the block to whom it belongs. The models that can go on, with what went wrong."""
         eager: list[tuple[str, StepError | None]] = []
         for model, fetcher in self._fetchers.items():
             try:
-                fetcher.block(block, now)
+                fetcher.block(block, now, broadcast=broadcast)
             except StepError as error:
                 eager.append((model, error))
             else:
@@ -71,6 +103,8 @@ class Downloads:
         fetcher = self._fetchers.pop(model, None)
         if fetcher is None:
             return 0
+        self._listen(fetcher.build, False)
+        self._offers.pop(model, None)
         fetcher.close()
         return fetcher.progress.bytes
 

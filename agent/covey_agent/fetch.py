@@ -1,4 +1,6 @@
-"""Getting a build's bytes by pull: ask for up to 16 blocks at a time by bitmap, verify each by digest, write it where it belongs.
+"""Getting a build's bytes: verify each block by digest, write it where it belongs, ask for up to 16 missing ones at a time.
+
+While the build is broadcast nothing is asked for: the server sends each block to all; what was missed is asked for afterwards.
 
 Invariants: a block is written only if the block table, itself pinned by the signed manifest, names its digest; a block that the
 bitmap on disk marks has been flushed to disk before; no block that was verified is ever asked for again, also after a kill.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +19,17 @@ from pathlib import Path
 
 from covey_agent.errors import StepError
 from covey_agent.partial import DIGEST_BYTES, Partial
+from covey_agent.reuse import take_over
 from covey_agent.store import Store
 from covey_contract.blocks import REQUEST_BLOCKS, Block, bitmap_of
 from covey_contract.manifest import FileEntry, Manifest
-from covey_contract.messages import BlockRequest
+from covey_contract.messages import BlockRequest, Broadcast
 from covey_contract.reasons import Reason
 
 log = logging.getLogger(__name__)
+
+# A pause longer than this between two ticks was the agent's own, and says nothing of the bytes that came.
+_TICK_MOST_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,10 @@ class FetchLimits:
     deadline_s: float = 6 * 3600.0
     requests_in_flight: int = 3
     sync_blocks: int = 32  # so many blocks at most are written before they are flushed and the bitmap is stored
+    listen_s: float = 15.0  # so long the device waits for a broadcast that was announced, and for the next word of one
+    repair_spread_s: float = 2.0  # devices ask for what a broadcast left out at different times, within this
+    least_bytes_per_s: float = 200.0  # on average over `patience_s`; a fetch that is slower has failed
+    patience_s: float = 900.0
     bad_blocks: int = 64  # so many corrupt blocks, and one more for every 4 good ones, are dropped and asked for again
 
 
@@ -51,6 +62,7 @@ class Progress:
     blocks: int = 0
     bad: int = 0
     asked: int = 0
+    reused: int = 0  # bytes that were here already, in other builds
 
 
 @dataclass(slots=True)
@@ -64,6 +76,11 @@ class Fetcher:
     limits: FetchLimits
     progress: Progress = field(default_factory=Progress)
     done: bool = False
+    draw: random.Random = field(default_factory=random.Random)  # when to ask, among many; nothing secret
+    _beyond_table: bool = False  # a broadcast has gone on to the files
+    _quiet_until: float | None = None  # while it is heard, nothing is asked for
+    _paced_s: float = 0.0  # in which the bytes since `_paced_bytes` have come
+    _paced_bytes: int = 0
     _entries: Sequence[FileEntry] = ()
     _parts: dict[int, Partial] = field(default_factory=dict)
     _asked: list[_Asked] = field(default_factory=list)
@@ -96,19 +113,33 @@ class Fetcher:
                 log.warning("the fetch's bitmap could not be stored: %s", error)
             part.close()
 
-    def block(self, block: Block, now: float) -> None:
-        """A block has arrived. One that was not asked for is ignored; a corrupt one dropped. Raises `StepError`."""
+    def expect_broadcast(self, now: float) -> None:
+        """The server is about to broadcast the build: listen before asking."""
+        self._quiet_until = now + self.limits.listen_s
+
+    def note(self, message: Broadcast, now: float) -> None:
+        """The server says how the broadcast stands."""
+        wait = self.draw.uniform(0.0, self.limits.repair_spread_s) if message.over else self.limits.listen_s
+        self._quiet_until = now + wait
+
+    def block(self, block: Block, now: float, *, broadcast: bool = False) -> None:
+        """A block has arrived. Of those that are not broadcast one that was not asked for is ignored; a corrupt one is dropped.
+        Raises `StepError`."""
         if block.build_prefix != bytes.fromhex(self.build[:16]):
             return
+        if broadcast:
+            self._quiet_until = now + self.limits.listen_s
+            self._beyond_table = self._beyond_table or block.file > 0
         part = self._parts.get(block.file)
         asked = next((asked for asked in self._asked if asked.file == block.file and block.index in asked.blocks), None)
-        if part is None or asked is None or part.has(block.index):
+        if part is None or (asked is None and not broadcast) or part.has(block.index):
             return
         if not part.fits(block.index, block.data):
             self._bad(f"block {block.index} of {self._entries[block.file].path}")
             return
-        asked.blocks.discard(block.index)
-        asked.deadline = now + self.limits.silence_s
+        if asked is not None:
+            asked.blocks.discard(block.index)
+            asked.deadline = now + self.limits.silence_s
         self._guarded(lambda: part.put(block.index, block.data))
         self.progress.bytes += len(block.data)
         self.progress.blocks += 1
@@ -119,6 +150,7 @@ class Fetcher:
         """What to ask for now. Raises `StepError` when the deadline has passed."""
         if self._last is not None and connected:
             self._connected_s += max(0.0, now - self._last)
+            self._paced_s += min(max(0.0, now - self._last), _TICK_MOST_S)
         self._last = now
         if self.done or not connected:
             self._asked.clear()
@@ -127,11 +159,31 @@ class Fetcher:
             raise StepError(
                 Reason.FETCH_FAILED, f"not done after {self.limits.deadline_s:.0f} s; {self.fraction:.0%} is here"
             )
+        self._check_pace()
         self._asked = [asked for asked in self._asked if asked.blocks and asked.deadline > now]
-        requests = []
+        requests: list[BlockRequest] = []
+        if self._listens(now):
+            return requests
         while len(self._asked) < self.limits.requests_in_flight and (request := self._next(now)) is not None:
             requests.append(request)
         return requests
+
+    def _listens(self, now: float) -> bool:
+        """Whether to wait for what is broadcast. Without the block table nothing of it can be checked: that is asked for at once when
+        others already have theirs."""
+        if self._quiet_until is None or now >= self._quiet_until:
+            self._quiet_until = None
+            return False
+        return not (self._beyond_table and 0 in self._parts)
+
+    def _check_pace(self) -> None:
+        """Slow retrieval: a fetch that goes on, and never comes to an end."""
+        limits = self.limits
+        if self._paced_s < limits.patience_s:
+            return
+        if (self.progress.bytes - self._paced_bytes) / self._paced_s < limits.least_bytes_per_s:
+            raise StepError(Reason.FETCH_FAILED, f"less than {limits.least_bytes_per_s:.0f} bytes a second came")
+        self._paced_s, self._paced_bytes = 0.0, self.progress.bytes
 
     @property
     def hungry(self) -> bool:
@@ -191,6 +243,19 @@ class Fetcher:
                 part.close()
             else:
                 self._parts[file] = part
+        self._reuse()
+
+    def _reuse(self) -> None:
+        """What the device has in other builds is not fetched."""
+        sizes = [self._entries[file].size for file in self._parts]
+        self.progress.reused += take_over(self._parts, self.store.alike(sizes), self.manifest.block_size)
+        for file, part in list(self._parts.items()):
+            part.flush()
+            if part.complete:
+                del self._parts[file]
+                part.close()
+        if self.progress.reused:
+            log.info("build %s: %d bytes are here already, in other builds", self.build[:12], self.progress.reused)
 
     def _part(self, file: int, expected: bytes) -> Partial:
         entry = self._entries[file]

@@ -21,7 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from covey_contract.enrolment import Broker
 from covey_contract.messages import Status
-from covey_contract.topics import Up, down_filter, up
+from covey_contract.topics import Up, broadcast_filter, down_filter, up
 from covey_contract.wire import Message, encode
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Link:
         self._client: Client | None = None
         self._failures = 0
         self._last_line = ""
+        self._heard: set[str] = set()  # filters of broadcasts
         self.dropped = 0
 
     @property
@@ -124,6 +125,17 @@ class Link:
             return False
         return self._client.publish(up(self._device, what), body, qos=qos).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
 
+    def listen(self, build: str, on: bool) -> None:
+        """Begin or end to hear what is broadcast of a build; it holds over reconnects."""
+        topic = broadcast_filter(build)
+        # Replaced as a whole: paho's thread reads it.
+        self._heard = self._heard | {topic} if on else self._heard - {topic}
+        if self._client is not None and self._client.is_connected():
+            if on:
+                self._client.subscribe(topic, qos=1)
+            else:
+                self._client.unsubscribe(topic)
+
     # --- in paho's thread ---------------------------------------------------------------------------------------
 
     def _on_connect(
@@ -136,7 +148,7 @@ class Link:
         self._failures = 0
         self._last_line = ""
         self._back_off()
-        client.subscribe(down_filter(self._device), qos=1)
+        client.subscribe([(topic, 1) for topic in (down_filter(self._device), *self._heard)])
         log.info("connected to %s", self.address)
         self._offer(Connected())
 

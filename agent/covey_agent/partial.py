@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from covey_agent import durable
@@ -119,6 +119,11 @@ class Partial:
             if index not in self._have and index not in busy:
                 wanted.append(index)
         return wanted
+
+    def missing_digests(self) -> Iterator[tuple[int, bytes]]:
+        """Of the blocks that are not here; none for the block table."""
+        if self._expected:
+            yield from ((index, self._digest(index)) for index in range(self._count) if index not in self._have)
 
     def forget(self) -> None:
         """Hold none of its blocks for verified any longer."""

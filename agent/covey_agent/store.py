@@ -144,6 +144,15 @@ class Store:
         """The build's files that are not here yet."""
         return [entry for entry in manifest.files if not self.has_blob(entry)]
 
+    def alike(self, sizes: Collection[int]) -> list[Path]:
+        """All blobs, those first that are nearest in size to one of `sizes`."""
+        with os.scandir(self._blobs) as entries:
+            found = [(entry.stat().st_size, entry.path) for entry in entries if not entry.name.startswith(".")]
+        return [
+            Path(path)
+            for _, path in sorted((min((abs(size - one) for one in sizes), default=0), path) for size, path in found)
+        ]
+
     def used(self) -> int:
         """Bytes of all blobs."""
         return sum(entry.stat().st_size for entry in os.scandir(self._blobs) if entry.is_file(follow_symlinks=False))

@@ -31,6 +31,11 @@ def encode_block(build: str, file: int, index: int, data: bytes) -> bytes:
     return _HEADER.pack(bytes.fromhex(build[:16]), file, index) + data
 
 
+def frame_of(block: Block) -> bytes:
+    """As it travels."""
+    return _HEADER.pack(block.build_prefix, block.file, block.index) + block.data
+
+
 def decode_block(payload: bytes) -> Block:
     """Raises `DecodeError` if the payload is no block."""
     if not _HEADER.size < len(payload) <= _HEADER.size + BLOCK_BYTES:

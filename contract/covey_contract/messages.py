@@ -199,11 +199,35 @@ class Assignment(Message, frozen=True, kw_only=True, omit_defaults=True):
 ASSIGNMENT_TYPE = "application/vnd.covey.assignment.v1+json"
 
 
+class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the build's bytes may be had beside asking for blocks. A hint, unsigned: it decides where bytes come from, never which.
+
+    `url` holds `{sha256}` where a file's digest goes; one that begins with `/` is at the device's own server. `token` is for that
+    server alone, as a bearer token.
+    """
+
+    broadcast: bool = False  # they are about to be broadcast, or are being so: listen before you ask
+    url: Annotated[str, msgspec.Meta(max_length=1024)] = ""
+    token: Annotated[str, msgspec.Meta(max_length=256)] = ""
+
+
 class Order(Message, frozen=True, kw_only=True, omit_defaults=True):
     """What travels on `down/assignment`: the director's assignment and the release key's manifest, each in its envelope."""
 
     assignment: Envelope
     manifest: Envelope
+    offer: Offer = Offer()
+
+
+class Broadcast(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """How the broadcast of a build stands, said every second while it lasts, and once when it is over. A hint."""
+
+    MAX_BYTES = 1024
+
+    build: Sha256
+    blocks: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 0  # that are still to come
+    over: bool = False  # devices may ask for what they miss, each after a pause of its own
+    listeners: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 0  # devices that were ordered to run it, about
 
 
 class CommandKind(StrEnum):

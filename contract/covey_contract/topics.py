@@ -39,6 +39,7 @@ class Down(StrEnum):
     COMMAND = "command"
     BLOCK = "blk"
     ACK = "ack"
+    BROADCAST = "cast"
 
 
 UP_FILTER = f"{ROOT}/+/up/+"
@@ -68,7 +69,26 @@ def broadcast_blocks(build: str) -> str:
     """Where the blocks of a build are published to every device that listens."""
     if not BUILD_DIGEST.fullmatch(build):
         raise TopicError(f"build {build!r} is not a SHA-256 in hex")
-    return f"{ROOT}/_all/down/blk/{build}"
+    return f"{ROOT}/_all/down/{Down.BLOCK}/{build}"
+
+
+def broadcast_notes(build: str) -> str:
+    """Where the server says how the broadcast of a build stands."""
+    if not BUILD_DIGEST.fullmatch(build):
+        raise TopicError(f"build {build!r} is not a SHA-256 in hex")
+    return f"{ROOT}/_all/down/{Down.BROADCAST}/{build}"
+
+
+def broadcast_filter(build: str) -> str:
+    """All that is broadcast of one build."""
+    if not BUILD_DIGEST.fullmatch(build):
+        raise TopicError(f"build {build!r} is not a SHA-256 in hex")
+    return f"{ROOT}/_all/down/+/{build}"
+
+
+def is_broadcast(topic: str) -> bool:
+    """Whether the server says it to all."""
+    return topic.startswith(f"{ROOT}/_all/down/")
 
 
 def parse_up(topic: str) -> tuple[str, Up]:
@@ -85,6 +105,8 @@ def parse_up(topic: str) -> tuple[str, Up]:
 def parse_down(topic: str) -> Down:
     """What the server says on this topic; raises `TopicError` if it is not one of `Down`."""
     parts = topic.split("/")
+    if is_broadcast(topic) and len(parts) == 5 and parts[3] in (Down.BLOCK, Down.BROADCAST):
+        return Down(parts[3])
     if len(parts) != 4 or parts[0] != ROOT or parts[2] != "down":
         raise TopicError(f"{topic!r} is not a topic of the server")
     try:

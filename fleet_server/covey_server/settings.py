@@ -160,6 +160,22 @@ class Settings:
     block_device_bytes_per_s: float = _set(16e6, "Fastest delivery to one device.")
     block_total_bytes_per_s: float = _set(100e6, "Fastest delivery to all devices together.")
     block_outstanding: int = _set(64, "Blocks a device may have asked for and not yet received.")
+    broadcast_from: int = _set(8, "Devices that must want the same build for its blocks to be broadcast; 0: never.")
+    broadcast_bytes_per_s: float = _set(
+        8e6, "How fast a build is broadcast; a campaign's bandwidth may make it slower."
+    )
+    broadcast_gather_s: float = _set(
+        3.0, "How long a broadcast waits after the last order, so that devices can begin to listen."
+    )
+    delivery_url: str = _set(
+        "/api/v1/delivery/{sha256}",
+        "Where devices fetch files by HTTPS; {sha256} stands for a file's digest. With / at its beginning: from this server; else "
+        "object storage or a CDN that has the files under their digests. Empty: nowhere.",
+    )
+    delivery_https_from: int = _set(
+        8_000_000, "Builds of so many bytes and more are fetched by HTTPS where they are not broadcast."
+    )
+    delivery_ticket_s: int = _set(21_600, "How long a device may fetch by HTTPS from this server after an order.")
 
     # Campaigns.
     campaign_tick_s: float = _set(1.0, "How often running campaigns are judged.")
@@ -375,6 +391,13 @@ def _endpoint(value: str) -> str:
     return "" if not value or re.fullmatch(r"https?://[^/\s?#]+/?", value) else f"{value!r} is not http://HOST:PORT"
 
 
+def _delivery_url(value: str) -> str:
+    begins = value.startswith(("/", "https://", "http://"))
+    if value and not (begins and "{sha256}" in value and len(value) <= 1024):
+        return "must begin with /, https:// or http:// and hold {sha256}"
+    return ""
+
+
 def _mail_address(value: str) -> str:
     return "" if not value or re.fullmatch(EMAIL_PATTERN, value) else f"{value!r} is not an e-mail address"
 
@@ -435,6 +458,12 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "block_device_bytes_per_s": _between(1000, 1e12),
     "block_total_bytes_per_s": _between(1000, 1e12),
     "block_outstanding": _between(1, 100_000),
+    "delivery_url": _delivery_url,
+    "delivery_https_from": _between(0, 1 << 40),
+    "delivery_ticket_s": _between(60, 7 * 86_400),
+    "broadcast_from": _between(0, 1_000_000),
+    "broadcast_bytes_per_s": _between(1000, 1e12),
+    "broadcast_gather_s": _between(0, 600),
     "campaign_tick_s": _between(0.05, 3600),
 }
 _TYPES: dict[str, Any] = typing.get_type_hints(Settings)

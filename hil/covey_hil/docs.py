@@ -68,8 +68,9 @@ def reference() -> str:
             "## Topics",
             "",
             *_bullets(f"`covey/DEVICE/up/{what}`: {_says(what)}" for what in Up),
-            *_bullets(f"`covey/DEVICE/down/{what}`: {_says(what)}" for what in Down),
+            *_bullets(f"`covey/DEVICE/down/{what}`: {_says(what)}" for what in _TO_ONE),
             "- `covey/_all/down/blk/BUILD`: blocks of a build, to every device that listens",
+            "- `covey/_all/down/cast/BUILD`: `Broadcast`, how their broadcast stands",
             "",
             "## Types of signed payloads",
             "",
@@ -95,6 +96,7 @@ def _cell(text: str) -> str:
     return f"`{text}`".replace("|", "\\|") if text else ""
 
 
+_TO_ONE = tuple(what for what in Down if what is not Down.BROADCAST)
 _MESSAGES = {
     Up.HELLO: "`Hello`, on every connect",
     Up.REPORT: "`Report`, one transition of a deployment",

@@ -19,6 +19,8 @@ class Sample(NamedTuple):
 HELP = {
     "covey_delivery_bytes_total": "Bytes of build blocks sent to devices, by build.",
     "covey_delivery_blocks_total": "Build blocks sent to devices, by build.",
+    "covey_broadcast_bytes_total": "Bytes of build blocks that were sent once to all who listen, by build.",
+    "covey_broadcast_listeners_total": "Devices that were told to listen to a broadcast, by build.",
     "covey_delivery_refused_total": "Block requests not answered, by reason.",
     "covey_messages_total": "Messages received from devices, by kind.",
     "covey_messages_refused_total": "Messages from devices that were dropped, by reason.",

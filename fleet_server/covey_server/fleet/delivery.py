@@ -1,4 +1,5 @@
-"""Answers block requests: blocks of assigned builds from the blob store, fairly and no faster than allowed.
+"""Sends blocks of assigned builds from the blob store: broadcasts them to many, answers the requests of each; fairly and no
+faster than allowed.
 
 Only builds that the asking device is assigned. What cannot be sent is dropped: the device asks again after a few seconds
 of silence. A thread of its own, so that a slow disk or a hungry device never holds up reports.
@@ -6,6 +7,7 @@ of silence. A thread of its own, so that a slow disk or a hungry device never ho
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -21,11 +23,13 @@ from sqlalchemy import select
 from covey_contract.blocks import blocks_of, encode_block
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import FileEntry, Manifest, block_count
-from covey_contract.messages import BlockRequest
-from covey_contract.wire import decode
+from covey_contract.messages import BlockRequest, Broadcast
+from covey_contract.topics import broadcast_blocks, broadcast_notes
+from covey_contract.wire import decode, encode
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Build, Desired, Device
 from covey_server.errors import NotFound
+from covey_server.fleet.broadcasts import BroadcastLimits, Broadcasts, places_of
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.inbox import Incoming
 from covey_server.fleet.pacing import TokenBucket
@@ -39,6 +43,9 @@ _KNOWN_BUILDS = 64
 _KNOWN_RIGHTS = 20_000
 _RIGHT_S = 5.0
 _UNSENT_BLOCKS = 128
+_QOS_OF_BROADCAST = (
+    1  # the broker keeps one copy for all who are slow, within its limits; of QoS 0 it keeps one for each
+)
 
 
 class Blobs(Protocol):
@@ -71,10 +78,11 @@ class _Wanted(NamedTuple):
 class _BuildFiles(NamedTuple):
     block_size: int
     files: tuple[FileEntry, ...]  # by index on the wire
+    counts: tuple[int, ...]  # of their blocks
 
 
 class Delivery:
-    """`send` publishes one block to a device at QoS 0; None: there is no session."""
+    """`send` publishes one block to a device at QoS 0, `send_all` something on a topic of all; None: there is no session."""
 
     def __init__(
         self,
@@ -85,6 +93,9 @@ class Delivery:
         send: Callable[[str, bytes], Sending | None],
         limits: DeliveryLimits,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        broadcasts: Broadcasts | None = None,
+        send_all: Callable[[str, bytes, int], Sending | None] = lambda _topic, _payload, _qos: None,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -100,6 +111,9 @@ class Delivery:
         self._builds: OrderedDict[str, _BuildFiles] = OrderedDict()
         self._handles: OrderedDict[str, BinaryIO] = OrderedDict()
         self._unsent: deque[Sending] = deque()
+        self._broadcasts = broadcasts or Broadcasts(BroadcastLimits(from_devices=0))
+        self._send_all = send_all
+        self._streams: dict[str, TokenBucket] = {}
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -115,12 +129,28 @@ class Delivery:
         while self._handles:
             self._handles.popitem()[1].close()
 
+    def ordered(self, build: str, devices: int, rate: float | None = None) -> bool:
+        """So many more devices are being told to fetch the build; `rate` is the cap of their campaign, in bytes a second. Whether
+        they shall listen to a broadcast. From any thread."""
+        files = self._files_of(build)
+        if files is None:
+            return False
+        listen = self._broadcasts.ordered(build, devices, files.counts, self._monotonic(), rate)
+        if listen:
+            self._counters.add("covey_broadcast_listeners_total", devices, build=build)
+        return listen
+
+    def size_of(self, build: str) -> int:
+        """Bytes of all its files; 0 if there is no such build."""
+        files = self._files_of(build)
+        return 0 if files is None else sum(entry.size for entry in files.files)
+
     def _run(self) -> None:
         pause = _IDLE_S
         while not self._stopping.is_set():
             try:
                 self._receive(pause)
-                pause = self._send_round()
+                pause = min(self._send_round(), self._broadcast_round())
             except Exception:  # the seam of this thread: devices ask again
                 log.exception("block delivery failed; going on")
                 self._pending.clear()
@@ -145,18 +175,63 @@ class Delivery:
         if build is None or request.file >= len(build.files):
             self._counters.add("covey_delivery_refused_total", reason="no_such_file")
             return
-        count = block_count(build.files[request.file].size, build.block_size)
+        count = build.counts[request.file]
+        indices = [index for index in blocks_of(request.base, request.bitmap) if index < count]
+        if not indices:
+            self._counters.add("covey_delivery_refused_total", reason="no_such_block")
+            return
+        places = places_of(request.file, indices)
+        if self._broadcasts.asked(device, request.build, build.counts, places, self._monotonic()):
+            return
+        for index in indices:
+            self._queue(device, _Wanted(request.build, request.file, index))
+
+    def _queue(self, device: str, wanted: _Wanted) -> None:
         waiting = self._pending.setdefault(device, deque())
-        for index in blocks_of(request.base, request.bitmap):
-            wanted = _Wanted(request.build, request.file, index)
-            if index >= count:
-                self._counters.add("covey_delivery_refused_total", reason="no_such_block")
-            elif wanted in waiting:
-                continue
-            elif len(waiting) >= self._limits.outstanding_blocks:
-                self._counters.add("covey_delivery_refused_total", reason="too_many_outstanding")
-            else:
-                waiting.append(wanted)
+        if wanted in waiting:
+            return
+        if len(waiting) >= self._limits.outstanding_blocks:
+            self._counters.add("covey_delivery_refused_total", reason="too_many_outstanding")
+        else:
+            waiting.append(wanted)
+
+    def _broadcast_round(self) -> float:
+        """One block of each stream whose turn it is, and what is to be said of them. As `_send_round`."""
+        now = self._monotonic()
+        for device, build, (file, index) in self._broadcasts.settled(now):
+            self._queue(device, _Wanted(build, file, index))
+        for note in self._broadcasts.notes(now):
+            message = Broadcast(build=note.build, blocks=note.blocks, over=note.over, listeners=note.listeners)
+            self._send_all(broadcast_notes(note.build), encode(message), _QOS_OF_BROADCAST)
+        builds = self._broadcasts.builds()
+        for gone in self._streams.keys() - set(builds):
+            del self._streams[gone]
+        pauses = [self._broadcast_block(build, now) for build in builds]
+        return min(pauses, default=0.0 if self._pending else _IDLE_S)
+
+    def _broadcast_block(self, build: str, now: float) -> float:
+        bucket = self._streams.get(build)
+        if bucket is None:
+            rate = self._broadcasts.rate(build)
+            bucket = self._streams[build] = TokenBucket(rate, rate * _BURST_S)
+        pause = max(self._total.pause(now), bucket.pause(now))
+        if pause > 0:
+            return min(pause, _IDLE_S)
+        place = self._broadcasts.next(build, now)
+        if place is None:
+            return _IDLE_S / 5
+        data = self._read(_Wanted(build, *place))
+        if data is None:
+            return 0.0
+        sending = self._send_all(broadcast_blocks(build), encode_block(build, *place, data), _QOS_OF_BROADCAST)
+        if sending is None:
+            self._broadcasts.back(build)
+            return _IDLE_S
+        self._total.take(len(data), now)
+        bucket.take(len(data), now)
+        self._sent(build, len(data), sending)
+        self._counters.add("covey_broadcast_bytes_total", len(data), build=build)
+        return 0.0
 
     def _send_round(self) -> float:
         """One block to each device whose turn it is. Returns how long nothing more can be sent, in seconds."""
@@ -181,15 +256,8 @@ class Delivery:
 
     def _send_block(self, device: str, wanted: _Wanted, now: float) -> bool:
         """False if there is no session to send on."""
-        build = self._files_of(wanted.build)
-        if build is None:
-            return True
-        try:
-            handle = self._handle(build.files[wanted.file].sha256)
-            data = os.pread(handle.fileno(), build.block_size, wanted.block * build.block_size)
-        except (OSError, NotFound) as error:
-            log.error("block %d of file %d of build %s: %s", wanted.block, wanted.file, wanted.build[:12], error)
-            self._counters.add("covey_delivery_refused_total", reason="unreadable")
+        data = self._read(wanted)
+        if data is None:
             return True
         sending = self._send(device, encode_block(wanted.build, wanted.file, wanted.block, data))
         if sending is None:
@@ -197,10 +265,26 @@ class Delivery:
             return False
         self._total.take(len(data), now)
         self._bucket(device).take(len(data), now)
-        self._counters.add("covey_delivery_bytes_total", len(data), build=wanted.build)
-        self._counters.add("covey_delivery_blocks_total", build=wanted.build)
-        self._hold_back(sending)
+        self._sent(wanted.build, len(data), sending)
         return True
+
+    def _read(self, wanted: _Wanted) -> bytes | None:
+        """The block's bytes, if it can be read."""
+        build = self._files_of(wanted.build)
+        if build is None:
+            return None
+        try:
+            handle = self._handle(build.files[wanted.file].sha256)
+            return os.pread(handle.fileno(), build.block_size, wanted.block * build.block_size)
+        except (OSError, NotFound) as error:
+            log.error("block %d of file %d of build %s: %s", wanted.block, wanted.file, wanted.build[:12], error)
+            self._counters.add("covey_delivery_refused_total", reason="unreadable")
+            return None
+
+    def _sent(self, build: str, size: int, sending: Sending) -> None:
+        self._counters.add("covey_delivery_bytes_total", size, build=build)
+        self._counters.add("covey_delivery_blocks_total", build=build)
+        self._hold_back(sending)
 
     def _hold_back(self, sending: Sending) -> None:
         """Wait for the network thread where it is far behind: its queue is in memory."""
@@ -256,9 +340,12 @@ class Delivery:
         except DecodeError as error:
             log.error("the stored manifest of build %s is broken: %s", build[:12], error)
             return None
-        known = self._builds[build] = _BuildFiles(manifest.block_size, manifest.wire_files())
-        if len(self._builds) > _KNOWN_BUILDS:
-            self._builds.popitem(last=False)
+        files = manifest.wire_files()
+        counts = tuple(block_count(entry.size, manifest.block_size) for entry in files)
+        known = self._builds[build] = _BuildFiles(manifest.block_size, files, counts)
+        with contextlib.suppress(KeyError):  # another thread was faster
+            if len(self._builds) > _KNOWN_BUILDS:
+                self._builds.popitem(last=False)
         return known
 
     def _handle(self, sha256: str) -> BinaryIO:

@@ -111,9 +111,13 @@ class FleetLink:
 
     def send(self, device: str, what: topics.Down, payload: bytes, qos: int = 1) -> mqtt.MQTTMessageInfo | None:
         """Hand the message to the network thread; None if there is no session to hand it to."""
+        return self.publish(topics.down(device, what), payload, qos)
+
+    def publish(self, topic: str, payload: bytes, qos: int) -> mqtt.MQTTMessageInfo | None:
+        """As `send`, on any topic."""
         if not self._can_send.is_set():
             return None
-        info = self._sender.publish(topics.down(device, what), payload, qos=qos)
+        info = self._sender.publish(topic, payload, qos=qos)
         return info if info.rc == mqtt.MQTT_ERR_SUCCESS else None
 
     def _listening(

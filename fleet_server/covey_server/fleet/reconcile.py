@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -19,12 +20,13 @@ from sqlalchemy.orm import Session
 
 from covey_contract.conditions import Conditions
 from covey_contract.envelope import Envelope, decode_envelope
-from covey_contract.messages import Assignment, Hello, Order, Probation
+from covey_contract.messages import Assignment, Hello, Offer, Order, Probation
 from covey_contract.reasons import Reason
 from covey_contract.topics import Down
 from covey_contract.wire import encode
 from covey_server.bus import Bus
 from covey_server.clock import Clock
+from covey_server.core.spec.values import parse_byte_rate
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Build, Campaign, Desired, Device, Version
 from covey_server.fleet.assignments import ISSUED, RENEW_MS, action_of, counts_for, reissue
@@ -50,7 +52,8 @@ class AssignmentSigner(Protocol):
 
 
 class Reconciler:
-    """`send` hands bytes to the link and says whether it took them; `maintain` is called on every tick."""
+    """`send` hands bytes to the link and says whether it took them; `maintain` is called on every tick; `offer` says how so many
+    devices that are told to run a build at once may get its bytes, no faster together than the rate that is given."""
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Reconciler:
         maintain: Callable[[], None],
         release_again: Callable[[str, str], bool] = lambda _model, _version: False,
         precedence: Precedence | None = None,
+        offer: Callable[[str, int, float | None], Offer] = lambda _build, _devices, _rate: Offer(),
     ) -> None:
         self._database = database
         self._clock = clock
@@ -78,6 +82,7 @@ class Reconciler:
         self._maintain = maintain
         self._release_again = release_again
         self._precedence = precedence or Precedence()
+        self._offer = offer
         self._hellos: dict[str, Hello] = {}
         self._lock = threading.Lock()
         self._woken = threading.Event()
@@ -218,8 +223,9 @@ class Reconciler:
     def _send_orders(self, rows: Sequence[Row[Any]]) -> int:
         """How many the link took."""
         sent = []
+        offers = self._offers(rows)
         for row in rows:
-            if not self._send(row.device, Down.ASSIGNMENT, self._order(row)):
+            if not self._send(row.device, Down.ASSIGNMENT, self._order(row, offers[row.digest])):
                 break
             sent.append(row.id)
         if sent:
@@ -228,7 +234,24 @@ class Reconciler:
                 _note_sent(session, sent, self._clock())
         return len(sent)
 
-    def _order(self, row: Row[Any]) -> bytes:
+    def _offers(self, rows: Sequence[Row[Any]]) -> dict[str, Offer]:
+        """By build."""
+        named = {row.campaign for row in rows if row.campaign is not None}
+        caps: dict[str, float | None] = {}
+        if named:
+            with self._database.reading() as session:
+                for name, spec, stage in session.execute(
+                    select(Campaign.name, Campaign.spec, Campaign.stage).where(Campaign.name.in_(named))
+                ):
+                    caps[name] = bandwidth_of(spec, stage)
+        offers = {}
+        for build, devices in Tally(row.digest for row in rows).items():
+            capped = {caps.get(row.campaign) for row in rows if row.digest == build and row.campaign is not None}
+            rates = [rate for rate in capped if rate is not None]
+            offers[build] = self._offer(build, devices, min(rates, default=None))
+        return offers
+
+    def _order(self, row: Row[Any], offer: Offer) -> bytes:
         assignment = Assignment(
             id=row.id,
             device=row.device,
@@ -244,7 +267,16 @@ class Reconciler:
             conditions=None if row.conditions is None else msgspec.convert(row.conditions, Conditions),
             rollback=row.kind == "rollback",
         )
-        return encode(Order(assignment=self._signer.sign_assignment(assignment), manifest=_manifest(row.envelope)))
+        signed = self._signer.sign_assignment(assignment)
+        return encode(Order(assignment=signed, manifest=_manifest(row.envelope), offer=offer))
+
+
+def bandwidth_of(spec: dict[str, Any], stage: int) -> float | None:
+    """Bytes a second that a campaign's file allows in that stage; None: any."""
+    stages = spec.get("stages") or []
+    own = stages[stage].get("pace") if 0 <= stage < len(stages) else None
+    text = (own or spec.get("pace") or {}).get("bandwidth")
+    return None if text is None else float(parse_byte_rate(text).per_s)
 
 
 def _refused_as_old_release(row: Row[Any], model: str, version: str) -> bool:

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from covey_contract.enrolment import Broker as BrokerAddress
 from covey_contract.enrolment import EnrolRequest, EnrolResponse
 from covey_contract.facts import Facts
-from covey_contract.messages import CommandKind, Reply
+from covey_contract.messages import CommandKind, Offer, Reply
 from covey_contract.topics import Down
 from covey_profiles import load_profiles, match
 from covey_server.audit import Actor, record
@@ -28,6 +28,7 @@ from covey_server.db.tables import Device
 from covey_server.errors import ServerError, StartError, TooMany
 from covey_server.fleet import enrolment
 from covey_server.fleet.amqtt_broker import TrialBroker
+from covey_server.fleet.broadcasts import BroadcastLimits, Broadcasts
 from covey_server.fleet.broker import Broker, ExternalBroker, MosquittoBroker, Revocations, broker_hosts, find_mosquitto
 from covey_server.fleet.ca import FleetCA
 from covey_server.fleet.commands import CommandDesk
@@ -41,6 +42,7 @@ from covey_server.fleet.pacing import Gate
 from covey_server.fleet.precedence import Precedence
 from covey_server.fleet.reconcile import Reconciler
 from covey_server.fleet.retention import prune
+from covey_server.fleet.tickets import Tickets
 from covey_server.fleet.traffic import Traffic
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
@@ -94,6 +96,9 @@ class FleetService:
         self.counters = Counters()
         self.traffic = Traffic()
         self.precedence = Precedence()
+        self.tickets = Tickets.load_or_create(
+            settings.data / "keys" / "delivery.key", clock, settings.delivery_ticket_s
+        )
         self._database = database
         self._clock = clock
         self._bus = bus
@@ -121,6 +126,7 @@ class FleetService:
             maintain=self._maintain,
             release_again=self._release_again,
             precedence=self.precedence,
+            offer=self._offer,
         )
         self._ingest = Ingest(
             database,
@@ -138,7 +144,16 @@ class FleetService:
         limits = DeliveryLimits(
             settings.block_device_bytes_per_s, settings.block_total_bytes_per_s, settings.block_outstanding
         )
-        self._delivery = Delivery(database, blobs, self.counters, self._block_requests, self._send_block, limits)
+        broadcast = BroadcastLimits(
+            from_devices=settings.broadcast_from,
+            bytes_per_s=settings.broadcast_bytes_per_s,
+            gather_s=settings.broadcast_gather_s,
+        )
+        self._delivery = Delivery(
+            *(database, blobs, self.counters, self._block_requests, self._send_block, limits),
+            broadcasts=Broadcasts(broadcast),
+            send_all=self._send_all,
+        )
 
     def start(self) -> None:
         """Raises `StartError` if there is no broker to talk to; then nothing of it runs."""
@@ -265,6 +280,19 @@ class FleetService:
 
     def _send_block(self, device: str, payload: bytes) -> Sending | None:
         return None if self._link is None else self._link.send(device, Down.BLOCK, payload, qos=0)
+
+    def _send_all(self, topic: str, payload: bytes, qos: int) -> Sending | None:
+        return None if self._link is None else self._link.publish(topic, payload, qos)
+
+    def _offer(self, build: str, devices: int, rate: float | None) -> Offer:
+        """How that many devices, which are told to run the build now, may get its bytes."""
+        if self._delivery.ordered(build, devices, rate):
+            return Offer(broadcast=True)
+        settings = self.settings
+        if not settings.delivery_url or self._delivery.size_of(build) < settings.delivery_https_from:
+            return Offer()
+        ours = settings.delivery_url.startswith("/")
+        return Offer(url=settings.delivery_url, token=self.tickets.issue(build) if ours else "")
 
     def _maintain(self) -> None:
         """On every tick: a fresh revocation list before the old one expires, and forgetting."""

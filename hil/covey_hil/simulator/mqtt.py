@@ -64,6 +64,22 @@ class Session(asyncio.Protocol):
             self.abort()
             raise
 
+    async def subscribe(self, topic_filter: str, timeout_s: float = 30.0) -> None:
+        """One more filter, at QoS 1. Raises `MqttError` or `TimeoutError`."""
+        self._subscribed = asyncio.get_running_loop().create_future()
+        self._write(SUBSCRIBE, struct.pack("!H", self._next_id()) + _text(topic_filter) + b"\x01")
+        async with asyncio.timeout(timeout_s):
+            await self._subscribed
+
+    def pause(self) -> None:
+        """Read nothing until `resume`: the broker is held back, as by a slow line."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def publish(self, topic: str, payload: bytes, qos: int = 1) -> bool:
         """Whether the session took it."""
         if self.closed or self._transport is None:

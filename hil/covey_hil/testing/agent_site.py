@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from covey_contract.envelope import Envelope
 from covey_contract.lifecycle import State
 from covey_contract.manifest import (
     MANIFEST_TYPE,
+    block_count,
 )
 from covey_contract.messages import (
     ASSIGNMENT_TYPE,
@@ -43,7 +44,9 @@ from covey_contract.messages import (
     Action,
     Assignment,
     BlockRequest,
+    Broadcast,
     Hello,
+    Offer,
     Order,
     Probation,
     Reply,
@@ -51,7 +54,7 @@ from covey_contract.messages import (
     Telemetry,
 )
 from covey_contract.signing import Trust, public_key, seal, seal_bytes
-from covey_contract.topics import UP_FILTER, Down, Up, down, parse_up
+from covey_contract.topics import UP_FILTER, Down, Up, broadcast_blocks, broadcast_notes, down, parse_up
 from covey_contract.wire import decode, encode
 from covey_hil.testing.authority import Authority
 from covey_hil.testing.made_builds import MODEL, SIZE, MadeBuild
@@ -140,6 +143,7 @@ class FleetServer:
         self.acknowledge = True
         self.block_budget: int | None = None  # so many blocks are sent, then none
         self.pause_s = 0.0
+        self.offer = Offer()  # that orders bring
         self.spoil: Callable[[int, int, bytes], bytes | None] = lambda _file, _index, data: data
         self.on_report: Callable[[Report], None] = lambda _report: None
         self._client: Client | None = None
@@ -193,8 +197,22 @@ class FleetServer:
         order = Order(
             assignment=seal(assignment, ASSIGNMENT_TYPE, [director or self.director]),
             manifest=self.sealed_manifest(build),
+            offer=self.offer,
         )
         self.publish(Down.ASSIGNMENT, encode(order))
+
+    def broadcast(self, build: MadeBuild, *, leave_out: Collection[tuple[int, int]] = ()) -> None:
+        """Every block to all who listen but some, (file, index), and that it is over."""
+        assert self._client is not None
+        size = build.manifest.block_size
+        for file, content in enumerate(build.contents):
+            for index in range(block_count(len(content), size)):
+                if (file, index) not in leave_out:
+                    frame = encode_block(build.digest, file, index, content[index * size : (index + 1) * size])
+                    self._client.publish(broadcast_blocks(build.digest), frame, qos=1)
+        self._client.publish(
+            broadcast_notes(build.digest), encode(Broadcast(build=build.digest, over=True)), qos=1
+        ).wait_for_publish(PATIENCE_S)
 
     def sealed_manifest(self, build: MadeBuild) -> Envelope:
         return seal_bytes(build.manifest_bytes, MANIFEST_TYPE, [self.release])

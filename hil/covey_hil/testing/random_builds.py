@@ -22,7 +22,16 @@ class RandomBuild:
 
     def __init__(self, sizes: tuple[int, ...], seed: int = 0, version: str = "1", **changes: Any) -> None:
         draw = Random(seed)
-        files = [draw.randbytes(size) for size in sizes]
+        self._make([draw.randbytes(size) for size in sizes], version, changes)
+
+    @classmethod
+    def of(cls, files: list[bytes], version: str = "1") -> RandomBuild:
+        """Of these files."""
+        made = cls.__new__(cls)
+        made._make(files, version, {})
+        return made
+
+    def _make(self, files: list[bytes], version: str, changes: dict[str, Any]) -> None:
         table = b"".join(
             hashlib.sha256(data[at : at + BLOCK]).digest() for data in files for at in range(0, len(data), BLOCK)
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import hashlib
+import queue
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +16,17 @@ import httpx
 import msgspec
 import pytest
 import uvicorn
-from sqlalchemy import text
+from sqlalchemy import select, text
 
+from covey_agent.web_blocks import WebBlocks
+from covey_contract.blocks import Block
 from covey_contract.enrolment import EnrolResponse, parse_claim_token
 from covey_contract.lifecycle import State
+from covey_contract.manifest import Manifest
+from covey_contract.messages import BlockRequest, Offer
 from covey_contract.wire import decode, encode
 from covey_server.app import build_services, create_app, running
+from covey_server.db.tables import Build
 from covey_server.settings import Settings
 
 BUILD = "0" * 64
@@ -293,3 +301,54 @@ def test_two_devices_one_token(api: Api) -> None:
 )
 def test_needs_a_login(shared: Api, method: str, path: str) -> None:
     shared.call(method, path, 401, headers={"Authorization": ""}, json={})
+
+
+def test_a_ticket_opens_the_files_of_its_build_in_ranges(api: Any) -> None:
+    build = api.world.build(size=200_000)
+    other = api.world.build("openvino-int8")
+    tickets = api.services.fleet.tickets
+    with api.world.database.reading() as session:
+        manifests = {
+            digest: decode(Manifest, session.scalar(select(Build.manifest).where(Build.digest == digest)))
+            for digest in (build[2], other[2])
+        }
+    entry = manifests[build[2]].files[0]
+    ticket = {"Authorization": f"Bearer {tickets.issue(build[2])}"}
+    path = f"/api/v1/delivery/{entry.sha256}"
+    answer = api.client.get(path, headers={**ticket, "Range": "bytes=65536-131071"})
+    assert answer.status_code == 206, answer.text
+    assert answer.headers["content-range"] == "bytes 65536-131071/200000"
+    assert answer.headers["etag"] == f'"{entry.sha256}"'
+    whole = api.client.get(path, headers=ticket)
+    assert hashlib.sha256(whole.content).hexdigest() == entry.sha256
+    assert whole.content[65536:131072] == answer.content
+    stale = api.client.get(path, headers={**ticket, "Range": "bytes=0-9", "If-Range": '"another"'})
+    assert stale.status_code == 200
+    assert api.client.get(path, headers={**ticket, "Range": "bytes=900000-"}).status_code == 416
+    api.call("GET", f"/delivery/{manifests[other[2]].files[0].sha256}", 404, headers=ticket)
+    api.call("GET", f"/delivery/{'..%2f' * 3}", 404, headers=ticket)
+    api.call("GET", f"/delivery/{entry.sha256}", 401, headers={"Authorization": "Bearer nothing"})
+    api.call("GET", f"/delivery/{entry.sha256}", 401)  # an operator's token is no ticket
+
+
+def test_an_agents_web_client_fetches_from_the_real_server(api: Any) -> None:
+    build = api.world.build(size=300_000)
+    with api.world.database.reading() as session:
+        manifest = decode(Manifest, session.scalar(select(Build.manifest).where(Build.digest == build[2])))
+    arrived: queue.Queue[Block] = queue.Queue()
+
+    def take(block: Block) -> bool:
+        arrived.put(block)
+        return True
+
+    web = WebBlocks(str(api.client.base_url), ssl.create_default_context, take)
+    web.start()
+    try:
+        offer = Offer(url=api.services.settings.delivery_url, token=api.services.fleet.tickets.issue(build[2]))
+        entry = manifest.files[0]
+        request = BlockRequest(build=build[2], file=1, base=0, bitmap=0b11111)
+        assert web.ask(request, entry, manifest.block_size, offer)
+        data = b"".join(arrived.get(timeout=20).data for _ in range(5))
+    finally:
+        web.stop()
+    assert hashlib.sha256(data).hexdigest() == entry.sha256

@@ -17,6 +17,7 @@ from covey_agent.fetch import Fetcher, adopt_all, storage_step_error
 from covey_agent.partial import Partial
 from covey_agent.store import CorruptError, Store
 from covey_contract.blocks import Block
+from covey_contract.messages import Broadcast
 from covey_contract.reasons import Reason
 from covey_hil.testing.random_builds import RandomBuild
 
@@ -254,3 +255,114 @@ def test_a_table_that_lies_is_found_out_by_the_whole_file(tmp_path: Path, store:
     with pytest.raises(CorruptError):
         adopt_all(build.manifest, fetcher.folder, store)
     assert not store.blob("0" * 64).exists()
+
+
+def blocks_of_all(build: RandomBuild) -> list[Block]:
+    """Everything, in the order in which it is broadcast."""
+    prefix = bytes.fromhex(build.digest[:16])
+    return [
+        Block(prefix, file, at // 4096, content[at : at + 4096])
+        for file, content in enumerate(build.contents)
+        for at in range(0, len(content), 4096)
+    ]
+
+
+def test_a_broadcast_that_is_heard_whole_costs_no_request(tmp_path: Path, store: Store, random_build: Make) -> None:
+    build = random_build((300_000, 5))
+    fetcher = build.fetcher(tmp_path, store)
+    fetcher.open()
+    fetcher.expect_broadcast(0.0)
+    for number, block in enumerate(blocks_of_all(build)):
+        assert fetcher.tick(number / 10, connected=True) == []
+        fetcher.block(block, number / 10, broadcast=True)
+    assert fetcher.done
+    assert fetcher.progress.asked == 0
+
+
+def test_what_a_broadcast_left_out_is_asked_for_when_it_is_over(
+    tmp_path: Path, store: Store, random_build: Make
+) -> None:
+    build = random_build((300_000,))
+    fetcher = build.fetcher(tmp_path, store)
+    fetcher.open()
+    fetcher.expect_broadcast(0.0)
+    missed = {3, 40, 41}
+    for block in blocks_of_all(build):
+        if block.file == 0 or block.index not in missed:
+            fetcher.block(block, 1.0, broadcast=True)
+    assert fetcher.tick(2.0, connected=True) == []
+    fetcher.note(Broadcast(build=build.digest, over=True), 2.0)
+    asked = pump(fetcher, build, start=2.0 + fetcher.limits.repair_spread_s)
+    assert fetcher.done
+    assert set(asked) == {(1, index) for index in missed}
+
+
+def test_a_broadcast_that_never_comes_is_waited_for_only_so_long(
+    tmp_path: Path, store: Store, random_build: Make
+) -> None:
+    build = random_build((50_000,))
+    fetcher = build.fetcher(tmp_path, store)
+    fetcher.open()
+    fetcher.expect_broadcast(0.0)
+    assert fetcher.tick(fetcher.limits.listen_s - 0.1, connected=True) == []
+    pump(fetcher, build, start=fetcher.limits.listen_s)
+    assert fetcher.done
+
+
+def test_one_that_comes_late_asks_for_the_block_table_at_once(tmp_path: Path, store: Store, random_build: Make) -> None:
+    build = random_build((300_000,))
+    fetcher = build.fetcher(tmp_path, store)
+    fetcher.open()
+    fetcher.expect_broadcast(0.0)
+    late = blocks_of_all(build)[20]
+    fetcher.block(late, 1.0, broadcast=True)
+    (request,) = fetcher.tick(1.0, connected=True)
+    assert request.file == 0
+    for block in build.answers(request):
+        fetcher.block(block, 1.1)
+    assert fetcher.tick(1.2, connected=True) == []
+    fetcher.block(late, 1.2, broadcast=True)
+    assert fetcher.progress.blocks == 2
+
+
+def test_false_blocks_of_a_broadcast_are_not_kept(tmp_path: Path, store: Store, random_build: Make) -> None:
+    build = random_build((50_000,))
+    fetcher = build.fetcher(tmp_path, store)
+    fetcher.open()
+    for block in blocks_of_all(build):
+        if block.file == 0:
+            fetcher.block(block, 0.0, broadcast=True)
+    real = blocks_of_all(build)[-1]
+    for data in (bytes(len(real.data)), real.data + b"x", real.data[:-1]):
+        fetcher.block(Block(real.build_prefix, 1, real.index, data), 1.0, broadcast=True)
+    fetcher.block(Block(real.build_prefix, 1, 1 << 20, real.data), 1.0, broadcast=True)
+    assert fetcher.progress.bad == 4
+    assert fetcher.progress.bytes == len(build.contents[0])
+
+
+def test_a_table_that_is_false_is_fetched_again(tmp_path: Path, store: Store, random_build: Make) -> None:
+    build = random_build((50_000,))
+    fetcher = build.fetcher(tmp_path, store)
+    fetcher.open()
+    prefix = bytes.fromhex(build.digest[:16])
+    fetcher.block(Block(prefix, 0, 0, bytes(len(build.contents[0]))), 0.0, broadcast=True)
+    assert fetcher.progress.bad == 1
+    pump(fetcher, build, start=fetcher.limits.listen_s)
+    assert fetcher.done
+
+
+def test_a_fetch_that_drips_has_failed(tmp_path: Path, store: Store, random_build: Make) -> None:
+    build = random_build((300_000,))
+    fetcher = build.fetcher(tmp_path, store, least_bytes_per_s=1000.0, patience_s=60.0)
+    fetcher.open()
+
+    def drip() -> None:
+        for second in range(200):
+            for request in fetcher.tick(float(second), connected=True):
+                if second % 20 == 0:
+                    fetcher.block(build.answers(request)[0], float(second))
+
+    with pytest.raises(StepError) as caught:
+        drip()
+    assert caught.value.reason is Reason.FETCH_FAILED
+    assert "bytes a second" in caught.value.detail
