@@ -36,7 +36,7 @@ def main() -> int:
     from covey_agent.runner.arena import Arena
     from covey_agent.runner.service import RunnerService
 
-    arena = Arena(shared[0], writable=False) if shared else None
+    arena = Arena(shared[0]) if shared else None
     return RunnerService(socket.socket(fileno=descriptor), folder, arena).run()
 
 

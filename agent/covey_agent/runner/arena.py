@@ -21,11 +21,11 @@ KEPT_BYTES = 4 << 20
 
 
 class Arena:
-    """`descriptor` is this process's own. Either end maps what it needs, when it needs it."""
+    """`descriptor` is this process's own. Either end maps what it needs, when it needs it; also the runner writably, since some runtimes
+    copy what they may not write."""
 
-    def __init__(self, descriptor: int, *, writable: bool) -> None:
+    def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self._access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         self._map: mmap.mmap | None = None
         self._size = 0
 
@@ -41,7 +41,7 @@ class Arena:
         except OSError:
             os.close(descriptor)
             return None
-        return cls(descriptor, writable=True)
+        return cls(descriptor)
 
     def lay(self, tensors: Sequence[Buffer]) -> None:
         """Copy the tensors one after the other; raises `OSError` if there is no memory for them."""
@@ -72,7 +72,7 @@ class Arena:
 
     def _remap(self, size: int) -> None:
         # A mapping before lives on as long as anybody looks at it.
-        self._map = mmap.mmap(self.descriptor, size, access=self._access) if size else None
+        self._map = mmap.mmap(self.descriptor, size) if size else None
         self._size = size
 
     def close(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnxruntime
 from mlserver import MLModel
-from mlserver.codecs import NumpyCodec
+from mlserver.codecs import Base64Codec, NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
 
@@ -16,7 +17,8 @@ class Bench(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        image = NumpyCodec.decode_input(payload.inputs[0])
+        (content,) = Base64Codec.decode_input(payload.inputs[0])
+        image = np.frombuffer(content, np.float32).reshape(1, 3, 96, 96)
         scores = self._session.run(["scores"], {"image": image})[0]
         output = NumpyCodec.encode_output("scores", scores)
         return InferenceResponse(model_name=self.name, outputs=[output])

@@ -16,7 +16,7 @@ ENDS = tuple[Arena, Arena]
 def ends() -> Iterator[ENDS]:
     ours = Arena.made()
     assert ours is not None
-    theirs = Arena(os.dup(ours.descriptor), writable=False)
+    theirs = Arena(os.dup(ours.descriptor))
     yield ours, theirs
     theirs.close()
     ours.close()
@@ -37,11 +37,9 @@ def test_it_grows_and_an_older_view_stays_valid(ends: ENDS) -> None:
     assert bytes(before) == b"b" * 10  # the same memory
 
 
-def test_the_other_end_can_neither_write_nor_cut_it_short(ends: ENDS) -> None:
+def test_the_other_end_cannot_cut_it_short(ends: ENDS) -> None:
     ours, theirs = ends
     ours.lay([b"a" * 5000])
-    with pytest.raises(TypeError):
-        theirs.view(10)[0] = 1
     with pytest.raises(PermissionError):
         os.ftruncate(theirs.descriptor, 0)
 
