@@ -116,7 +116,7 @@ def _mlserver(model: Path, folder: Path, port: int) -> list[str]:
 def _oip(image: Floats) -> tuple[str, dict[str, str], bytes]:
     """Its REST door knows no binary tensors; of the ways to put bytes in JSON this is the quickest."""
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"content_type": "base64"}}
-    body = json.dumps({"inputs": [tensor | {"data": [base64.b64encode(image).decode()]}]}).encode()
+    body = json.dumps({"inputs": [tensor | {"data": [base64.b64encode(image.tobytes()).decode()]}]}).encode()
     return "/v2/models/bench/infer", {"Content-Type": "application/json"}, body
 
 
@@ -130,7 +130,7 @@ def _litserve(model: Path, folder: Path, port: int) -> list[str]:
 
 def _base64(image: Floats) -> tuple[str, dict[str, str], bytes]:
     """It takes JSON or forms; of the ways to put bytes in JSON this is the quickest."""
-    body = json.dumps({"image": base64.b64encode(image).decode()}).encode()
+    body = json.dumps({"image": base64.b64encode(image.tobytes()).decode()}).encode()
     return "/predict", {"Content-Type": "application/json"}, body
 
 
