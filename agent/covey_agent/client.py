@@ -239,9 +239,7 @@ class Client:
         for last in (self._socket is None, True):
             connection = self._connected()
             try:
-                connection.sendall(request)
-                for piece in body:
-                    connection.sendall(piece)
+                _send(connection, [request, *body])
                 return _receive(connection)
             except TimeoutError as error:
                 self._disconnect()
@@ -358,6 +356,15 @@ def _wire(name: str, array: Array) -> Array:
     if array.dtype.str[1:] not in _DATATYPES:
         raise ClientError(f"input {name!r}: an array of {array.dtype} is no tensor")
     return array
+
+
+def _send(connection: socket.socket, pieces: list[bytes | memoryview]) -> None:
+    """All of them in as few calls as the socket takes. Raises `OSError`."""
+    sent = connection.sendmsg(pieces)
+    for piece in pieces:
+        if sent < len(piece):
+            connection.sendall(memoryview(piece)[sent:])
+        sent = max(sent - len(piece), 0)
 
 
 def _receive(connection: socket.socket) -> _Answer:

@@ -26,6 +26,8 @@ SWEEP_S = 1.0
 # A caller that was refused in the middle of its request may go on sending for this long: a connection that is closed on bytes nobody
 # has read is reset, and the answer with it.
 LINGER_S = 2.0
+# What is taken from a socket at once.
+RECEIVE_BYTES = 256 * 1024
 
 
 @dataclass
@@ -74,6 +76,7 @@ class Connections:
         self.clock = clock
         self.buffered = 0
         self.open: set[HttpConnection] = set()
+        self.receive = memoryview(bytearray(RECEIVE_BYTES))
 
     def accept(self) -> HttpConnection:
         return HttpConnection(self)
@@ -95,7 +98,7 @@ class Connections:
             connection.abort()
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.BufferedProtocol):
     def __init__(self, connections: Connections) -> None:
         self._all = connections
         self._limits = connections.limits
@@ -114,6 +117,7 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._broken = False  # nothing more is read
+        self._paused = False
         self.answering = False
 
     # --- the transport's calls ----------------------------------------------------------------------------------------
@@ -137,9 +141,17 @@ class HttpConnection(asyncio.Protocol):
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # as much as there is
+        return self._all.receive
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The loop reads and tells in one go, so that one buffer is enough for all connections."""
         if self._broken:
             return
+        if self.answering and not self._paused and self._transport is not None:
+            self._transport.pause_reading()  # the caller is ahead: no further
+            self._paused = True
+        data = self._all.receive[:nbytes]
         try:
             self._parser.feed_data(data)
             if self._in_header:  # the parser keeps an unfinished header line to itself
@@ -274,8 +286,6 @@ class HttpConnection(asyncio.Protocol):
                 continue
             request = self._ready.popleft()
             self.answering = True
-            if not transport.is_closing():
-                transport.pause_reading()
             response = request.refused or await self._all.handler(request)
             self._release(len(request.body))
             keep_alive = request.keep_alive and not response.close
@@ -294,12 +304,17 @@ class HttpConnection(asyncio.Protocol):
                 return
             if not keep_alive:
                 break
-            transport.resume_reading()
+            self._resume(transport)
         self.answering = False
         transport.close()
+
+    def _resume(self, transport: asyncio.Transport) -> None:
+        if self._paused:
+            self._paused = False
+            transport.resume_reading()
 
     def _linger(self, transport: asyncio.Transport) -> None:
         """Say that this was all, and wait for the caller to close; `overdue` ends it otherwise."""
         self._deadline = self._all.clock() + LINGER_S
-        transport.resume_reading()
+        self._resume(transport)
         transport.write_eof()

@@ -259,7 +259,7 @@ class Model:
             runner = self._runners.pop(build, None)
             if runner is not None:
                 self._ending.add(runner)
-                runner.retire()
+                runner.retire(quietly=slots.active is not None)
         self._ending = {runner for runner in self._ending if not runner.ended.is_set()}
         self.statistics.forget_old(slots.builds)
 

@@ -7,6 +7,7 @@ its answer hears of it. A runner that was retired is not lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from covey_agent.gateway.errors import OrderError
 from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.probation import Failing
+from covey_agent.runner.arena import SHARED_FROM, Arena
 from covey_agent.runner.protocol import (
     Error,
     Failed,
@@ -99,6 +101,7 @@ class RunnerProcess(asyncio.Protocol):
         self.loaded: Loaded | None = None  # None until it is ready
         self.gone = False
         self.draining = False
+        self._quietly = False
         self.pid = 0
         self.ended = asyncio.Event()
         self._threads = threads
@@ -112,6 +115,7 @@ class RunnerProcess(asyncio.Protocol):
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._starting: asyncio.Future[Ready] | None = None
+        self._arena: Arena | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -120,7 +124,7 @@ class RunnerProcess(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._starting = loop.create_future()
         try:
-            await self._spawn(loop)
+            await self._spawn(loop, background=background)
             if self.draining:  # retired meanwhile
                 self._close()
             self._write(encode_frame(Start(background, check_golden, self._threads)))
@@ -137,33 +141,40 @@ class RunnerProcess(asyncio.Protocol):
         self.loaded = Loaded(load_ms=ready.load_ms, first_ms=ready.first_ms, rss_mb=self.rss_mb())
         return self.loaded
 
-    async def _spawn(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _spawn(self, loop: asyncio.AbstractEventLoop, *, background: bool) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
             ours.setblocking(False)
             threads = str(self._threads)
+            self._arena = Arena.made()
+            shared = [self._arena.descriptor] if self._arena is not None else []
+            manner = "background" if background else "serving"
+            words = [str(theirs.fileno()), str(self.spec.folder), manner, *map(str, shared)]
             try:
                 self._process = subprocess.Popen(  # noqa: ASYNC220  # vfork and exec: about a millisecond
-                    [sys.executable, "-m", "covey_agent.runner", str(theirs.fileno()), str(self.spec.folder)],
+                    [sys.executable, "-m", "covey_agent.runner", *words],
                     cwd="/",  # `-m` looks for modules there first
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno(), *shared],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     env={**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
                 )
             except OSError:
                 ours.close()
+                self._forget_arena()
                 self.ended.set()
                 raise
         self.pid = self._process.pid
         self._memory.enclose(self.pid)
         await loop.create_unix_connection(lambda: self, sock=ours)
 
-    def retire(self) -> None:
-        """Let it finish what it has, then end it. It takes no more inferences."""
+    def retire(self, *, quietly: bool = False) -> None:
+        """Let it finish what it has, then end it. It takes no more inferences. `quietly`: giving back its memory, which takes the kernel
+        milliseconds of the runner's own time, may wait for what serves."""
         self.draining = True
+        self._quietly = quietly
         if self.busy and not self.stuck:
             return  # ends when it has answered
         self._close()
@@ -176,6 +187,9 @@ class RunnerProcess(asyncio.Protocol):
         self._close()
 
     def _close(self) -> None:
+        if self._quietly and self.pid and not self.gone:
+            with contextlib.suppress(OSError):  # it has ended by itself, or the kernel knows no idle priority
+                os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
         if self._transport is not None:
             self._transport.abort()
 
@@ -211,12 +225,25 @@ class RunnerProcess(asyncio.Protocol):
         self._number += 1
         reply: asyncio.Future[Reply] = loop.create_future()
         self._pending = _Pending(self._number, reply, loop.call_later(hang_s, self._hang, hang_s))
-        self._write(encode_frame(Infer(self._number, request.inputs, request.outputs), request.data))
+        self._write(self._frame(request))
         late = loop.call_later(patience_s, self._late, self._pending)
         try:
             return await reply
         finally:
             late.cancel()
+
+    def _frame(self, request: InferRequest) -> bytes:
+        """The request, with its inputs where they are read the quickest."""
+        if self._arena is not None and sum(info.size for info in request.inputs) >= SHARED_FROM:
+            with contextlib.suppress(OSError):  # no memory for it; the runner may yet have some
+                self._arena.lay(request.data)
+                return encode_frame(Infer(self._number, request.inputs, request.outputs, shared=True))
+        return encode_frame(Infer(self._number, request.inputs, request.outputs), request.data)
+
+    def _forget_arena(self) -> None:
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = None
 
     def _late(self, pending: _Pending) -> None:
         if not pending.reply.done():
@@ -258,6 +285,8 @@ class RunnerProcess(asyncio.Protocol):
         if pending is None or pending.id != message.id:
             raise FrameError("the runner answered what it was not asked")
         pending.hang.cancel()
+        if self._arena is not None:
+            self._arena.trim()
         self.busy = self.stuck = False
         if not pending.reply.done():
             if isinstance(message, Error):
@@ -309,6 +338,7 @@ class RunnerProcess(asyncio.Protocol):
         """Wait for the process without holding anything up; kill it when it has had its time."""
         if self._process is None or self._process.poll() is not None:
             self._memory.release(self.pid)
+            self._forget_arena()
             self.ended.set()
             return
         if grace_s <= 0:

@@ -2,7 +2,7 @@
 
 A frame is `u32 header bytes · u64 payload bytes` (little-endian), the header (a `ToRunner` or `FromRunner` message in
 MessagePack) and the payload: raw tensors one after the other, C order, little-endian, in the order of the header's
-`TensorInfo`s. The runner answers one frame at a time, in order; either side ends the talk by closing the socket.
+`TensorInfo`s; larger inputs lie in memory that both share (`arena`). The runner answers one frame at a time, in order; either side ends the talk by closing the socket.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Infer(msgspec.Struct, frozen=True, tag=True):
     id: int
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]  # callers' names, in the order wanted
+    shared: bool = False  # the tensors lie in the arena, not in the payload
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

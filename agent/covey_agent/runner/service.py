@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from covey_agent.runner import priority
+from covey_agent.runner.arena import Arena
 from covey_agent.runner.backends import BACKENDS, Model, load_model
 from covey_agent.runner.counting import Counter
 from covey_agent.runner.errors import BadOutputError, LoadError
@@ -47,6 +48,8 @@ from covey_contract.wire import decode
 
 WARM_UP_RUNS = 3
 MAX_DETAIL = 1000
+# Read at once: whole requests whose inputs are small or lie in shared memory.
+RECEIVE_BYTES = 16 * 1024
 
 
 class GatewayGone(Exception):  # noqa: N818  # not an error: the ordinary end of a runner
@@ -119,11 +122,13 @@ def _describe(error: BaseException) -> str:
 
 
 class RunnerService:
-    """Serves one gateway over `sock`, which must be blocking."""
+    """Serves one gateway over `sock`, which must be blocking. `arena` holds larger inputs."""
 
-    def __init__(self, sock: socket.socket, folder: Path) -> None:
+    def __init__(self, sock: socket.socket, folder: Path, arena: Arena | None = None) -> None:
         self._socket = sock
         self._folder = folder
+        self._arena = arena
+        self._received = bytearray()  # what has come of the next frame
 
     def run(self) -> int:
         """Until the gateway closes the socket; returns the exit code."""
@@ -151,7 +156,11 @@ class RunnerService:
             try:
                 if start.background and self._may_idle():
                     priority.make_idle()
-                outcome.append(load_build(self._folder, start))
+                loaded = load_build(self._folder, start)
+                # What was loaded stays for life; the collector need not look at it again.
+                gc.collect()
+                gc.freeze()
+                outcome.append(loaded)
             except LoadError as error:
                 outcome.append(error)
             finally:
@@ -167,9 +176,6 @@ class RunnerService:
         os.close(done)
         if start.background:
             priority.restore()
-        # What was loaded stays for life; the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
         result = outcome[0] if outcome else LoadError(Reason.INTERNAL, "the runner failed while it loaded; see its log")
         if isinstance(result, LoadError):
             self._send(Failed(result.reason, str(result)))
@@ -183,7 +189,7 @@ class RunnerService:
         return not BACKENDS[runtime].own_threads or priority.may_return()
 
     def _answer(self, build: LoadedBuild, request: Infer, payload: bytearray) -> None:
-        parts = split_payload(request.inputs, payload)
+        parts = split_payload(request.inputs, self._shared(request) if request.shared else payload)
         began = time.perf_counter()
         try:
             inputs = {info.name: from_wire(info, part) for info, part in zip(request.inputs, parts, strict=True)}
@@ -217,14 +223,19 @@ class RunnerService:
         return decode_header(to_runner, self._read(header)), self._read(payload)
 
     def _read(self, size: int) -> bytearray:
-        data = bytearray(size)
-        view, have = memoryview(data), 0
-        while have < size:
+        while len(self._received) < size:
             try:
-                count = self._socket.recv_into(view[have:])
+                piece = self._socket.recv(max(size - len(self._received), RECEIVE_BYTES))
             except ConnectionResetError as error:
                 raise GatewayGone from error
-            if count == 0:
+            if not piece:
                 raise GatewayGone
-            have += count
+            self._received += piece
+        data = self._received[:size]
+        del self._received[:size]
         return data
+
+    def _shared(self, request: Infer) -> memoryview:
+        if self._arena is None:
+            raise FrameError("inputs were laid in shared memory, of which there is none")
+        return self._arena.view(sum(info.size for info in request.inputs))

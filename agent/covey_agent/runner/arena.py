@@ -1,0 +1,81 @@
+"""Memory that the gateway and one runner share: a request's inputs are laid there once, and the runtime reads them in place.
+
+One inference is in flight per runner, so that there is one place, which the next request's inputs take. It is an anonymous file that was
+sealed against being cut short: whatever a build does in its process, the gateway's mapping stays whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+from collections.abc import Sequence
+
+Buffer = bytes | bytearray | memoryview
+
+# Smaller inputs go with the frame itself.
+SHARED_FROM = 4096
+# What a larger request took is given back once it has been answered.
+KEPT_BYTES = 4 << 20
+
+
+class Arena:
+    """`descriptor` is this process's own. Either end maps what it needs, when it needs it; also the runner writably, since some runtimes
+    copy what they may not write."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._map: mmap.mmap | None = None
+        self._size = 0
+
+    @classmethod
+    def made(cls) -> Arena | None:
+        """The gateway's end of a new one; None where the kernel has no such files."""
+        try:
+            descriptor = os.memfd_create("covey-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except (AttributeError, OSError):
+            return None
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        except OSError:
+            os.close(descriptor)
+            return None
+        return cls(descriptor)
+
+    def lay(self, tensors: Sequence[Buffer]) -> None:
+        """Copy the tensors one after the other; raises `OSError` if there is no memory for them."""
+        size = sum(len(tensor) for tensor in tensors)
+        if size > self._size:
+            whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+            os.ftruncate(self.descriptor, whole)
+            self._remap(whole)
+        assert self._map is not None  # noqa: S101  # nothing is laid that has no bytes
+        at = 0
+        for tensor in tensors:
+            self._map[at : at + len(tensor)] = tensor
+            at += len(tensor)
+
+    def view(self, size: int) -> memoryview:
+        """The first `size` bytes, as the other end has laid them; raises `ValueError` if there are fewer."""
+        if size > self._size:
+            self._remap(os.fstat(self.descriptor).st_size)
+        if self._map is None or size > self._size:
+            raise ValueError(f"{size} bytes were announced in shared memory, which has {self._size}")
+        return memoryview(self._map)[:size]
+
+    def trim(self) -> None:
+        """What was laid is needed no longer; the memory of large requests goes back to the device."""
+        if self._map is not None and self._size > KEPT_BYTES:
+            with contextlib.suppress(OSError):
+                self._map.madvise(mmap.MADV_REMOVE)
+
+    def _remap(self, size: int) -> None:
+        # A mapping before lives on as long as anybody looks at it.
+        self._map = mmap.mmap(self.descriptor, size) if size else None
+        self._size = size
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor, self._map, self._size = -1, None, 0

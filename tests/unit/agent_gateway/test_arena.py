@@ -1,0 +1,68 @@
+"""Memory that gateway and runner share: what is laid is what is seen, and the gateway's mapping cannot be cut short."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from covey_agent.runner.arena import KEPT_BYTES, Arena
+
+ENDS = tuple[Arena, Arena]
+
+
+@pytest.fixture
+def ends() -> Iterator[ENDS]:
+    ours = Arena.made()
+    assert ours is not None
+    theirs = Arena(os.dup(ours.descriptor))
+    yield ours, theirs
+    theirs.close()
+    ours.close()
+
+
+def test_what_is_laid_is_seen_in_order(ends: ENDS) -> None:
+    ours, theirs = ends
+    ours.lay([b"abc", memoryview(b"defg")])
+    assert bytes(theirs.view(7)) == b"abcdefg"
+
+
+def test_it_grows_and_an_older_view_stays_valid(ends: ENDS) -> None:
+    ours, theirs = ends
+    ours.lay([b"a" * 10])
+    before = theirs.view(10)
+    ours.lay([b"b" * 100_000])
+    assert bytes(theirs.view(100_000)) == b"b" * 100_000
+    assert bytes(before) == b"b" * 10  # the same memory
+
+
+def test_the_other_end_cannot_cut_it_short(ends: ENDS) -> None:
+    ours, theirs = ends
+    ours.lay([b"a" * 5000])
+    with pytest.raises(PermissionError):
+        os.ftruncate(theirs.descriptor, 0)
+
+
+def test_more_than_was_laid_is_refused(ends: ENDS) -> None:
+    ours, theirs = ends
+    with pytest.raises(ValueError, match="announced"):
+        theirs.view(1)
+    ours.lay([b"a"])
+    with pytest.raises(ValueError, match="announced"):
+        theirs.view(1 << 20)
+
+
+@pytest.mark.parametrize(("size", "kept"), [(KEPT_BYTES, True), (2 * KEPT_BYTES, False)])
+def test_a_large_request_gives_its_memory_back(ends: ENDS, size: int, kept: bool) -> None:
+    ours, _ = ends
+    ours.lay([bytes(size)])
+    ours.trim()
+    assert (os.fstat(ours.descriptor).st_blocks > 0) is kept
+
+
+def test_closing_twice_is_harmless() -> None:
+    arena = Arena.made()
+    assert arena is not None
+    arena.close()
+    arena.close()
