@@ -31,7 +31,7 @@ from covey_converters import evidence, metrics, parity
 from covey_converters.backend import Array, Backend, Built, Source
 from covey_converters.backends import backend_for
 from covey_converters.backends.onnxruntime import OnnxRuntimeSession
-from covey_converters.deadline import OutOfTime, at_most
+from covey_converters.deadline import OutOfTime, within
 from covey_converters.deterministic import write_npz
 from covey_converters.errors import (
     BadInputError,
@@ -179,12 +179,15 @@ def attempt(
     began = time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+    def make() -> tuple[Built, list[dict[str, Array]]]:
+        built = backend.build(source, spec.target, recipe, calibration, folder)
+        session = backend.open(built, threads=1)
+        return built, [session.run(sample) for sample in reference.samples]
+
     try:
-        with at_most(spec.recipe_seconds):
-            built = backend.build(source, spec.target, recipe, calibration, folder)
-            session = backend.open(built, threads=1)
-            answers = [session.run(sample) for sample in reference.samples]
-            outputs = parity.stack(answers)
+        built, answers = within(spec.recipe_seconds, make)
+        outputs = parity.stack(answers)
     except OutOfTime:
         return None, _tried(recipe, Outcome.FAILED, f"did not end within {spec.recipe_seconds:g} s", began)
     except ConvertError as error:
