@@ -131,6 +131,7 @@ def serving(services: Services) -> Iterator[str]:
     """The application on a port, without its background parts, which would judge and move what was laid out."""
     server = uvicorn.Server(uvicorn.Config(create_app(services), lifespan="off", log_config=None))
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as the server's own
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     deadline = time.monotonic() + 20
