@@ -21,10 +21,9 @@ import psutil
 from benchmarks.delivery.builds import Made, make
 from benchmarks.delivery.devices import FetchingDevice, Habit
 from benchmarks.delivery.serving import Site
-from covey_contract.blocks import REQUEST_BLOCKS
 from covey_hil.processes import Child, free_port, wait_for
 from covey_server.fleet.broker import find_mosquitto
-from covey_server.fleet.mosquitto_config import MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES
+from covey_server.fleet.mosquitto_config import MAX_INFLIGHT_MESSAGES, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES
 
 PATIENCE_S = 900.0
 _CONNECT_AT_ONCE = 25
@@ -191,7 +190,7 @@ def _broker_config(port: int) -> str:
         [
             f"listener {port} 127.0.0.1",
             "allow_anonymous true",
-            f"max_inflight_messages {REQUEST_BLOCKS}",
+            f"max_inflight_messages {MAX_INFLIGHT_MESSAGES}",
             f"max_queued_messages {MAX_QUEUED_MESSAGES}",
             f"max_queued_bytes {MAX_QUEUED_BYTES}",
             "set_tcp_nodelay true",

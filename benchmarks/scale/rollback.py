@@ -31,7 +31,7 @@ from covey_profiles import load_profiles, match
 from covey_server.db.engine import Database
 from covey_server.db.tables import Blob, Build, Device, Model, Reported, ReportRow, Version
 from covey_server.fleet.broker import find_mosquitto
-from covey_server.fleet.mosquitto_config import MAX_QUEUED_MESSAGES
+from covey_server.fleet.mosquitto_config import MAX_INFLIGHT_MESSAGES, MAX_QUEUED_MESSAGES
 from covey_server.fleet.sql import table_of
 from covey_server.registry.keys import SigningKeys
 
@@ -207,7 +207,7 @@ class _Site:
         lines = [f"listener {self._port} 127.0.0.1", "allow_anonymous true", "persistence true"]
         lines += [f"persistence_location {self._folder}/", "autosave_interval 30"]
         lines += [
-            "max_inflight_messages 64",
+            f"max_inflight_messages {MAX_INFLIGHT_MESSAGES}",
             f"max_queued_messages {MAX_QUEUED_MESSAGES}",
             "set_tcp_nodelay true",
             "connection_messages false",

@@ -93,6 +93,7 @@ class CampaignService:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._precedence.claim("campaigns", False)
 
     def wake(self) -> None:
         """Look now: somebody told a campaign something."""

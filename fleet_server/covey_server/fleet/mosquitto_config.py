@@ -20,6 +20,7 @@ MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 1024
 # Messages held for one slow client. What is dropped is said again by its device, later and on top of the rest; so this is what ten
 # thousand devices say within seconds while the server is busy. Devices' sessions are clean: for one that sleeps nothing is held.
 MAX_QUEUED_MESSAGES = 100_000
+MAX_INFLIGHT_MESSAGES = REQUEST_BLOCKS  # of 64 KiB, for each client that reads slowly
 # And by bytes: the blocks of a broadcast are held once for all who are slow. What is dropped they ask for.
 MAX_QUEUED_BYTES = 128 * 1024 * 1024
 
@@ -68,7 +69,7 @@ def config_text(layout: Layout, bind: str, port: int, user: str | None) -> str:
         "autosave_interval 30",
         "persistent_client_expiration 14d",
         f"max_packet_size {MAX_PACKET_BYTES}",
-        f"max_inflight_messages {REQUEST_BLOCKS}",  # of 64 KiB, for each client that reads slowly
+        f"max_inflight_messages {MAX_INFLIGHT_MESSAGES}",
         f"max_queued_messages {MAX_QUEUED_MESSAGES}",
         f"max_queued_bytes {MAX_QUEUED_BYTES}",
         "max_keepalive 600",

@@ -31,7 +31,9 @@ def test_a_broadcast_is_heard_and_what_it_left_out_is_asked_for(site: Site, make
     while server.states(order)[-1] is State.FETCHING and time.monotonic() < deadline:
         # Once would do, were it certain that the device listens already.
         server.broadcast(build, leave_out={(FILLER, 7)})
-        time.sleep(4.0)
+        again = time.monotonic() + 4.0
+        while server.states(order)[-1] is State.FETCHING and time.monotonic() < again:
+            time.sleep(0.05)
     report = server.reached(order, State.ACTIVE)
     assert report.bytes_fetched == sum(map(len, build.contents))
     asked = {(file, index) for _, file, index in server.sent}
