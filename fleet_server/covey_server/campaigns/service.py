@@ -36,8 +36,8 @@ from covey_server.fleet.precedence import Precedence
 
 _log = logging.getLogger(__name__)
 
-# So many looks give out orders before what has moved is followed up again.
-_GIVING_OUT = 6
+# So many looks give orders to go back before what has moved is followed up again.
+_GOING_BACK = 6
 _JUDGED = frozenset({CampaignState.RUNNING, CampaignState.PAUSED})
 
 
@@ -57,6 +57,7 @@ class _Looked:
     changed: bool  # something that people see
     ordered: bool  # there are new orders to be sent
     more: bool  # the work was cut short
+    going_back: bool = False  # and what is left are orders to go back
 
 
 class CampaignService:
@@ -71,11 +72,11 @@ class CampaignService:
         tick_s: float = 1.0,
         precedence: Precedence | None = None,
     ) -> None:
-        """`precedence`: claimed while orders are being given out."""
+        """`precedence`: claimed while orders to go back are being given."""
         self._database, self._clock, self._bus, self._wake_fleet = database, clock, bus, wake_fleet
         self._tick_s = tick_s
         self._precedence = precedence or Precedence()
-        self._skipped = 0  # looks in a row that have given out orders without following up
+        self._skipped = 0  # looks in a row that have given orders to go back
         self._evidence = EvidenceReader()
         self._woken = threading.Event()
         self._stopping = threading.Event()
@@ -103,7 +104,7 @@ class CampaignService:
         """Follow up what has moved, then look at every campaign that has something to decide. Its work is bounded; whether there
         is more to be done at once."""
         followed = self._follow()
-        more, giving_out = followed.more, False
+        more, going_back = followed.more, False
         with self._database.reading() as session:
             ids = deciding_campaigns(session)
             moved = names_of(session, followed.campaigns - set(ids))
@@ -113,16 +114,16 @@ class CampaignService:
             try:
                 looked = self._look(campaign_id, campaign_id in followed.campaigns)
                 more = looked.more or more
-                giving_out = giving_out or (looked.more and looked.ordered)
+                going_back = going_back or looked.going_back
             except Exception:  # noqa: BLE001 - one campaign's failure must not stop the others; it is logged with its trace
                 _log.exception("campaign %d could not be looked at", campaign_id)
-        self._skipped = self._skipped + 1 if giving_out else 0
-        self._precedence.claim("campaigns", giving_out)
+        self._skipped = self._skipped + 1 if going_back else 0
+        self._precedence.claim("campaigns", going_back)
         return more
 
     def _follow(self) -> Followed:
-        """What has moved; but for some looks the orders that are being given out go first."""
-        if self._skipped % _GIVING_OUT:
+        """What has moved; but for some looks orders to go back go first. Those of a rollout do not: what has moved may stop it."""
+        if self._skipped % _GOING_BACK:
             return Followed(frozenset(), more=True)
         with self._database.session() as session:
             return follow(session)
@@ -197,7 +198,8 @@ class CampaignService:
             largest_build(session, campaign) if progress.spec.is_paced else 0,
         )
         applier.apply(decide(progress, observed, now_ms), verdicts)
-        return _Looked(campaign.name, _shown(campaign) != before, applier.ordered, applier.more)
+        going_back = applier.ordered and applier.more and campaign.state == CampaignState.ROLLING_BACK.value
+        return _Looked(campaign.name, _shown(campaign) != before, applier.ordered, applier.more, going_back)
 
 
 def _locked(session: Session, campaign_id: int) -> Campaign:
