@@ -406,11 +406,20 @@ def _spawn(server: FakeServer, *words: str) -> subprocess.Popen[bytes]:
 
 def test_ctrl_c_ends_a_watch_quietly(server: FakeServer) -> None:
     server.on("GET /api/v1/campaigns/digits-1.1", campaign("running"))
-    process = _spawn(server, "campaign", "watch", "digits-1.1")
-    assert process.stderr is not None
-    assert b"running" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits it.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = _spawn(server, "campaign", "watch", "digits-1.1")
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    with process:
+        try:
+            assert process.stderr is not None
+            assert b"running" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (130, b"covey: interrupted\n")
 
 

@@ -125,7 +125,9 @@ def test_too_little_memory_is_a_failed_build(make_model: MakeModel, tmp_path: Pa
 
 
 def test_too_much_cpu_is_a_failed_build(make_model: MakeModel, tmp_path: Path) -> None:
-    spec = msgspec.structs.replace(spec_for(make_model(), "onnxruntime-fp32", tmp_path), measure_seconds=60.0)
+    # Inputs so large that measuring alone takes many seconds, also on a fast machine.
+    source = make_model(side=1024)
+    spec = msgspec.structs.replace(spec_for(source, "onnxruntime-fp32", tmp_path), measure_seconds=60.0)
     report = build_isolated(spec, Limits(cpu_seconds=1))
     assert report.outcome is Outcome.FAILED
     # It ends whichever process of the build has used it up: the one that builds, or the one that measures.
