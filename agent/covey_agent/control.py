@@ -207,6 +207,7 @@ class Control:
                 return
 
     def _hello(self) -> None:
+        last_seq = self._outbox.last_seq()  # before the state, which must not be older than it
         state = self._book.state
         facts = self._machine().facts
         hello = Hello(
@@ -215,6 +216,7 @@ class Control:
             facts_digest=facts.digest(),
             time_ms=self._clock(),
             last_counter=state.counter,
+            last_seq=last_seq,
             models=tuple(status_of(model, record) for model, record in sorted(state.models.items())),
             last_exit=self._last_exit,
             simulated=facts.simulated,

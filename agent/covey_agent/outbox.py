@@ -161,6 +161,15 @@ class Outbox:
         self._sent.update((record.seq, now) for record in records)
         return records
 
+    def last_seq(self) -> int | None:
+        """The highest number that was given to a record; None if the spool cannot be read."""
+        try:
+            found = self._open_database().execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+        except sqlite3.Error as error:
+            log.warning("the spool does not say its last number: %s", error)
+            return None
+        return int(found[0])
+
     def waiting(self) -> int:
         """How many records are not acknowledged."""
         count: int = self._open_database().execute("SELECT count(*) FROM records").fetchone()[0]

@@ -54,6 +54,7 @@ class Hello(Message, frozen=True, kw_only=True, omit_defaults=True):
     facts_digest: Sha256
     time_ms: Millis
     last_counter: int = 0  # of the newest assignment this device has accepted
+    last_seq: int | None = None  # of the newest record in its spool; what it says is no older than the reports up to it
     models: tuple[ModelStatus, ...] = ()
     last_exit: Reason = Reason.STARTED  # how the previous run of the agent ended
     simulated: bool = False

@@ -22,7 +22,7 @@ from covey_contract.reasons import Reason
 from covey_server.db.tables import AssignmentRow, CampaignDevice, Desired, Device
 from covey_server.errors import NotFound
 from covey_server.fleet.moved import note_moved
-from covey_server.fleet.sql import chunks, table_of
+from covey_server.fleet.sql import chunks, lock_devices, table_of
 
 ISSUED = "issued"
 SUPERSEDED = "superseded"
@@ -188,8 +188,9 @@ def _take_counters(session: Session, devices: Sequence[str]) -> list[int]:
     """One new counter for each entry of `devices`, in order."""
     wanted = Counter(devices)
     held: dict[str, int] = {}
+    lock_devices(session, wanted)
     for part in chunks(sorted(wanted)):
-        rows = session.execute(select(Device.id, Device.counter).where(Device.id.in_(part)).with_for_update())
+        rows = session.execute(select(Device.id, Device.counter).where(Device.id.in_(part)))
         held.update((row.id, row.counter) for row in rows)
     missing = sorted(set(wanted) - set(held))
     if missing:

@@ -153,8 +153,13 @@ def _stored(session: Session, world: _World, reports: Sequence[tuple[str, Report
 
 
 def _hear_hello(world: _World, device: str, hello: Hello) -> None:
-    """A hello lists all that the device holds; what it does not list is gone."""
-    for key in [key for key in world.slots if key[0] == device]:
+    """A hello lists all that the device holds; what it does not list is gone. One that is older than a report that was believed
+    says nothing: a broker that was killed may deliver a hello once more, long after."""
+    held = [key for key in world.slots if key[0] == device]
+    believed = [world.newest.get((device, world.slots[key].assignment or ""), 0) for key in held]
+    if hello.last_seq is not None and hello.last_seq < max(believed, default=0):
+        return
+    for key in held:
         del world.slots[key]
         world.changed.add(key)
     for status in hello.models:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
-from sqlalchemy import Row, Select, case, or_, select, update
+from sqlalchemy import BigInteger, Row, Select, case, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from covey_contract.conditions import Conditions
@@ -34,7 +34,7 @@ from covey_server.fleet.counters import Counters
 from covey_server.fleet.moved import note_presence_where
 from covey_server.fleet.precedence import Precedence
 from covey_server.fleet.progress import Answer, answer_hello
-from covey_server.fleet.sql import chunks
+from covey_server.fleet.sql import chunks, lock_devices
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +160,7 @@ class Reconciler:
         aside = [row.id for row in due if not row.online]
         if renew or aside or stuck:
             with self._database.session() as session:
+                lock_devices(session, [row.device for row in due])
                 _put_aside(session, aside)
                 _put_off(session, stuck, now + RENEW_MS)
                 reissue(session, renew, now)
@@ -212,6 +213,7 @@ class Reconciler:
         if not gone:
             return
         with self._database.session() as session:
+            session.execute(select(Device.id).where(*silent).order_by(Device.id).with_for_update(key_share=True)).all()
             note_presence_where(session, *silent)
             session.execute(
                 update(Device).where(*silent).values(online=False).execution_options(synchronize_session=False)
@@ -231,6 +233,7 @@ class Reconciler:
         if sent:
             self._counters.add("covey_assignments_sent_total", len(sent))
             with self._database.session() as session:
+                lock_devices(session, [row.device for row in rows[: len(sent)]])
                 _note_sent(session, sent, self._clock())
         return len(sent)
 
@@ -344,7 +347,9 @@ def _put_off(session: Session, ids: Sequence[str], until_ms: int) -> None:
 def _note_sent(session: Session, ids: Sequence[str], now_ms: int) -> None:
     """When to send again: the pause doubles with the time an order has waited."""
     waited = now_ms - AssignmentRow.issued_ms
-    pause = case((waited < RESEND_MIN_MS, RESEND_MIN_MS), (waited > RESEND_MAX_MS, RESEND_MAX_MS), else_=waited)
+    # Milliseconds are 64 bits; PostgreSQL would take a plain number's 32 for the whole sum.
+    least, most = literal(RESEND_MIN_MS, BigInteger), literal(RESEND_MAX_MS, BigInteger)
+    pause = case((waited < least, least), (waited > most, most), else_=waited)
     for part in chunks(ids):
         session.execute(
             update(AssignmentRow)

@@ -23,7 +23,7 @@ from covey_server.fleet.columns import clamp, clean
 from covey_server.fleet.deployments import follow, note_answers
 from covey_server.fleet.inbox import Incoming
 from covey_server.fleet.moved import note_presence
-from covey_server.fleet.sql import chunks, stored_keys, table_of
+from covey_server.fleet.sql import chunks, lock_devices, stored_keys, table_of
 
 _MAX_ERROR_KINDS = 64
 # A device that was heard of this lately is not written down as heard of again.
@@ -76,6 +76,7 @@ class _Presence:
 def store(session: Session, batch: Sequence[Incoming], now_ms: int) -> Outcome:
     """Raises what the database raises; then nothing of the batch is stored."""
     outcome = Outcome()
+    lock_devices(session, (incoming.device for incoming in batch))
     presence = _load_presence(session, batch)
     known = [incoming for incoming in batch if incoming.device in presence]
     outcome.ignored = len(batch) - len(known)

@@ -1,13 +1,15 @@
-"""The two statements that SQLite and PostgreSQL share but SQLAlchemy spells per dialect, and lists cut to what a statement takes."""
+"""What SQLite and PostgreSQL share but SQLAlchemy spells per dialect, lists cut to what a statement takes, and the order of locks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Table, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
+
+from covey_server.db.tables import Device
 
 T = TypeVar("T")
 # SQLite takes 32,766 bound values a statement; lists of ids stay far below.
@@ -23,6 +25,16 @@ def table_of(kind: type[DeclarativeBase]) -> Table:
     table = kind.__table__
     assert isinstance(table, Table)  # noqa: S101 - for the type checker; a mapped class has a table
     return table
+
+
+def lock_devices(session: Session, devices: Iterable[str]) -> None:
+    """Whoever changes several devices, or what belongs to them (orders, slots), locks the devices before, all in one order, so that
+    no two such transactions wait for each other. SQLite has one writer and needs it not."""
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    for part in chunks(sorted(set(devices))):
+        query = select(Device.id).where(Device.id.in_(part)).order_by(Device.id)
+        session.execute(query.with_for_update(key_share=True)).all()
 
 
 def _insert(session: Session, table: Table) -> sqlite.Insert | postgresql.Insert:

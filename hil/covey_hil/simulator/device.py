@@ -136,6 +136,7 @@ class SimulatedDevice:
             facts_digest=self.facts.digest(),
             time_ms=self.place.clock_ms(),
             last_counter=self.counter,
+            last_seq=self._seq,
             models=(status,),
             simulated=True,
         )

@@ -43,6 +43,8 @@ def test_a_deployments_whole_life_swap_and_return(site: Site, make: Make, wait_f
     first = server.order(one)
     report = server.reached(first, State.ACTIVE)
     assert server.states(first) == WHOLE_LIFE
+    assert hello.last_seq is not None
+    assert hello.last_seq < report.seq
     assert report.bytes_fetched == sum(map(len, one.contents))
     assert device.infer(5.0) == 10.0
 

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import secrets
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import select
 
 from covey_contract.building import BuildReport, Outcome
 from covey_contract.facts import Facts, RuntimeFact
@@ -27,6 +23,7 @@ from covey_contract.histogram import Histogram, Recorder
 from covey_contract.lifecycle import State
 from covey_contract.messages import BuildWindow, Report, Status, Telemetry
 from covey_contract.reasons import Reason
+from covey_hil.testing.postgresql import new_database
 from covey_profiles import load_profiles, match
 from covey_server.audit import Actor
 from covey_server.bus import Bus
@@ -395,56 +392,11 @@ def replace_report(report: Report, state: State, reason: Reason = Reason.NONE) -
     )
 
 
-@contextmanager
-def postgresql() -> Iterator[str]:
-    """A PostgreSQL of our own, without TCP; its URL."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found or shutil.which("runuser") is None:
-        pytest.skip("PostgreSQL is not installed")
-    binaries = found[-1]
-    # Not pytest's folder: only root may enter that one.
-    with tempfile.TemporaryDirectory(prefix="covey-pg-", ignore_cleanup_errors=True) as folder:
-        data = Path(folder)
-        shutil.chown(data, "postgres", "postgres")
-        yield from _running(binaries, data)
-
-
-def _running(binaries: Path, data: Path) -> Iterator[str]:
-    def as_postgres(*words: str | Path) -> None:
-        command = ["runuser", "-u", "postgres", "--", *map(str, words)]
-        subprocess.run(command, check=True, capture_output=True, cwd="/", timeout=60)
-
-    as_postgres(binaries / "initdb", "-D", data / "db", "-A", "trust", "-N")
-    options = f"-c listen_addresses= -c unix_socket_directories={data} -c fsync=off"
-    as_postgres(binaries / "pg_ctl", "-D", data / "db", "-w", "-o", options, "-l", data / "log", "start")
-    try:
-        yield f"postgresql+psycopg://postgres@/postgres?host={data}"
-    finally:
-        as_postgres(binaries / "pg_ctl", "-D", data / "db", "-w", "-m", "immediate", "stop")
-
-
-def new_database(server: str) -> str:
-    """The URL of an empty database on a PostgreSQL."""
-    name = f"t{secrets.token_hex(6)}"
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return server.replace("/postgres?", f"/{name}?")
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """A PostgreSQL; its URL."""
-    with postgresql() as url:
-        yield url
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty database, of each kind in turn."""
     if request.param == "postgresql":
-        url = new_database(request.getfixturevalue("server"))
+        url = new_database(request.getfixturevalue("postgresql"))
     else:
         url = f"sqlite:///{tmp_path / 'covey.db'}"
     with opened(url) as made:

@@ -58,6 +58,7 @@ from covey_contract.messages import (
 from covey_contract.reasons import Reason
 from covey_contract.signing import open_envelope, verify
 from covey_contract.wire import Message, decode, encode
+from covey_hil.testing.postgresql import new_database
 from covey_server.bus import Bus
 from covey_server.clock import system_clock
 from covey_server.db.engine import Database
@@ -442,11 +443,19 @@ class Device:
 
 
 @pytest.fixture
-def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
+def in_database(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings that name the server's database; SQLite in the data folder where a test asks for nothing else."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return {}
+    return {"database_url": new_database(request.getfixturevalue("postgresql"))}
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, in_database: dict[str, str]) -> Iterator[Callable[..., World]]:
     worlds: list[World] = []
 
     def make(**settings: Any) -> World:
-        worlds.append(World(tmp_path / "data", **settings))
+        worlds.append(World(tmp_path / "data", **in_database, **settings))
         return worlds[-1]
 
     yield make

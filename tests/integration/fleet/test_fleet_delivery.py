@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 from sqlalchemy import update
 
 from covey_contract import topics
@@ -13,6 +14,8 @@ from covey_contract.messages import BlockRequest
 from covey_contract.reasons import Reason
 from covey_server.db.tables import AssignmentRow, Desired, Device
 from covey_server.fleet import reconcile
+
+pytestmark = pytest.mark.parametrize("in_database", ["sqlite", "postgresql"], indirect=True)
 
 
 def test_only_assigned_builds_and_blocks_that_exist(world: Any, device: Any) -> None:
@@ -68,6 +71,8 @@ def test_an_order_is_sent_again_until_a_report_answers(world: Any, device: Any, 
     monkeypatch.setattr(reconcile, "RESEND_MIN_MS", 200)
     assignment_id = world.order("press-7", world.build())
     first, _ = device.accept()
+    noted = world.until(lambda: (row := world.row(AssignmentRow, assignment_id)).sent_ms and row)
+    assert noted.due_ms - noted.sent_ms >= 200
     device.counter = 0
     again, _ = device.accept()
     assert first.id == again.id == assignment_id

@@ -10,6 +10,8 @@ from covey_contract.lifecycle import State
 from covey_contract.messages import Action, CommandKind
 from covey_server.db.tables import AssignmentRow, Device, Reported
 
+pytestmark = pytest.mark.parametrize("in_database", ["sqlite", "postgresql"], indirect=True)
+
 
 def test_enrol_to_report(world: Any, device: Any) -> None:
     build = world.build()

@@ -37,6 +37,9 @@ def test_the_number_in_the_record_is_the_spools(outbox: Outbox) -> None:
     (record,) = outbox.due(0.0)
     assert record.kind is Up.REPORT
     assert decode(Report, record.body).seq == record.seq
+    assert outbox.last_seq() == record.seq
+    outbox.acknowledged([record.seq])
+    assert outbox.last_seq() == record.seq
 
 
 def test_resent_after_a_timeout_and_on_a_new_connection_until_acknowledged(outbox: Outbox) -> None:

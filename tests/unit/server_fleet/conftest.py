@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, insert, text
+from sqlalchemy import insert
 
 from covey_contract.facts import Facts
+from covey_hil.testing.postgresql import new_database
 from covey_server.db.engine import Database
 from covey_server.db.tables import Blob, Build, Device, Model, Version
 
@@ -25,39 +21,12 @@ def now_ms() -> int:
     return NOW
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """A PostgreSQL of our own, without TCP: the folder of its socket."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found or (os.geteuid() == 0 and shutil.which("runuser") is None):
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="covey-pg-"))
-    become = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if become:
-        shutil.chown(folder, "postgres", "postgres")
-
-    def run(program: str, *words: str) -> None:
-        command = [*become, str(found[-1] / program), "-D", str(folder / "db"), *words]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
-
-    run("initdb", "-A", "trust", "-U", "postgres", "-N")
-    run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -c listen_addresses= -c fsync=off", "start")
-    yield str(folder)
-    run("pg_ctl", "-m", "immediate", "stop")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'covey.db'}"
-    folder, name = request.getfixturevalue("postgresql"), f"t{secrets.token_hex(6)}"
-    engine = create_engine(f"postgresql+psycopg://postgres@/postgres?host={folder}", isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return f"postgresql+psycopg://postgres@/{name}?host={folder}"
+    return new_database(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture

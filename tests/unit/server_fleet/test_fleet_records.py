@@ -167,6 +167,22 @@ def test_hello_replaces_what_was_known(fleet: Fleet, database: Database) -> None
         assert (device.counter, device.online, device.boot_id) == (7, True, "b")
 
 
+def test_a_hello_that_a_broker_delivers_once_more_is_not_believed(fleet: Fleet) -> None:
+    assignment = fleet.issue()
+    status = ModelStatus(model="digits", assignment=assignment, counter=1, state=State.ASSIGNED)
+    early = hello(models=(status,), last_seq=10)
+    fleet.hear(early)
+    assert fleet.slots() == (None, None, None, "assigned")
+    fleet.hear(report(11, assignment, State.ACTIVE))
+    held = (ONE, None, None, "active")
+    assert fleet.slots() == held
+    fleet.hear(early)
+    fleet.hear(hello(last_seq=10))
+    assert fleet.slots() == held
+    fleet.hear(hello(last_seq=11))
+    assert fleet.slots() is None
+
+
 def test_a_will_of_an_earlier_start_is_ignored(fleet: Fleet, database: Database) -> None:
     def online() -> bool:
         with database.reading() as session:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +15,8 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import OperationalError
 
+from covey_hil.testing.postgresql import new_database
 from covey_server import tokens
 from covey_server.app import create_app
 from covey_server.bus import Bus
@@ -141,57 +134,11 @@ def _served(app: FastAPI) -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[Callable[[], str]]:
-    """URLs of new, empty databases of a throw-away PostgreSQL cluster."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not programs:
-        pytest.skip("PostgreSQL is not installed (Debian, Ubuntu: postgresql)")
-    program = programs[-1].parent
-    # Not below pytest's own folder, which only its owner may enter; the path of a socket must be short as well.
-    folder = Path(tempfile.mkdtemp(prefix="covey-pg-"))
-    user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-    if user:
-        shutil.chown(folder, user)
-    data = folder / "data"
-    initialise = [str(program / "initdb"), "-D", str(data), "-A", "trust", "-U", "covey", "--no-sync"]
-    subprocess.run(initialise, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
-    quick = ["-c", "fsync=off", "-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([program / "postgres", "-D", data, *quick], user=user, cwd=folder, stderr=log)
-    admin = create_engine(f"postgresql+psycopg://covey@/postgres?host={folder}", isolation_level="AUTOCOMMIT")
-    numbers = itertools.count()
-
-    def create() -> str:
-        name = f"covey_{next(numbers)}"
-        with admin.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        return f"postgresql+psycopg://covey@/{name}?host={folder}"
-
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                with admin.connect():
-                    break
-            except OperationalError:
-                assert server.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        yield create
-    finally:
-        admin.dispose()
-        with contextlib.suppress(ProcessLookupError):
-            server.send_signal(signal.SIGINT)  # its "fast shutdown"
-        server.wait(20)
-        shutil.rmtree(folder)
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty, migrated database of each kind."""
     sqlite = f"sqlite:///{tmp_path / 'any.db'}"
-    url = sqlite if request.param == "sqlite" else request.getfixturevalue("postgresql")()
+    url = sqlite if request.param == "sqlite" else new_database(request.getfixturevalue("postgresql"))
     made = Database(url)
     made.migrate()
     yield made

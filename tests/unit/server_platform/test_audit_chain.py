@@ -12,6 +12,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from covey_contract.audit_chain import Entry, Flaw, Head, check
+from covey_hil.testing.postgresql import new_database
 from covey_server import audit
 from covey_server.audit import Actor
 from covey_server.db.engine import Database
@@ -140,8 +141,8 @@ def test_tampering_is_found_and_named(database: Database, name: str) -> None:
         assert audit.verify(session).flaw == flaw
 
 
-def test_tampering_is_found_on_postgresql_too(postgresql: Callable[[], str]) -> None:
-    database = Database(postgresql())
+def test_tampering_is_found_on_postgresql_too(postgresql: str) -> None:
+    database = Database(new_database(postgresql))
     database.migrate()
     _fill(database, 4)
     with database.session() as session:
