@@ -10,8 +10,8 @@ from sqlalchemy import func, select
 from benchmarks.scale import million
 from covey_server.audit import Actor
 from covey_server.campaigns import commands
+from covey_server.campaigns.plan_views import plan_view
 from covey_server.campaigns.planning import prepare
-from covey_server.campaigns.views import plan_view
 from covey_server.core.spec import read_spec
 from covey_server.db.engine import Database
 from covey_server.db.tables import CampaignDevice

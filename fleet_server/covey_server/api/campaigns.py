@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from covey_server.api.paging import AfterId, AfterName, Limit, Page
 from covey_server.api.security import require
 from covey_server.audit import Actor
-from covey_server.campaigns import commands, views
+from covey_server.campaigns import commands, device_views, plan_views, views
 from covey_server.campaigns.planning import prepare
 from covey_server.core.document import MAX_BYTES, Document, DocumentError
 from covey_server.core.engine import Action, DeviceState
@@ -99,7 +99,7 @@ _OPENAPI = _body_in_openapi()
     responses=responses(Invalid, TooLarge),
     openapi_extra=_OPENAPI,
 )
-def plan(_: Operator, file: CampaignFile, use: Use, limit: Limit = 100, after: AfterName = "") -> views.PlanView:
+def plan(_: Operator, file: CampaignFile, use: Use, limit: Limit = 100, after: AfterName = "") -> plan_views.PlanView:
     """What this campaign would do: which device gets which build in which stage, why, and who is left out. Moves nothing.
 
     Stages and choices are counted in full; each list of devices holds at most `limit` of them by id. For those that follow, ask
@@ -109,7 +109,7 @@ def plan(_: Operator, file: CampaignFile, use: Use, limit: Limit = 100, after: A
             prepared = prepare(session, file.spec, _seed(file.spec), file.document.error)
         except DocumentError as error:
             raise _invalid(error) from error
-        return views.plan_view(session, file.spec, prepared, limit, after)
+        return plan_views.plan_view(session, file.spec, prepared, limit, after)
 
 
 @router.post(
@@ -169,11 +169,11 @@ def list_devices(
     drifted: Annotated[
         bool, Query(description="those alone that run something else than the campaign left them on")
     ] = False,
-) -> Page[views.CampaignDeviceView]:
+) -> Page[device_views.CampaignDeviceView]:
     """Every device of the target: its stage, build, what it goes back to, and how far it is."""
     with use.database.reading() as session:
         state_name = state.value if state else None
-        return _page(*views.list_devices(session, name, limit, after, state_name, stage=stage, drifted=drifted))
+        return _page(*device_views.list_devices(session, name, limit, after, state_name, stage=stage, drifted=drifted))
 
 
 @router.get("/campaigns/{name}/events", summary="A campaign's log of decisions", responses=responses(NotFound))

@@ -20,6 +20,7 @@ from covey_server.core.part import ROLLBACK
 from covey_server.core.spec import CampaignSpec, spec_from_json
 from covey_server.db.tables import Build, Campaign, CampaignChoice, CampaignDevice, CampaignEvent, Model
 from covey_server.db.tables.campaigns import OFF, TO_GO, UNSERVED
+from covey_server.errors import NotFound
 
 # A device that is off holds up its stage for this long after its last word (a broker that restarts makes all look off),
 # and a campaign that goes back for this long.
@@ -72,6 +73,14 @@ def progress_of(session: Session, campaign: Campaign) -> Progress:
         meter=Meter() if campaign.meter is None else Meter(**campaign.meter),
         admitted_ms=campaign.admitted_ms,
     )
+
+
+def by_name(session: Session, name: str) -> Campaign:
+    """Raises `NotFound`."""
+    campaign = session.scalar(select(Campaign).where(Campaign.name == name))
+    if campaign is None:
+        raise NotFound(f"there is no campaign {name}")
+    return campaign
 
 
 def spec_of(campaign: Campaign) -> CampaignSpec:

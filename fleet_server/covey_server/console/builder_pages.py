@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from covey_server.api.security import require
 from covey_server.audit import Actor
 from covey_server.campaigns import commands
+from covey_server.campaigns.plan_views import plan_view
 from covey_server.campaigns.planning import prepare
-from covey_server.campaigns.views import plan_view
 from covey_server.console import html
 from covey_server.console.builder import file as builder
 from covey_server.console.builder import texts

@@ -9,8 +9,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from covey_server.campaigns import views
+from covey_server.campaigns.device_views import CampaignDeviceView, list_devices
 from covey_server.campaigns.repository import progress_of
-from covey_server.campaigns.views import CampaignDeviceView, CampaignView
+from covey_server.campaigns.views import CampaignView
 from covey_server.console import campaign_chart
 from covey_server.core.engine import Action, RefusedError, command
 from covey_server.db.tables import Campaign, CampaignEvent
@@ -42,7 +43,7 @@ def campaign(
     """Raises `NotFound`."""
     view = views.show(session, name, now_ms)
     row = session.scalars(select(Campaign).where(Campaign.name == name)).one()
-    devices, following = views.list_devices(session, name, DEVICES, after, state, stage=stage, drifted=drifted)
+    devices, following = list_devices(session, name, DEVICES, after, state, stage=stage, drifted=drifted)
     events = session.scalars(
         select(CampaignEvent).where(CampaignEvent.campaign_id == row.id).order_by(CampaignEvent.id.desc()).limit(EVENTS)
     ).all()

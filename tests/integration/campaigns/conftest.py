@@ -27,7 +27,7 @@ from covey_hil.testing.postgresql import new_database
 from covey_profiles import load_profiles, match
 from covey_server.audit import Actor
 from covey_server.bus import Bus
-from covey_server.campaigns import commands, views
+from covey_server.campaigns import commands, device_views, views
 from covey_server.campaigns.service import CampaignService
 from covey_server.core.criticality import criticality_of
 from covey_server.core.engine import Action
@@ -364,9 +364,9 @@ class Rig:
         with self.database.reading() as session:
             return views.show(session, name, self.now_ms)
 
-    def parts(self, name: str) -> dict[str, views.CampaignDeviceView]:
+    def parts(self, name: str) -> dict[str, device_views.CampaignDeviceView]:
         with self.database.reading() as session:
-            return {part.device: part for part in views.list_devices(session, name, 1000)[0]}
+            return {part.device: part for part in device_views.list_devices(session, name, 1000)[0]}
 
     def events(self, name: str) -> list[views.EventView]:
         with self.database.reading() as session:

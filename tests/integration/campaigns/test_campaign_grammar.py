@@ -14,7 +14,7 @@ from covey_contract.conditions import Conditions
 from covey_contract.messages import Hello, ModelStatus
 from covey_contract.reasons import Reason
 from covey_server.audit import Actor
-from covey_server.campaigns import commands, views
+from covey_server.campaigns import commands, device_views
 from covey_server.core.engine import Action
 from covey_server.core.spec import parse_moment
 from covey_server.db.tables import AssignmentRow, AuditEntry, Build, Device, Version
@@ -620,7 +620,7 @@ def test_drift_is_found_and_shown(rig: Rig) -> None:
     assert part.runs == old
     assert part.drifted_ms is not None
     with rig.database.reading() as session:
-        found, _ = views.list_devices(session, name, 10, drifted=True)
+        found, _ = device_views.list_devices(session, name, 10, drifted=True)
     assert [each.device for each in found] == ["press-3"]
     rig.devices["press-3"].counter = 0  # it gets its order again, and follows it
     rig.run(3)
