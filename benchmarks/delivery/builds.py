@@ -23,8 +23,9 @@ from covey_contract.manifest import (
     build_digest,
 )
 from covey_contract.wire import encode
+from covey_hil.testing.rows import add_build, add_version
 from covey_server.db.engine import Database
-from covey_server.db.tables import Blob, Build, Device, Model, Version
+from covey_server.db.tables import Device
 from covey_server.fleet.assignments import NewOrder, issue
 from covey_server.fleet.sql import table_of
 from covey_server.registry.blobs import BlobStore
@@ -96,32 +97,8 @@ def _enter(database_url: str, manifest: bytes, digest: str, devices: int) -> Non
     try:
         with database.session() as session:
             session.execute(insert(table_of(Device)), [{"id": name_of(number), **row} for number in range(devices)])
-            session.add(Model(name=MODEL, description="", created_ms=now_ms))
-            session.add(Blob(sha256="0" * 64, size=1, created_ms=now_ms))
-            session.flush()
-            version = Version(
-                model=MODEL,
-                name="1.0",
-                source_blob="0" * 64,
-                source_filename="digits.onnx",
-                budget=0.01,
-                info={},
-                created_ms=now_ms,
-                created_by="delivery",
-            )
-            session.add(version)
-            session.flush()
-            build = Build(
-                version_id=version.id,
-                target="onnxruntime-fp32",
-                state="built",
-                digest=digest,
-                size=1,
-                manifest=manifest,
-                created_ms=now_ms,
-            )
-            session.add(build)
-            session.flush()
+            version = add_version(session, "1.0", now_ms=now_ms)
+            build = add_build(session, version, digest, manifest=manifest)
             orders = [NewOrder(name_of(n), MODEL, version.id, build.id, "manual") for n in range(devices)]
             issue(session, orders, now_ms)
     finally:

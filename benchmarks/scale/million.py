@@ -13,18 +13,14 @@ import msgspec
 from sqlalchemy import delete, text
 from sqlalchemy.orm import Session
 
-from covey_contract.building import BuildReport, Outcome
 from covey_contract.facts import Facts, RuntimeFact
+from covey_hil.testing.rows import add_build, add_version, report_of
 from covey_profiles import load_profiles, match
 from covey_server.core.draw import lot_of
 from covey_server.db.engine import Database
 from covey_server.db.tables import (
-    Blob,
-    Build,
     Device,
     Group,
-    Model,
-    Version,
 )
 from covey_server.fleet.labels import put_labels
 from covey_server.fleet.sql import table_of
@@ -141,34 +137,8 @@ def settle(database: Database) -> None:
 def add_versions(database: Database, *names: str) -> None:
     """Versions of the model, each built for every target."""
     with database.session() as session:
-        session.add(Model(name=MODEL, description="", created_ms=NOW_MS))
-        session.add(Blob(sha256="0" * 64, size=1, created_ms=NOW_MS))
-        session.flush()
         for name in names:
-            version = Version(
-                model=MODEL,
-                name=name,
-                source_blob="0" * 64,
-                source_filename="digits.onnx",
-                budget=0.01,
-                info={},
-                created_ms=NOW_MS,
-                created_by="scale",
-            )
-            session.add(version)
-            session.flush()
+            version = add_version(session, name, now_ms=NOW_MS)
             for target in TARGETS:
-                report = BuildReport(target=target, outcome=Outcome.BUILT, size=1000, source_size=1000)
-                session.add(
-                    Build(
-                        version_id=version.id,
-                        target=target,
-                        state="built",
-                        digest=hashlib.sha256(f"{name} {target}".encode()).hexdigest(),
-                        size=1000,
-                        manifest=None,
-                        envelope=None,
-                        report=msgspec.to_builtins(report),
-                        created_ms=NOW_MS,
-                    )
-                )
+                digest = hashlib.sha256(f"{name} {target}".encode()).hexdigest()
+                add_build(session, version, digest, target=target, report=report_of(target))

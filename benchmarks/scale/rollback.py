@@ -19,7 +19,6 @@ import msgspec
 from sqlalchemy import func, insert, select
 
 from benchmarks.scale.databases import url_of
-from covey_contract.building import BuildReport, Outcome
 from covey_contract.envelope import encode_envelope
 from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec, build_digest
@@ -27,9 +26,10 @@ from covey_contract.wire import encode
 from covey_hil.fleet import LocalServer
 from covey_hil.processes import Child, command, free_port, wait_for
 from covey_hil.simulator.fleet import allow_files
+from covey_hil.testing.rows import add_build, add_version, report_of
 from covey_profiles import load_profiles, match
 from covey_server.db.engine import Database
-from covey_server.db.tables import Blob, Build, Device, Model, Reported, ReportRow, Version
+from covey_server.db.tables import Device, Reported, ReportRow
 from covey_server.fleet.broker import find_mosquitto
 from covey_server.fleet.mosquitto_config import MAX_INFLIGHT_MESSAGES, MAX_QUEUED_MESSAGES
 from covey_server.fleet.sql import table_of
@@ -238,38 +238,18 @@ class _Site:
         ]
         with database.session() as session:
             session.execute(insert(table_of(Device)), rows)
-            session.add(Model(name=MODEL, description="", created_ms=now_ms))
-            session.add(Blob(sha256="0" * 64, size=1, created_ms=now_ms))
-            session.flush()
             for name in ("1.0", "1.1"):
-                version = Version(
-                    model=MODEL,
-                    name=name,
-                    source_blob="0" * 64,
-                    source_filename="digits.onnx",
-                    budget=0.01,
-                    info={},
-                    created_ms=now_ms,
-                    created_by="scale",
-                )
-                session.add(version)
-                session.flush()
+                version = add_version(session, name, now_ms=now_ms)
                 manifest = encode(_manifest(name))
                 self._digests[name] = build_digest(manifest)
-                session.add(
-                    Build(
-                        version_id=version.id,
-                        target=TARGET,
-                        state="built",
-                        digest=self._digests[name],
-                        size=1000,
-                        manifest=manifest,
-                        envelope=encode_envelope(keys.sign_manifest(manifest)),
-                        report=msgspec.to_builtins(
-                            BuildReport(target=TARGET, outcome=Outcome.BUILT, size=1000, source_size=1000)
-                        ),
-                        created_ms=now_ms,
-                    )
+                add_build(
+                    session,
+                    version,
+                    self._digests[name],
+                    target=TARGET,
+                    manifest=manifest,
+                    envelope=encode_envelope(keys.sign_manifest(manifest)),
+                    report=report_of(TARGET),
                 )
 
 

@@ -27,9 +27,10 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 
 from covey_contract.building import BuildReport, Outcome
 from covey_contract.facts import Facts, RuntimeFact
+from covey_hil.testing.rows import add_build, add_version
 from covey_profiles import load_profiles, match
 from covey_server.app import build_services
-from covey_server.db.tables import Blob, Build, Device, Model, Reported, Version
+from covey_server.db.tables import Device, Reported
 from covey_server.routes import application
 from covey_server.services import Services
 from covey_server.settings import Settings
@@ -127,20 +128,8 @@ def _populate(services: Services) -> None:
     )
     profile = match(facts, load_profiles()).profile
     with services.database.session() as session:
-        session.add_all([Model(name="digits", created_ms=1), Blob(sha256="0" * 64, size=1, created_ms=1)])
-        session.flush()
         for name in ("1.0", "1.1"):
-            version = Version(
-                model="digits",
-                name=name,
-                source_blob="0" * 64,
-                source_filename="digits.onnx",
-                budget=0.01,
-                created_ms=1,
-                created_by="anna",
-            )
-            session.add(version)
-            session.flush()
+            version = add_version(session, name)
             for target, state in (
                 ("onnxruntime-fp32", "built"),
                 ("openvino-fp16", "built"),
@@ -148,16 +137,7 @@ def _populate(services: Services) -> None:
             ):
                 report = BuildReport(target=target, outcome=Outcome(state), reason="" if state == "built" else "worse")
                 digest = f"{zlib.crc32(f'{name} {target}'.encode()):064x}" if state == "built" else None
-                session.add(
-                    Build(
-                        version_id=version.id,
-                        target=target,
-                        state=state,
-                        digest=digest,
-                        report=msgspec.to_builtins(report),
-                        created_ms=1,
-                    )
-                )
+                add_build(session, version, digest, target=target, state=state, report=msgspec.to_builtins(report))
         session.flush()
         running = f"{zlib.crc32(b'1.0 onnxruntime-fp32'):064x}"
         for name in ("press-1", "press-2"):

@@ -17,13 +17,13 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
-from covey_contract.building import BuildReport, Outcome
 from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.histogram import Histogram, Recorder
 from covey_contract.lifecycle import State
 from covey_contract.messages import BuildWindow, Report, Status, Telemetry
 from covey_contract.reasons import Reason
 from covey_hil.testing.postgresql import new_database
+from covey_hil.testing.rows import add_build, add_version, report_of
 from covey_profiles import load_profiles, match
 from covey_server.audit import Actor
 from covey_server.bus import Bus
@@ -35,13 +35,11 @@ from covey_server.core.spec import read_spec
 from covey_server.db.engine import Database
 from covey_server.db.tables import (
     AssignmentRow,
-    Blob,
     Build,
     Desired,
     Device,
     Group,
     GroupMember,
-    Model,
     Version,
 )
 from covey_server.fleet.assignments import NewOrder, action_of, issue
@@ -126,37 +124,11 @@ class Rig:
 
     def add_version(self, name: str, targets: tuple[str, ...] = ("onnxruntime-fp32",)) -> None:
         with self.database.session() as session:
-            if session.get(Model, "digits") is None:
-                session.add(Model(name="digits", description="", created_ms=self.now_ms))
-                session.add(Blob(sha256="0" * 64, size=1, created_ms=self.now_ms))
-                session.flush()
-            version = Version(
-                model="digits",
-                name=name,
-                source_blob="0" * 64,
-                source_filename="digits.onnx",
-                budget=0.01,
-                info={},
-                created_ms=self.now_ms,
-                created_by="ann",
-            )
-            session.add(version)
-            session.flush()
+            version = add_version(session, name, now_ms=self.now_ms)
             for target in targets:
                 digest = hashlib.sha256(f"{name} {target}".encode()).hexdigest()
                 self.versions[digest] = name
-                report = BuildReport(target=target, outcome=Outcome.BUILT, size=1000, source_size=1000)
-                session.add(
-                    Build(
-                        version_id=version.id,
-                        target=target,
-                        state="built",
-                        digest=digest,
-                        size=1000,
-                        report=msgspec.to_builtins(report),
-                        created_ms=self.now_ms,
-                    )
-                )
+                add_build(session, version, digest, target=target, report=report_of(target))
 
     def add_device(
         self,

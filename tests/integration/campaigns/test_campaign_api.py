@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from covey_contract.building import BuildReport, Latency, Outcome
 from covey_contract.facts import Facts, RuntimeFact
+from covey_hil.testing.rows import add_version
 from covey_profiles import load_profiles, match
 from covey_server import tokens
 from covey_server.app import create_app
@@ -28,14 +29,11 @@ from covey_server.bus import Bus
 from covey_server.campaigns.choice import DEFAULT_TARGETS, targets_needed
 from covey_server.db.engine import Database
 from covey_server.db.tables import (
-    Blob,
     Build,
     Device,
     Group,
     GroupMember,
-    Model,
     Reported,
-    Version,
 )
 from covey_server.people.roles import Role
 from covey_server.registry.blobs import BlobStore
@@ -106,22 +104,8 @@ def served(app: FastAPI) -> Iterator[str]:
 
 def populate(session: Session) -> None:
     """Three devices (one canary, one that nothing fits), and version 1.1 in three targets, one of them refused."""
-    session.add(Model(name="digits", description="", created_ms=NOW_MS))
-    session.add(Blob(sha256="0" * 64, size=1, created_ms=NOW_MS))
     session.add(Group(name="canary", description="", created_ms=NOW_MS))
-    session.flush()
-    version = Version(
-        model="digits",
-        name="1.1",
-        source_blob="0" * 64,
-        source_filename="digits.onnx",
-        budget=0.01,
-        info={},
-        created_ms=NOW_MS,
-        created_by="ann",
-    )
-    session.add(version)
-    session.flush()
+    version = add_version(session, "1.1", now_ms=NOW_MS)
     latency = Latency(p50_ms=1.0, p99_ms=2.0, load_ms=9.0, first_ms=3.0, peak_rss_mb=40.0, machine="a test")
     for number, (target, size, state) in enumerate(
         [("onnxruntime-fp32", 3000, "built"), ("openvino-fp16", 2000, "built"), ("onnxruntime-int8", 1000, "refused")]

@@ -10,8 +10,9 @@ from sqlalchemy import insert
 
 from covey_contract.facts import Facts
 from covey_hil.testing.postgresql import new_database
+from covey_hil.testing.rows import add_build, add_version
 from covey_server.db.engine import Database
-from covey_server.db.tables import Blob, Build, Device, Model, Version
+from covey_server.db.tables import Device, Model
 
 NOW = 1_800_000_000_000
 
@@ -55,34 +56,9 @@ def database(url: str) -> Iterator[Database]:
                 for number in range(10)
             ],
         )
-        session.add(Blob(sha256="0" * 64, size=1, created_ms=NOW))
-        for model in ("digits", "other"):
-            session.add(Model(name=model, description="", created_ms=NOW))
-        session.flush()
         for number in (1, 2):
-            version = Version(
-                model="digits",
-                name=f"{number}.0",
-                source_blob="0" * 64,
-                source_filename="x.onnx",
-                budget=0.01,
-                info={},
-                created_ms=NOW,
-                created_by="test",
-            )
-            session.add(version)
-            session.flush()
-            session.add(
-                Build(
-                    version_id=version.id,
-                    target="onnxruntime-fp32",
-                    state="built",
-                    digest=str(number) * 64,
-                    size=1,
-                    manifest=b"{}",
-                    envelope=b"{}",
-                    created_ms=NOW,
-                )
-            )
+            version = add_version(session, f"{number}.0", now_ms=NOW)
+            add_build(session, version, str(number) * 64, size=1, manifest=b"{}", envelope=b"{}")
+        session.add(Model(name="other", description="", created_ms=NOW))
     yield made
     made.close()

@@ -20,17 +20,15 @@ from sqlalchemy import event, insert, select
 
 from covey_contract.histogram import Histogram, Recorder
 from covey_contract.messages import BuildWindow
+from covey_hil.testing.rows import add_version
 from covey_server.db.engine import Database
 from covey_server.db.tables import (
-    Blob,
     Build,
     Campaign,
     CampaignDevice,
     CampaignEvent,
     Device,
-    Model,
     Reported,
-    Version,
 )
 from covey_server.fleet import traffic
 from covey_server.fleet.counters import HELP, Counters
@@ -124,13 +122,7 @@ def test_a_device_that_talks_nonsense_takes_nothing_away() -> None:
 def fill(database: Database, devices: int = 4) -> None:
     """A model with two versions, a campaign under way, and devices that run them."""
     with database.session() as session:
-        session.add(Model(name="digits", created_ms=1))
-        session.add(Blob(sha256="0" * 64, size=1, created_ms=1))
-        session.flush()
-        common = {"source_blob": "0" * 64, "source_filename": "m", "budget": 0.1, "created_ms": 1, "created_by": "x"}
-        versions = [Version(model="digits", name=name, **common) for name in ("1.0", "1.1")]
-        session.add_all(versions)
-        session.flush()
+        versions = [add_version(session, name) for name in ("1.0", "1.1")]
         for number, version in enumerate(versions):
             digest = BUILD if number == 0 else "cd" * 32
             build = {"version_id": version.id, "created_ms": 1}

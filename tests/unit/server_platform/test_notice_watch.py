@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from covey_contract.building import BuildReport, Latency, Outcome
+from covey_contract.building import Latency
 from covey_contract.facts import Facts, RuntimeFact
+from covey_hil.testing.rows import add_build, add_version, report_of
 from covey_profiles import load_profiles, match
 from covey_server.audit import Actor
 from covey_server.bus import Bus
@@ -22,7 +23,7 @@ from covey_server.campaigns import commands
 from covey_server.core.engine import Action
 from covey_server.core.spec import read_spec
 from covey_server.db.engine import Database
-from covey_server.db.tables import AssignmentRow, Blob, Build, Campaign, CampaignDevice, Device, Model, Notice, Version
+from covey_server.db.tables import AssignmentRow, Build, Campaign, CampaignDevice, Device, Notice
 from covey_server.fleet.assignments import NewOrder, issue
 from covey_server.notifications.mail import Mailer
 from covey_server.notifications.outbox import Mailing
@@ -55,32 +56,10 @@ def service(any_database: Database, clock: FakeClock, tmp_path: Path) -> Notific
     )
     profile = match(facts, load_profiles()).profile
     with any_database.session() as session:
-        session.add_all([Model(name="digits", created_ms=1), Blob(sha256="0" * 64, size=1, created_ms=1)])
-        session.flush()
-        version = Version(
-            model="digits",
-            name="1.1",
-            source_blob="0" * 64,
-            source_filename="m",
-            budget=0.1,
-            created_ms=1,
-            created_by="anna",
-        )
-        session.add(version)
-        session.flush()
+        version = add_version(session, "1.1")
         latency = Latency(p50_ms=1.0, p99_ms=2.0, load_ms=9.0, first_ms=3.0, peak_rss_mb=40.0, machine="a test")
-        report = BuildReport(target="onnxruntime-fp32", outcome=Outcome.BUILT, latency=latency, size=9)
-        session.add(
-            Build(
-                version_id=version.id,
-                target="onnxruntime-fp32",
-                state="built",
-                digest="ab" * 32,
-                size=9,
-                report=msgspec.to_builtins(report),
-                created_ms=1,
-            )
-        )
+        report = report_of("onnxruntime-fp32", 9, latency=latency)
+        add_build(session, version, "ab" * 32, size=9, report=report)
         session.add(
             Device(
                 id="press-1",

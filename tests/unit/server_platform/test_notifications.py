@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, select
 
+from covey_hil.testing.rows import add_version
 from covey_server.db.engine import Database
-from covey_server.db.tables import Blob, Campaign, CampaignEvent, Delivery, Model, Notice, Person, Version, Webhook
+from covey_server.db.tables import Campaign, CampaignEvent, Delivery, Notice, Person, Webhook
 from covey_server.errors import StartError
 from covey_server.notifications import destination, outbox, retries, sealing, signing
 from covey_server.notifications.destination import BadDestinationError
@@ -181,21 +182,7 @@ Log = Callable[..., int]
 def log(any_database: Database, clock: FakeClock) -> Log:
     """Writes lines into a campaign's log; the id of the last."""
     with any_database.session() as session:
-        session.add(Model(name="digits", created_ms=1))
-        session.flush()
-        session.add(Blob(sha256="0" * 64, size=1, created_ms=1))
-        session.flush()
-        version = Version(
-            model="digits",
-            name="1.0",
-            source_blob="0" * 64,
-            source_filename="m.onnx",
-            budget=0.1,
-            created_ms=1,
-            created_by="anna",
-        )
-        session.add(version)
-        session.flush()
+        version = add_version(session, "1.0")
         campaign = Campaign(
             name="digits-1.0",
             model="digits",

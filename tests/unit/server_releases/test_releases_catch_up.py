@@ -10,8 +10,8 @@ import pytest
 
 from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec
 from covey_contract.wire import encode
+from covey_hil.testing.rows import add_build, add_version
 from covey_server.db.engine import Database
-from covey_server.db.tables import Blob, Build, Model, Version
 from covey_server.releases.catch_up import CatchUp, release_of
 from covey_server.releases.upkeep import Upkeep
 from tests.unit.server_releases.conftest import Site
@@ -76,18 +76,5 @@ def store(database: Database, version: str) -> None:
     """A version with one build that was built."""
     payload = encode(manifest_of(version))
     with database.session() as session:
-        if session.get(Model, "digits") is None:
-            session.add_all([Model(name="digits", created_ms=0), Blob(sha256="0" * 64, size=1, created_ms=0)])
-            session.flush()
-        row = Version(
-            model="digits",
-            name=version,
-            source_blob="0" * 64,
-            source_filename="m.onnx",
-            budget=0.01,
-            created_ms=0,
-            created_by="somebody",
-        )
-        session.add(row)
-        session.flush()
-        session.add(Build(version_id=row.id, target="onnxruntime-fp32", state="built", manifest=payload, created_ms=0))
+        row = add_version(session, version)
+        add_build(session, row, None, manifest=payload)
