@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from benchmarks.matrix.subject import Arrays, Ask, Drawn, Purpose, Score, Subject
+from benchmarks.matrix.subject import Array, Arrays, Ask, Drawn, Purpose, Score, Subject
 from covey_agent.runner.errors import LoadError
 from covey_agent.runner.protocol import Start
 from covey_agent.runner.service import load_build
@@ -141,7 +141,12 @@ class Row:
             build, _ = load_build(self._folder / target, Start(background=False, check_golden=True, threads=1))
         except LoadError as error:
             return msgspec.structs.replace(cell, wrong=f"the agent cannot load it: {error}")
-        score = self._subject.judge(self._packages, held_out, _source(source), lambda inputs: build.infer(dict(inputs)))
+
+        def ask(inputs: Mapping[str, Array]) -> Arrays:
+            # A runner's answer is its own memory, and holds until the next question.
+            return {name: answer.copy() for name, answer in build.infer(dict(inputs)).items()}
+
+        score = self._subject.judge(self._packages, held_out, _source(source), ask)
         return msgspec.structs.replace(
             cell,
             metric=score.metric,

@@ -73,6 +73,6 @@ SUBJECT = Subject(
     metric=f"regions:threshold={_TEXT},smallest={_SMALLEST}",
     budget=0.025,
     calibration=32,
-    evaluation=96,
+    evaluation=192,
     held_out=64,
 )
