@@ -14,8 +14,9 @@ import sqlite3
 import ssl
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import psutil
@@ -38,7 +39,7 @@ from covey_agent.link import Arrived, Link
 from covey_agent.manual import Manual
 from covey_agent.measure import Meter
 from covey_agent.memory import available_mb
-from covey_agent.outbox import Outbox
+from covey_agent.outbox import LIMIT, Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import Store
@@ -62,16 +63,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
     identity = load_identity(settings.identity)
     supervisor = supervisor_of(os.environ)
     with locked(settings.state):
-        try:
-            prepare(settings)
-            book = Book(settings.state)
-            last_exit = begin(book)
-            store = Store(settings.state)
-            store.prepare()
-            outbox = Outbox(settings.state / "outbox.db", clock=system_clock)
-            outbox.open()
-        except (OSError, sqlite3.Error) as error:
-            raise AgentError(f"{settings.state} cannot be used: {error}") from error
+        book, last_exit, store, outbox = take_up(settings)
         machine = machine_reader(settings)
         machine.read()
         log.info("covey-agent %s, device %s%s", __version__, identity.device, machine.words)
@@ -242,9 +234,35 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         """A full disk: the line still goes to standard error, and there is nowhere to say more."""
 
 
+class TakenUp(NamedTuple):
+    """What lies on disk between two runs, and how the run before ended."""
+
+    book: Book
+    last_exit: Reason
+    store: Store
+    outbox: Outbox
+
+
+def take_up(settings: Settings, clock: Callable[[], int] = system_clock, spool_limit: int = LIMIT) -> TakenUp:
+    """Go on from the state folder, whatever the run before has left there. Raises `AgentError` where that cannot be."""
+    try:
+        prepare(settings)
+        book = Book(settings.state)
+        last_exit = begin(book)
+        store = Store(settings.state)
+        store.prepare()
+        outbox = Outbox(settings.state / "outbox.db", clock=clock, limit=spool_limit)
+        outbox.open()
+    except (OSError, sqlite3.Error) as error:
+        raise AgentError(f"{settings.state} cannot be used: {error}") from error
+    return TakenUp(book, last_exit, store, outbox)
+
+
 def prepare(settings: Settings) -> None:
     for name in ("run", "log", "fetch", "orders", ASKS):
         durable.make_folder(settings.state / name)
+    for folder in (settings.state, settings.state / "orders"):
+        durable.sweep(folder)
     handler = _LogFile(settings.log_file, maxBytes=1_000_000, backupCount=2)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)

@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind 
 CREATE INDEX IF NOT EXISTS records_kind ON records (kind, seq);
 """
 _HELD = 500
+LIMIT = 10_000  # telemetry records; four times as many reports
 
 
 class Record(NamedTuple):
@@ -41,7 +42,7 @@ class Record(NamedTuple):
 class Outbox:
     """Single-threaded. Records that the disk does not take are held in memory until it does."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], int], limit: int = 10_000, resend_s: float = 20.0) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], int], limit: int = LIMIT, resend_s: float = 20.0) -> None:
         self._path = path
         self._clock = clock
         self._limit = limit
@@ -169,6 +170,11 @@ class Outbox:
             log.warning("the spool does not say its last number: %s", error)
             return None
         return int(found[0])
+
+    @property
+    def held(self) -> int:
+        """How many records are in memory alone."""
+        return len(self._held)
 
     def waiting(self) -> int:
         """How many records are not acknowledged."""

@@ -194,16 +194,23 @@ class InlineJobs:
 class World:
     """What outlives a kill: the disk, the gateway, the server and time."""
 
-    def __init__(self, folder: Path, vouching: Vouching | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        vouching: Vouching | None = None,
+        *,
+        gateway: PlayedGateway | None = None,
+        now: float = 1000.0,
+    ) -> None:
         self.folder = folder
         self.vouching = vouching
-        self.fuse = Fuse()
-        self.gateway = PlayedGateway(self.fuse)
+        self.fuse = gateway.fuse if gateway is not None else Fuse()
+        self.gateway = gateway if gateway is not None else PlayedGateway(self.fuse)
         self.builds: dict[str, RandomBuild] = {}
         self.newest: bytes | None = None
         self.order_id = ""
         self.counter = 0
-        self.now = 1000.0
+        self.now = now
         self.reports: list[Report] = []
         self.free = 10**9
         self.memory_mb = 1e6
@@ -211,18 +218,24 @@ class World:
         self.idle_s = 1e6
         self.locked_until = 0.0
         for name in ("fetch", "orders"):
-            (folder / name).mkdir()
+            (folder / name).mkdir(exist_ok=True)
         self.boot()
 
     def boot(self) -> None:
         """Start from the disk, as after a kill."""
-        settings = Settings(
-            state=self.folder, margin=0, retry_first_s=5.0, fetch=FetchLimits(silence_s=0.5, sync_blocks=4)
-        )
-        self.book = Book(self.folder)
-        self.book.load()
+        book = Book(self.folder)
+        book.load()
         store = Store(self.folder)
         store.prepare()
+        self.wire(book, store)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(state=self.folder, margin=0, retry_first_s=5.0, fetch=FetchLimits(silence_s=0.5, sync_blocks=4))
+
+    def wire(self, book: Book, store: Store) -> None:
+        self.book = book
+        settings = self.settings
         self.jobs = InlineJobs()
         gateway: Any = self.gateway
         jobs: Any = self.jobs
@@ -240,11 +253,14 @@ class World:
             surroundings=self._look_around,
             free=lambda: self.free,
             memory=lambda: self.memory_mb,
-            report=self.reports.append,
+            report=self.report,
             request=self.asked.append,
             clock=self.clock,
             vouching=self.vouching,
         )
+
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
 
     def _look_around(self, clock_ms: int, floor_ms: int, gateway: GatewayStatus | None) -> Surroundings:
         return Surroundings(
