@@ -129,6 +129,8 @@ class Control:
     def run(self) -> None:
         self._next_telemetry = time.monotonic() + self._settings.telemetry_interval_s
         self._tell_state()
+        if self._last_exit not in (Reason.STARTED, Reason.STOPPED):
+            self._deployments.tell_again()
         self._supervisor.ready()
         while not self._stopping:
             now = time.monotonic()

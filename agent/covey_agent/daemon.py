@@ -164,10 +164,13 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             web.stop()
             link.close()
             deployments.stop()
+            outbox.flush()
+            told = not outbox.held
             outbox.close()
             if not keep_gateway:
                 gateway.stop()
-            end(book)
+            if told:
+                end(book)
 
 
 def gateway_options(settings: Settings) -> list[str]:
@@ -251,7 +254,9 @@ def take_up(settings: Settings, clock: Callable[[], int] = system_clock, spool_l
         last_exit = begin(book)
         store = Store(settings.state)
         store.prepare()
-        outbox = Outbox(settings.state / "outbox.db", clock=clock, limit=spool_limit)
+        # Numbers grow with the clock: one that was set back must not make a new spool's fall behind the old one's.
+        floor = book.state.time_floor_ms
+        outbox = Outbox(settings.state / "outbox.db", clock=lambda: max(clock(), floor), limit=spool_limit)
         outbox.open()
     except (OSError, sqlite3.Error) as error:
         raise AgentError(f"{settings.state} cannot be used: {error}") from error

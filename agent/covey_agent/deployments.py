@@ -28,7 +28,7 @@ from covey_agent.core.acceptance import (
 from covey_agent.core.conditions import Surroundings, Wait, binding, waits_for
 from covey_agent.core.lifecycle import PASSING, RESUME, Act, Event, may_retry
 from covey_agent.core.reports import report_of, report_of_refusal
-from covey_agent.core.state import AgentState, Deployment, ModelRecord, moved, protected
+from covey_agent.core.state import AgentState, Deployment, ModelRecord, candidate_of, moved, protected
 from covey_agent.core.swap import Memory, SwapMode, choose
 from covey_agent.downloads import Downloads
 from covey_agent.errors import GatewayError, StepError
@@ -133,6 +133,11 @@ class Deployments:
             self.order(payload)
         for model in list(self._book.state.models):
             self.advance(model)
+
+    def tell_again(self) -> None:
+        """After a run that did not end well: what it had done last may be in the book and not in the spool."""
+        for model, record in self._book.state.models.items():
+            self.tell(model, record)
 
     @property
     def busy(self) -> bool:
@@ -512,8 +517,8 @@ class Deployments:
         keep = protected(self._book.state)
         for build in self._store.collect(keep):
             log.info("build %s is removed", build[:12])
-        self._downloads.sweep(keep)
         records = self._book.state.models.values()
+        self._downloads.sweep({build for record in records if (build := candidate_of(record)) is not None})
         self._orders.sweep({record.deployment.order.counter for record in records if record.deployment is not None})
 
     def _room(self, manifest: Manifest, build: str) -> Room:

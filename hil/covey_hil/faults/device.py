@@ -20,6 +20,7 @@ from covey_agent.gateway.control_api import Load, Loaded, Request
 from covey_agent.gateway.slots import Slots
 from covey_agent.manual import Manual
 from covey_contract.messages import Hello, Report, Telemetry
+from covey_contract.reasons import Reason
 from covey_contract.topics import Up
 from covey_contract.wire import decode, encode
 from covey_hil.faults.journal import Added, Adding, Journal, Sent, Served, Trouble, Written
@@ -86,6 +87,8 @@ class Device(World):
         self.store = taken.store
         manual = Manual(taken.book, self.serving, self.clock, self.deployments.tell)
         self.asks = AskFolder(self.folder, manual.obey)
+        if taken.last_exit not in (Reason.STARTED, Reason.STOPPED):
+            self.deployments.tell_again()
         self.hello()
 
     @property
@@ -97,7 +100,7 @@ class Device(World):
 
     def spool(self, message: Report | Telemetry) -> None:
         key = key_of(message)
-        self.journal.tell(Adding(key))
+        self.journal.tell(Adding(key, Up.REPORT if isinstance(message, Report) else Up.TELEMETRY))
         self.outbox.add(message)
         if not self.outbox.held:
             self.journal.tell(Added(key))

@@ -26,6 +26,7 @@ class Adding(msgspec.Struct, frozen=True, tag=True):
     """A record is about to be spooled. `key`: of what it says, without its number."""
 
     key: str
+    kind: Up
 
 
 class Added(msgspec.Struct, frozen=True, tag=True):

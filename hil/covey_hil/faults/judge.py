@@ -13,7 +13,7 @@ from covey_contract.manifest import build_digest
 from covey_contract.messages import Hello, Report
 from covey_contract.topics import Up
 from covey_contract.wire import decode
-from covey_hil.faults.device import MODEL, Device
+from covey_hil.faults.device import MODEL, SPOOL_LIMIT, Device
 from covey_hil.faults.journal import Added, Adding, Entry, Lost, Sent, Served, Settled, Trouble, Written
 from covey_hil.faults.operations import Operation
 
@@ -86,7 +86,7 @@ def of_journal(entries: Sequence[Entry], operation: Operation) -> Iterator[str]:
     end = max((at for at, entry in enumerate(entries) if isinstance(entry, Settled)), default=len(entries))
     yield from _served(entries[:end], operation)
     yield from _believed(entries[:end], operation)
-    yield from _counted(entries, operation)
+    yield from _counted(entries)
 
 
 def _served(entries: Iterable[Entry], operation: Operation) -> Iterator[str]:
@@ -114,14 +114,16 @@ def _believed(entries: Iterable[Entry], operation: Operation) -> Iterator[str]:
         yield f"the server believes that it is {state}"
 
 
-def _counted(entries: Iterable[Entry], operation: Operation) -> Iterator[str]:
+def _counted(entries: Iterable[Entry]) -> Iterator[str]:
     """No record is lost that the disk had, none is counted twice, no number names two."""
     adding, added, sent, bodies = Counter[str](), Counter[str](), Counter[str](), dict[int, bytes]()
+    kinds: dict[str, Up] = {}
     for entry in entries:
         if isinstance(entry, Trouble):
             yield entry.what
         elif isinstance(entry, Adding):
             adding[entry.key] += 1
+            kinds[entry.key] = entry.kind
         elif isinstance(entry, Added):
             added[entry.key] += 1
         elif isinstance(entry, Sent) and entry.kind is not Up.HELLO:
@@ -133,8 +135,8 @@ def _counted(entries: Iterable[Entry], operation: Operation) -> Iterator[str]:
             bodies[entry.seq] = body
     yield from (f"record {key} was counted {times} times" for key, times in sent.items() if times > adding[key])
     lost = [key for key, times in added.items() if times > sent[key]]
-    # A spool that was given more than it takes gives up the oldest.
-    may_go = list(added)[: len(lost)] if operation.overfills else []
+    # A spool that was given more telemetry than it takes gives up the oldest.
+    may_go = [key for key, kind in kinds.items() if kind is Up.TELEMETRY][:-SPOOL_LIMIT]
     if set(lost) - set(may_go):
         yield f"{len(lost)} records are lost"
 

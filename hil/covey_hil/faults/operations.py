@@ -44,7 +44,6 @@ class Operation:
     act: Callable[[Device], None] = lambda device: device.hello()
     crashing: frozenset[str] = field(default_factory=frozenset)
     boots: bool = False
-    overfills: bool = False  # the spool is given more than it takes
 
     @property
     def may_serve(self) -> frozenset[str | None]:
@@ -223,7 +222,6 @@ OPERATIONS: tuple[Operation, ...] = (
         active=frozenset({ONE.digest}),
         end=ONE,
         act=_fill_spool,
-        overfills=True,
     ),
     Operation(
         "resume",
