@@ -12,12 +12,12 @@ from pathlib import Path
 import msgspec
 
 from covey_agent.gateway.slots import Slots
-from covey_hil.faults.journal import Added, Adding, Down, Ended, Entry, Journal, Ready, Sent, Served, Settled, Written
+from covey_hil.faults.journal import Added, Adding, Down, Ended, Entry, Journal, Ready, Sent, Served, Settled, Trouble, Written
 from covey_hil.faults.strace import Injection, Tracer
 from covey_hil.faults.zygote import Job, Phase
 from covey_hil.processes import ProcessError
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 30.0
 
 
 @dataclass
@@ -86,16 +86,17 @@ class Bench:
         self, job: Job, outlived: Outlived, *, injections: tuple[Injection, ...] = (), trace: bool = False
     ) -> tuple[Ran, Tracer | None]:
         assert self._zygote.stdin is not None  # noqa: S101  # it is a pipe
-        job = msgspec.structs.replace(
-            job, models=outlived.models, now=outlived.now, least=outlived.least, wait=trace or bool(injections)
-        )
+        job = msgspec.structs.replace(job, models=outlived.models, now=outlived.now, least=outlived.least)
         self._zygote.stdin.write(msgspec.json.encode(job) + b"\n")
         self._zygote.stdin.flush()
         ran, tracer = Ran(), None
-        while not isinstance(entry := self._journal.hear(_PATIENCE_S), Ended):
+        pid = 0
+        while not isinstance(entry := self._hear(pid, outlived), Ended):
             if isinstance(entry, Ready):
-                tracer = Tracer(entry.pid, self.folder / "strace.log", injections)
-                os.kill(entry.pid, signal.SIGCONT)
+                pid = entry.pid
+                if trace or injections:
+                    tracer = Tracer(pid, self.folder / "strace.log", injections)
+                self._journal.go()
             elif isinstance(entry, Down):
                 ran.down = entry.why
             else:
@@ -106,6 +107,16 @@ class Bench:
             tracer.wait()
             ran.injected = tracer.injected()
         return ran, tracer
+
+    def _hear(self, pid: int, outlived: Outlived) -> Entry:
+        try:
+            return self._journal.hear(_PATIENCE_S)
+        except TimeoutError:
+            if not pid:
+                raise
+            outlived.note(Trouble(f"the device said nothing for {_PATIENCE_S:.0f} s and was ended"))
+            os.kill(pid, signal.SIGKILL)
+            return self._journal.hear(_PATIENCE_S)
 
     # --- its state folder -------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ MAX_BYTES = 1 << 16
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The process waits to be let go; a tracer may be attached."""
+    """The process waits to be let go; a tracer may be attached until then."""
 
     pid: int
 
@@ -115,6 +115,13 @@ class Journal:
         if not packet:
             raise EOFError("the device's process is gone")
         return _decoder.decode(packet)
+
+    def go(self) -> None:
+        """Let the other end go on."""
+        self._socket.send(b"go")
+
+    def wait(self) -> None:
+        self._socket.recv(MAX_BYTES)
 
     def close(self) -> None:
         self._socket.close()

@@ -7,7 +7,6 @@ socket FD. One thread, so that a fork is whole.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -40,7 +39,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     now: float = 1000.0
     least: Written = Written(0, 0)
     rounds: int = 120
-    wait: bool = False  # for a tracer
     strict: bool = True  # it must come to its end
 
 
@@ -94,9 +92,8 @@ def before(job: Job, operation: Operation, journal: Journal) -> None:
 
 def during(job: Job, operation: Operation, journal: Journal) -> None:
     device = make(job, operation, journal, boot=not operation.boots)
-    if job.wait:
-        journal.tell(Ready(os.getpid()))
-        os.kill(os.getpid(), signal.SIGSTOP)  # until the tracer is attached, and the rig says go on
+    journal.tell(Ready(os.getpid()))
+    journal.wait()
     if operation.boots:
         device.boot()
     operation.want(device)

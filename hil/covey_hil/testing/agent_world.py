@@ -217,12 +217,12 @@ class World:
         self.mains_power = True
         self.idle_s = 1e6
         self.locked_until = 0.0
-        for name in ("fetch", "orders"):
-            (folder / name).mkdir(exist_ok=True)
         self.boot()
 
     def boot(self) -> None:
         """Start from the disk, as after a kill."""
+        for name in ("fetch", "orders"):
+            (self.folder / name).mkdir(exist_ok=True)
         book = Book(self.folder)
         book.load()
         store = Store(self.folder)
