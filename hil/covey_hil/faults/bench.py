@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from covey_agent.gateway.slots import Slots
+from covey_hil.faults.disk import LoopDisk
 from covey_hil.faults.journal import Added, Adding, Down, Ended, Entry, Journal, Ready, Sent, Served, Settled, Trouble, Written
 from covey_hil.faults.strace import Injection, Tracer
 from covey_hil.faults.zygote import Job, Phase
@@ -57,8 +58,10 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.disk = LoopDisk(folder)
         self.state = folder / "state"
         self._before: dict[str, Outlived] = {}
+        self._on_disk: set[str] = set()
 
     def __enter__(self) -> Bench:
         self._journal, theirs = Journal.pair()
@@ -79,6 +82,7 @@ class Bench:
         self._zygote.stdin.close()
         self._zygote.wait(_PATIENCE_S)
         self._journal.close()
+        self.disk.eject()
 
     # --- one process of the device ----------------------------------------------------------------------------------
 
@@ -135,6 +139,21 @@ class Bench:
             self._remove(self.state)
             self._copy(self._template(operation), self.state)
         return self._before[operation].copy()
+
+    def prepare_disk(self, operation: str) -> Outlived:
+        """The same on a disk whose power can be cut: `state` lies there until `give_back_disk`."""
+        outlived = self.prepare(operation)
+        name = self._template(operation).name
+        if operation not in self._on_disk:
+            self.disk.keep(name, self.state)
+            self._on_disk.add(operation)
+        self.disk.insert(name)
+        self.state = self.disk.point / "state"
+        return outlived
+
+    def give_back_disk(self) -> None:
+        self.disk.eject()
+        self.state = self.folder / "state"
 
     def _template(self, operation: str) -> Path:
         return self.folder / f"before-{operation.replace(' ', '-')}"

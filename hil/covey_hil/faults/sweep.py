@@ -19,7 +19,7 @@ import msgspec
 
 from covey_contract.strenum import StrEnum
 from covey_hil.faults import judge
-from covey_hil.faults.bench import Bench
+from covey_hil.faults.bench import Bench, Outlived
 from covey_hil.faults.journal import Lost, Trouble
 from covey_hil.faults.operations import BY_NAME
 from covey_hil.faults.strace import READING, WRITING, Call, Injection
@@ -42,6 +42,7 @@ _FILLING = frozenset({"write", "pwrite64", "fallocate", "mkdir", "mkdirat", "lin
 class Fault(StrEnum):
     KILL = "kill"  # of control; the gateway goes on
     RESET = "reset"  # of everything: the gateway has nothing loaded
+    POWER = "power"  # of all there is: the disk keeps what had reached it
     ENOSPC = "enospc"
     FULL = "full"  # ENOSPC from here on, until the next start
     EIO = "eio"
@@ -50,12 +51,15 @@ class Fault(StrEnum):
 _WHAT = {
     Fault.KILL: "signal=KILL",
     Fault.RESET: "signal=KILL",
+    Fault.POWER: "signal=KILL",
     Fault.ENOSPC: "error=ENOSPC",
     Fault.EIO: "error=EIO",
 }
+_DEATHS = (Fault.KILL, Fault.RESET, Fault.POWER)
 FAULTS = {
     Fault.KILL: "SIGKILL of the control process; the gateway goes on",
     Fault.RESET: "SIGKILL of all processes: the gateway starts with nothing",
+    Fault.POWER: "power cut: as reset, on an ext4 file system that keeps only what had reached its disk",
     Fault.ENOSPC: "the call fails with ENOSPC, once",
     Fault.FULL: "this call and all later ones that take room fail with ENOSPC, until the next start",
     Fault.EIO: "the call fails with EIO, once",
@@ -115,13 +119,13 @@ def _faults(call: Call, state: str) -> Iterator[Fault]:
     """Which faults make sense at a call: of our files, the log apart, which nothing depends on."""
     if call.name == "sendto":
         if '\\"Served\\"' in call.words or '\\"Sent\\"' in call.words:
-            yield from (Fault.KILL, Fault.RESET)
+            yield from _DEATHS
         return
     if state not in call.words or f"{state}/log/" in call.words:
         return
     opens_to_read = call.name == "openat" and "O_CREAT" not in call.words
     if call.name in _WRITING and not opens_to_read:
-        yield from (Fault.KILL, Fault.RESET)
+        yield from _DEATHS
         if call.name in _TAKES_ROOM:
             yield Fault.ENOSPC
         if call.name in _FILLING:
@@ -131,10 +135,18 @@ def _faults(call: Call, state: str) -> Iterator[Fault]:
 
 
 def try_point(bench: Bench, point: Point) -> Outcome:
+    if point.fault is not Fault.POWER:
+        return _try(bench, point, bench.prepare(point.operation))
+    try:
+        return _try(bench, point, bench.prepare_disk(point.operation))
+    finally:
+        bench.give_back_disk()
+
+
+def _try(bench: Bench, point: Point, outlived: Outlived) -> Outcome:
     operation = BY_NAME[point.operation]
-    outlived = bench.prepare(point.operation)
     job = _job(Phase.DURING, point.operation, bench)
-    dies = point.fault in (Fault.KILL, Fault.RESET)
+    dies = point.fault in _DEATHS
     lasting = point.fault is Fault.FULL
     if lasting:
         job = msgspec.structs.replace(job, rounds=_FULL_ROUNDS, strict=False)
@@ -143,7 +155,9 @@ def try_point(bench: Bench, point: Point) -> Outcome:
     wrong: list[str] = []
     if not (ran.settled or ran.killed or ran.down or lasting):
         wrong.append("the device did not come to its end")
-    if point.fault is Fault.RESET:
+    if point.fault is Fault.POWER:
+        bench.disk.cut_power()
+    if point.fault in (Fault.RESET, Fault.POWER):
         outlived.models = {}
         outlived.note(Lost())
     outlived.now += 600.0  # a device is not back at once
