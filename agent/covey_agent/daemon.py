@@ -56,6 +56,8 @@ from covey_contract.topics import Down, Up, down
 log = logging.getLogger(__name__)
 
 _FACTS_AGE_S = 600.0
+# A spool has fewer than 1024 times as many records in its life: 30 days of milliseconds.
+_SPOOL_SPAN_MS = 30 * 86_400_000
 
 
 def run(settings: Settings, *, keep_gateway: bool = False) -> None:
@@ -254,13 +256,22 @@ def take_up(settings: Settings, clock: Callable[[], int] = system_clock, spool_l
         last_exit = begin(book)
         store = Store(settings.state)
         store.prepare()
-        # Numbers grow with the clock: one that was set back must not make a new spool's fall behind the old one's.
-        floor = book.state.time_floor_ms
-        outbox = Outbox(settings.state / "outbox.db", clock=lambda: max(clock(), floor), limit=spool_limit)
-        outbox.open()
+        outbox = Outbox(settings.state / "outbox.db", clock=lambda: spool_start(book, clock()), limit=spool_limit)
+        try:
+            outbox.open()
+        except (OSError, sqlite3.Error) as error:
+            log.error("the spool cannot be opened now: %s", error)
     except (OSError, sqlite3.Error) as error:
         raise AgentError(f"{settings.state} cannot be used: {error}") from error
     return TakenUp(book, last_exit, store, outbox)
+
+
+def spool_start(book: Book, now_ms: int) -> int:
+    """Where a new spool's numbers begin (see `outbox`): beyond those of the one before, also when the clock was set back. Raises `OSError`."""
+    before = book.state.spool_start_ms
+    start_ms = max(now_ms, book.state.time_floor_ms, before + _SPOOL_SPAN_MS if before else 0)
+    book.change(lambda state: msgspec.structs.replace(state, spool_start_ms=start_ms))
+    return start_ms
 
 
 def prepare(settings: Settings) -> None:
@@ -274,13 +285,17 @@ def prepare(settings: Settings) -> None:
 
 
 def begin(book: Book) -> Reason:
-    """Load the book; how the run before ended."""
+    """Load the book; how the run before ended. Raises `OSError` if it cannot be read."""
     before = book.load()
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         boot = ""
-    book.change(lambda state: msgspec.structs.replace(state, clean_stop=False, kernel_boot=boot))
+    try:
+        book.change(lambda state: msgspec.structs.replace(state, clean_stop=False, kernel_boot=boot))
+    except OSError as error:
+        # A full disk is no reason to serve nothing. What must be stored before it is done waits for room.
+        log.error("the start could not be noted: %s", error)
     if before == AgentState():
         return Reason.STARTED
     if before.clean_stop:

@@ -1,7 +1,7 @@
 """What the device has to tell the server and the server has not yet acknowledged: reports and telemetry, in SQLite on disk.
 
-Invariants: a sequence number is never used twice, not even after the spool was lost (a new one begins at the clock's milliseconds
-times 1024); a record leaves only when it is acknowledged, or, telemetry first and oldest first, when the spool is full.
+Invariants: a sequence number is never used twice, not even after the spool was lost (a new one begins at the milliseconds that
+`clock` gives, times 1024); a record leaves only when it is acknowledged, or, telemetry first and oldest first, when the spool is full.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Outbox:
         self._database: sqlite3.Connection | None = None
 
     def open(self, *, check: bool = True) -> None:
-        """Open the spool; a damaged one is set aside and said so. `check`: look through all of it.
+        """Open the spool; a damaged one is set aside and said so. `check`: look through all of it. Whoever does not call it, or in vain, has
+        it done by the first use that can.
         Raises `OSError` or `sqlite3.Error` if none can be made."""
         try:
             self._database = self._connect(check=check)

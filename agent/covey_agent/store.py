@@ -81,10 +81,7 @@ class Store:
         """
         digest = build_digest(manifest_bytes)
         for entry in manifest.files:
-            blob = self.blob(entry.sha256)
-            if not self.has_blob(entry) or digest_of(blob) != entry.sha256:
-                self.discard(entry.sha256)
-                raise CorruptError(entry.path, entry.sha256)
+            self.scrub(entry)
         if self._is_whole(digest, manifest, manifest_bytes):
             return self.build(digest)
         temporary = self._builds / f".{digest}{durable.TEMPORARY}"
@@ -130,6 +127,13 @@ class Store:
         except (FileNotFoundError, NotADirectoryError, ContractError) as error:
             raise CorruptError(f"build {digest[:12]} ({error})", digest) from error
         return manifest
+
+    def scrub(self, entry: FileEntry) -> None:
+        """Read a blob whole. Raises `CorruptError` after removing it if it is not what its name says, or gone; `OSError` if it cannot be
+        read now."""
+        if not self.has_blob(entry) or digest_of(self.blob(entry.sha256)) != entry.sha256:
+            self.discard(entry.sha256)
+            raise CorruptError(entry.path, entry.sha256)
 
     def manifest(self, digest: str) -> Manifest | None:
         """The manifest of a staged build, if it is here and readable."""

@@ -41,20 +41,20 @@ class Gateway(PlayedGateway):
 
     def load(self, request: Load) -> Loaded:
         loaded = super().load(request)
-        self._tell()
+        self.tell()
         return loaded
 
     def do(self, request: Request) -> None:
         super().do(request)
-        self._tell()
+        self.tell()
 
     def live(self, now_ms: int) -> None:
         for model, slots in list(self.models.items()):
             if slots.probation is not None and slots.active in self.crashing:
                 self.crash_active(model, now_ms)
-                self._tell()
+                self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         self._journal.tell(Served(self.models, tuple(self.loads)))
 
 

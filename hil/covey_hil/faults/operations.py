@@ -104,6 +104,12 @@ def _half_fetched(device: Device) -> None:
     device.run(lambda: device.is_in(State.FETCHING))
 
 
+def _power_lost(device: Device) -> None:
+    install(device, ONE, TWO)
+    device.played.lose_everything()
+    device.played.tell()
+
+
 def _damaged(device: Device) -> None:
     """The first copy of the state is rubbish, and kills have left their halves everywhere."""
     install(device, ONE, TWO)
@@ -240,6 +246,16 @@ OPERATIONS: tuple[Operation, ...] = (
         want=order(TWO),
         done=settled(TWO),
         active=frozenset({ONE.digest, TWO.digest}),
+        end=TWO,
+        boots=True,
+    ),
+    Operation(
+        "start",
+        "the start after a power cut, with a gateway that has nothing",
+        before=_power_lost,
+        want=lambda _device: None,
+        done=lambda device: device.serving_build == TWO.digest and device.drained,
+        active=frozenset({TWO.digest}),
         end=TWO,
         boots=True,
     ),

@@ -20,6 +20,7 @@ import msgspec
 from covey_contract.strenum import StrEnum
 from covey_hil.faults import judge
 from covey_hil.faults.bench import Bench, Outlived
+from covey_hil.faults.device import MODEL
 from covey_hil.faults.journal import Lost, Trouble
 from covey_hil.faults.operations import BY_NAME
 from covey_hil.faults.strace import READING, WRITING, Call, Injection
@@ -155,6 +156,10 @@ def _try(bench: Bench, point: Point, outlived: Outlived) -> Outcome:
     wrong: list[str] = []
     if not (ran.settled or ran.killed or ran.down or lasting):
         wrong.append("the device did not come to its end")
+    if ran.down and point.fault in (Fault.ENOSPC, Fault.FULL):
+        wrong.append(f"a full disk kept it from starting: {ran.down}")
+    if lasting and operation.end is not None and not _serves(outlived):
+        wrong.append("on a full disk nothing served")
     if point.fault is Fault.POWER:
         bench.disk.cut_power()
     if point.fault in (Fault.RESET, Fault.POWER):
@@ -221,6 +226,10 @@ def sweep(
             if number % 500 == 0:
                 say(f"{number} of {len(points)}, {len(swept.failures)} failed")
     return swept
+
+
+def _serves(outlived: Outlived) -> bool:
+    return MODEL not in outlived.models or outlived.models[MODEL].active is not None
 
 
 def _job(phase: Phase, operation: str, bench: Bench) -> Job:

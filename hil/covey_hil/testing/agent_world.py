@@ -211,6 +211,7 @@ class World:
         self.order_id = ""
         self.counter = 0
         self.now = now
+        self.clock_offset_s = 0.0  # of the device's clock of the day, which may be set
         self.reports: list[Report] = []
         self.free = 10**9
         self.memory_mb = 1e6
@@ -271,7 +272,7 @@ class World:
         )
 
     def clock(self) -> int:
-        return int(self.now * 1000)
+        return int((self.now + self.clock_offset_s) * 1000)
 
     def sealed(self, build: RandomBuild) -> Envelope:
         return seal_bytes(build.manifest_bytes, MANIFEST_TYPE, [RELEASE])

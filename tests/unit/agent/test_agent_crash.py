@@ -174,9 +174,26 @@ def test_an_active_build_that_rotted_is_not_loaded(world: World, random_build: M
     blob.write_bytes(b"x" * 100)
     world.gateway.lose_everything()
     world.gateway.loads.clear()
-    world.run(lambda: world.serving_build == one.digest)
-    assert two.digest not in world.gateway.loads
-    assert world.record.deployment.reason is Reason.DIGEST_MISMATCH
+    world.reports.clear()
+    world.run(lambda: world.is_settled(two))
+    assert world.gateway.loads == [one.digest, two.digest]
+    first = world.reports[0]
+    assert (first.state, first.reason, first.previous) == (State.FETCHING, Reason.DIGEST_MISMATCH, one.digest)
+    assert blob.read_bytes() == two.contents[1]
+
+
+def test_an_only_build_that_rotted_is_fetched_again(world: World, random_build: Make) -> None:
+    build = random_build((9_000, 100))
+    world.order(build)
+    world.run(lambda: world.is_settled(build))
+    blob = world.folder / "blobs" / build.manifest.files[0].sha256
+    blob.chmod(0o644)
+    blob.write_bytes(b"x" * 9_000)
+    world.gateway.lose_everything()
+    world.boot()
+    world.run(lambda: world.is_settled(build))
+    assert blob.read_bytes() == build.contents[1]
+    assert world.record.deployment.bytes_fetched < 2 * sum(map(len, build.contents))
 
 
 def test_the_gateway_goes_back_and_control_learns_of_it_later(world: World, random_build: Make) -> None:
