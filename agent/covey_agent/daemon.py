@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -210,7 +211,12 @@ def system_clock() -> int:
 def locked(state: Path) -> Iterator[None]:
     """One agent a state folder. Raises `AlreadyRunningError`."""
     try:
-        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)  # it can be locked all the same
     except OSError as error:
         raise AgentError(f"{state} cannot be used: {error.strerror}") from error
     try:
@@ -279,7 +285,11 @@ def prepare(settings: Settings) -> None:
         durable.make_folder(settings.state / name)
     for folder in (settings.state, settings.state / "orders"):
         durable.sweep(folder)
-    handler = _LogFile(settings.log_file, maxBytes=1_000_000, backupCount=2)
+    try:
+        handler = _LogFile(settings.log_file, maxBytes=1_000_000, backupCount=2)
+    except OSError as error:
+        log.error("there is no log file: %s", error)
+        return
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
 

@@ -126,6 +126,8 @@ class Serving:
             self.ask(Settle(model=model))
         elif slots.candidate is not None and slots.candidate != on_trial:
             self.ask(Unload(model=model, build=slots.candidate))
+        elif record.broken:
+            self._count(model, record.active, 0)  # it did start, and control was killed before it noted that
 
     def load(self, model: str, build: str, *, background: bool, in_place: bool = False) -> None:
         """Verify the build's bytes and let the gateway load it. In the jobs' thread. Raises what went wrong."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import msgspec
 
-from covey_agent.gateway.slots import Slots
 from covey_hil.faults.disk import LoopDisk
 from covey_hil.faults.journal import Added, Adding, Down, Ended, Entry, Journal, Ready, Sent, Served, Settled, Trouble, Written
 from covey_hil.faults.strace import Injection, Tracer
@@ -25,7 +24,7 @@ _PATIENCE_S = 30.0
 class Outlived:
     """What a device's end leaves standing, and what was told until then."""
 
-    models: dict[str, Slots] = field(default_factory=dict)
+    served: Served = Served({})
     now: float = 1000.0
     least: Written = Written(0, 0)
     entries: list[Entry] = field(default_factory=list)
@@ -33,14 +32,14 @@ class Outlived:
     def note(self, entry: Entry) -> None:
         self.entries.append(entry)
         if isinstance(entry, Served):
-            self.models = entry.models
+            self.served = entry
         elif isinstance(entry, Written):
             self.least = entry
         elif isinstance(entry, Settled):
             self.now = entry.now
 
     def copy(self) -> Outlived:
-        return Outlived(dict(self.models), self.now, self.least, list(self.entries))
+        return Outlived(self.served, self.now, self.least, list(self.entries))
 
 
 @dataclass
@@ -90,7 +89,7 @@ class Bench:
         self, job: Job, outlived: Outlived, *, injections: tuple[Injection, ...] = (), trace: bool = False
     ) -> tuple[Ran, Tracer | None]:
         assert self._zygote.stdin is not None  # noqa: S101  # it is a pipe
-        job = msgspec.structs.replace(job, models=outlived.models, now=outlived.now, least=outlived.least)
+        job = msgspec.structs.replace(job, served=outlived.served, now=outlived.now, least=outlived.least)
         self._zygote.stdin.write(msgspec.json.encode(job) + b"\n")
         self._zygote.stdin.flush()
         ran, tracer = Ran(), None

@@ -17,7 +17,6 @@ from covey_agent.asks import AskFolder
 from covey_agent.core.state import AgentState, ModelRecord, status_of
 from covey_agent.daemon import take_up
 from covey_agent.gateway.control_api import Load, Loaded, Request
-from covey_agent.gateway.slots import Slots
 from covey_agent.manual import Manual
 from covey_contract.messages import Hello, Report, Telemetry
 from covey_contract.reasons import Reason
@@ -33,10 +32,10 @@ MODEL = "m"
 class Gateway(PlayedGateway):
     """Tells the rig of whatever it did, before control hears of it."""
 
-    def __init__(self, journal: Journal, models: dict[str, Slots]) -> None:
+    def __init__(self, journal: Journal, served: Served) -> None:
         super().__init__(Fuse())
         self._journal = journal
-        self.models = dict(models)
+        self.models, self.reverted = dict(served.models), dict(served.reverted)
         self.crashing: Collection[str] = ()  # builds that crash in probation
 
     def load(self, request: Load) -> Loaded:
@@ -55,18 +54,18 @@ class Gateway(PlayedGateway):
                 self.tell()
 
     def tell(self) -> None:
-        self._journal.tell(Served(self.models, tuple(self.loads)))
+        self._journal.tell(Served(self.models, self.reverted))
 
 
 class Device(World):
     """`boot` raises `AgentError` where the agent would end with a line that says why."""
 
     def __init__(
-        self, folder: Path, journal: Journal, *, models: dict[str, Slots], now: float, boot: bool = True
+        self, folder: Path, journal: Journal, *, served: Served, now: float, boot: bool = True
     ) -> None:
         self.journal = journal
         self._boots = boot
-        self.played = Gateway(journal, models)
+        self.played = Gateway(journal, served)
         super().__init__(folder, gateway=self.played, now=now)
         self._boots = True
 

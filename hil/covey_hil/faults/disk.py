@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 _SIZE = "24M"
+_BUSY_S = 10.0
 
 
 class LoopDisk:
@@ -46,14 +48,43 @@ class LoopDisk:
         after.replace(self._image)
         self._mount(self._image)
 
+    def fail(self) -> None:
+        """An error, as ext4 counts one that it finds on its own: the disk is read-only until it is repaired."""
+        device = subprocess.run(
+            ["findmnt", "-n", "-o", "SOURCE", str(self.point)], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        (Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error").write_text("trial")
+
+    def repair(self) -> None:
+        """Check the file system, and mount it again."""
+        self._unmount()
+        # 1: errors were corrected, as they should be.
+        done = subprocess.run(["fsck.ext4", "-p", "-f", str(self._image)], check=False, capture_output=True)
+        if done.returncode > 1:
+            raise OSError(f"fsck.ext4 ended with {done.returncode}: {done.stdout.decode(errors='replace')[-200:]}")
+        self._mount(self._image)
+
     def eject(self) -> None:
         if self._mounted:
-            _run("umount", str(self.point))
+            self._unmount()
             self._mounted = False
+
+    def _unmount(self) -> None:
+        """Whoever was killed on it may take a moment to be gone."""
+        deadline = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                _run("umount", str(self.point))
+            except subprocess.CalledProcessError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def _mount(self, image: Path) -> None:
         self.point.mkdir(exist_ok=True)
-        _run("mount", "-o", "loop", "-t", "ext4", str(image), str(self.point))
+        _run("mount", "-o", "loop,errors=remount-ro", "-t", "ext4", str(image), str(self.point))
         self._mounted = True
 
     def _kept(self, name: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from covey_agent.gateway.control_api import Reverted
 from covey_agent.gateway.slots import Slots
 from covey_contract.topics import Up
 
@@ -55,7 +56,7 @@ class Served(msgspec.Struct, frozen=True, tag=True):
     """What the gateway holds now."""
 
     models: dict[str, Slots]
-    loaded: tuple[str, ...] = ()
+    reverted: dict[str, Reverted] = {}
 
 
 class Trouble(msgspec.Struct, frozen=True, tag=True):

@@ -21,7 +21,7 @@ from covey_contract.strenum import StrEnum
 from covey_hil.faults import judge
 from covey_hil.faults.bench import Bench, Outlived
 from covey_hil.faults.device import MODEL
-from covey_hil.faults.journal import Lost, Trouble
+from covey_hil.faults.journal import Lost, Served, Trouble
 from covey_hil.faults.operations import BY_NAME
 from covey_hil.faults.strace import READING, WRITING, Call, Injection
 from covey_hil.faults.zygote import Job, Phase
@@ -30,6 +30,8 @@ _MEMORY = Path("/dev/shm")  # noqa: S108  # a folder of our own in it, made by t
 # A disk that is full stays full for so many rounds, until the device is started anew with room.
 _FULL_ROUNDS = 12
 _ROUNDS = 200
+# A device that lost its power is not back at once.
+_AWAY_S = 600.0
 _WRITING = frozenset(word.lstrip("?") for word in WRITING.split())
 _READING = frozenset(word.lstrip("?") for word in READING.split())
 _TAKES_ROOM = frozenset(
@@ -158,14 +160,16 @@ def _try(bench: Bench, point: Point, outlived: Outlived) -> Outcome:
         wrong.append("the device did not come to its end")
     if ran.down and point.fault in (Fault.ENOSPC, Fault.FULL):
         wrong.append(f"a full disk kept it from starting: {ran.down}")
-    if lasting and operation.end is not None and not _serves(outlived):
+    models = outlived.served.models
+    served = models[MODEL].active if MODEL in models else None
+    if lasting and served not in operation.may_serve:
         wrong.append("on a full disk nothing served")
     if point.fault is Fault.POWER:
         bench.disk.cut_power()
     if point.fault in (Fault.RESET, Fault.POWER):
-        outlived.models = {}
+        outlived.served = Served({})
         outlived.note(Lost())
-    outlived.now += 600.0  # a device is not back at once
+        outlived.now += _AWAY_S
     after, _ = bench.run(_job(Phase.AFTER, point.operation, bench), outlived)
     if not after.settled or after.down:
         wrong.append(f"started anew, it did not come to its end {after.down}")
@@ -213,7 +217,8 @@ def sweep(
             finally:
                 benches.put(bench)
 
-        pool = held.enter_context(ThreadPoolExecutor(workers))
+        pool = ThreadPoolExecutor(workers)
+        held.callback(pool.shutdown, cancel_futures=True)
         for number, outcome in enumerate(pool.map(one, points), 1):
             point = outcome.point
             if not outcome.reached:
@@ -226,10 +231,6 @@ def sweep(
             if number % 500 == 0:
                 say(f"{number} of {len(points)}, {len(swept.failures)} failed")
     return swept
-
-
-def _serves(outlived: Outlived) -> bool:
-    return MODEL not in outlived.models or outlived.models[MODEL].active is not None
 
 
 def _job(phase: Phase, operation: str, bench: Bench) -> Job:

@@ -15,11 +15,10 @@ from socket import socket
 import msgspec
 
 from covey_agent.errors import AgentError
-from covey_agent.gateway.slots import Slots
 from covey_contract.strenum import StrEnum
 from covey_hil.faults import judge
 from covey_hil.faults.device import Device
-from covey_hil.faults.journal import Down, Ended, Journal, Ready, Settled, Trouble, Written
+from covey_hil.faults.journal import Down, Ended, Journal, Ready, Served, Settled, Trouble, Written
 from covey_hil.faults.operations import AFTER, BY_NAME, LIKE_ONE, NEXT, ONE, THREE, TWO, Operation
 
 
@@ -30,12 +29,12 @@ class Phase(StrEnum):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """`models`: what the gateway serves; `now`: seconds; `least`: what the book may not fall behind of."""
+    """`served`: what the gateway holds; `now`: seconds; `least`: what the book may not fall behind of."""
 
     phase: Phase
     operation: str
     folder: str
-    models: dict[str, Slots] = {}
+    served: Served = Served({})
     now: float = 1000.0
     least: Written = Written(0, 0)
     rounds: int = 120
@@ -78,7 +77,7 @@ def work(job: Job, journal: Journal) -> int:
 
 
 def make(job: Job, operation: Operation, journal: Journal, *, boot: bool = True) -> Device:
-    device = Device(Path(job.folder), journal, models=job.models, now=job.now, boot=boot)
+    device = Device(Path(job.folder), journal, served=job.served, now=job.now, boot=boot)
     device.builds.update({build.digest: build for build in (ONE, TWO, THREE, LIKE_ONE, NEXT)})
     device.played.crashing = operation.crashing if job.phase is not Phase.BEFORE else ()
     return device
