@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from covey_agent import durable
-from covey_agent.asks import FOLDER, GoBack
+from covey_agent.asks import FOLDER, Answer, GoBack
 from covey_contract.lifecycle import State
 from covey_contract.messages import Action, Telemetry
 from covey_contract.reasons import Reason
@@ -77,6 +77,19 @@ def _two(device: Device) -> None:
 def _ask_to_go_back(device: Device) -> None:
     install(device, ONE, TWO)
     durable.write(device.folder / FOLDER / "ask.json", msgspec.json.encode(GoBack(MODEL)))
+
+
+def _ask_again(device: Device) -> None:
+    """A person who was told no asks again, after the next start."""
+    ask = device.folder / FOLDER / "ask.json"
+    if device.record.active != ONE.digest and not ask.exists():
+        ask.with_suffix(".answer").unlink(missing_ok=True)
+        durable.write(ask, msgspec.json.encode(GoBack(MODEL)))
+
+
+def _was_refused(device: Device) -> bool:
+    answer = device.folder / FOLDER / "ask.answer"
+    return answer.exists() and not msgspec.json.decode(answer.read_bytes(), type=Answer).done
 
 
 def _half_way(device: Device) -> None:
@@ -193,8 +206,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "by hand",
         "a person at the device goes back",
         before=_ask_to_go_back,
-        want=lambda _device: None,
-        done=lambda device: device.serving_build == ONE.digest and device.record.active == ONE.digest and device.drained,
+        want=_ask_again,
+        done=lambda device: device.drained
+        and (_was_refused(device) or device.serving_build == device.record.active == ONE.digest),
         active=frozenset({ONE.digest, TWO.digest}),
         end=ONE,
         state=State.ROLLED_BACK,
