@@ -53,7 +53,7 @@ class Ran:
 
 
 class Bench:
-    """Use as a context. `folder`: on a file system in memory, where there is one, since nothing here is about speed of disks."""
+    """Use as a context. All is kept in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -58,6 +58,8 @@ def _sweep(options: argparse.Namespace, record: dict[str, Any]) -> None:
             say(f"no power cuts: {why}")
             faults.remove(Fault.POWER)
             record["no_power_cuts"] = why
+    if Fault.POWER in faults and not options.fault:
+        faults.remove(Fault.RESET)  # a power cut is that, and more
     began = time.monotonic()
     swept = sweep(
         say,

@@ -76,12 +76,14 @@ class Device(World):
         self.outbox = taken.outbox
         change = taken.book.change
 
-        def told(edit: Callable[[AgentState], AgentState]) -> AgentState:
+        def change_and_tell(edit: Callable[[AgentState], AgentState]) -> AgentState:
             state = change(edit)
-            self.journal.tell(Written(state.generation, state.counter))
+            deployment = state.record(MODEL).deployment
+            told = Written(state.generation, state.counter, deployment.state if deployment is not None else None)
+            self.journal.tell(told)
             return state
 
-        taken.book.change = told  # type: ignore[method-assign]  # the rig shall know what may not be lost any more
+        taken.book.change = change_and_tell  # type: ignore[method-assign]  # the rig shall know what may not be lost any more
         self.wire(taken.book, taken.store)
         self.store = taken.store
         manual = Manual(taken.book, self.serving, self.clock, self.deployments.tell)

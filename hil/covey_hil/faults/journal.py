@@ -12,6 +12,7 @@ import msgspec
 
 from covey_agent.gateway.control_api import Reverted
 from covey_agent.gateway.slots import Slots
+from covey_contract.lifecycle import State
 from covey_contract.topics import Up
 
 MAX_BYTES = 1 << 16
@@ -46,10 +47,11 @@ class Sent(msgspec.Struct, frozen=True, tag=True):
 
 
 class Written(msgspec.Struct, frozen=True, tag=True):
-    """The book is stored: it may never be older than this again."""
+    """The book is stored: it may never be older than this again. `state`: of the model's deployment."""
 
     generation: int
     counter: int
+    state: State | None = None
 
 
 class Served(msgspec.Struct, frozen=True, tag=True):

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -102,13 +102,15 @@ class Outcome:
     wrong: tuple[str, ...] = ()
 
 
-def points_of(bench: Bench, operation: str) -> list[Point]:
-    """What can be tried; raises `AssertionError` if the operation does not even work undisturbed."""
+def points_of(bench: Bench, operation: str, seen_by: Callable[[Outlived], None] | None = None) -> list[Point]:
+    """What can be tried; raises `AssertionError` if the operation does not even work undisturbed. `seen_by` is given what was told."""
     outlived = bench.prepare(operation)
     ran, tracer = bench.run(_job(Phase.DURING, operation, bench), outlived, trace=True)
     wrong = [entry.what for entry in outlived.entries if isinstance(entry, Trouble)]
     if not ran.settled or wrong or tracer is None:
         raise AssertionError(f"{operation} does not work undisturbed: {ran} {wrong}")
+    if seen_by is not None:
+        seen_by(outlived)
     points: list[Point] = []
     seen = Counter[str]()
     for call in tracer.calls():
@@ -121,7 +123,7 @@ def points_of(bench: Bench, operation: str) -> list[Point]:
 def _faults(call: Call, state: str) -> Iterator[Fault]:
     """Which faults make sense at a call: of our files, the log apart, which nothing depends on."""
     if call.name == "sendto":
-        if '\\"Served\\"' in call.words or '\\"Sent\\"' in call.words:
+        if any(f'\\"{kind}\\"' in call.words for kind in ("Served", "Sent", "Written")):
             yield from _DEATHS
         return
     if state not in call.words or f"{state}/log/" in call.words:
@@ -178,6 +180,14 @@ def _try(bench: Bench, point: Point, outlived: Outlived) -> Outcome:
     return Outcome(point, reached, tuple(dict.fromkeys(wrong)))
 
 
+@contextmanager
+def bench_in_memory() -> Iterator[Bench]:
+    """A bench in a folder of its own, on a file system in memory where there is one: nothing here is about the speed of disks."""
+    parent = _MEMORY if _MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="covey-faults-", dir=parent) as folder, Bench(Path(folder)) as bench:
+        yield bench
+
+
 @dataclass
 class Swept:
     """What came of it. `missed`: points that the operation did not come to again."""
@@ -197,11 +207,9 @@ def sweep(
 ) -> Swept:
     """Try all points, or `most` of them drawn evenly."""
     with ExitStack() as held:
-        parent = _MEMORY if _MEMORY.is_dir() else None
         benches = SimpleQueue[Bench]()
         for _ in range(workers):
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="covey-faults-", dir=parent)))
-            benches.put(held.enter_context(Bench(folder)))
+            benches.put(held.enter_context(bench_in_memory()))
         bench = benches.get()
         points = [point for name in operations for point in points_of(bench, name) if point.fault in faults]
         benches.put(bench)
