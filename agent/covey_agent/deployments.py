@@ -542,7 +542,7 @@ class Deployments:
         for build in self._store.collect(keep):
             log.info("build %s is removed", build[:12])
         records = self._book.state.models.values()
-        self._downloads.sweep({build for record in records if (build := candidate_of(record)) is not None})
+        self._downloads.sweep({candidate for record in records if (candidate := candidate_of(record)) is not None})
         self._orders.sweep({record.deployment.order.counter for record in records if record.deployment is not None})
 
     def _room(self, manifest: Manifest, build: str) -> Room:

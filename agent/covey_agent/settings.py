@@ -31,7 +31,9 @@ class Settings:
     poll_starting_s: float = 0.05  # while there is none
     poll_busy_s: float = 0.25  # the gateway's status, while something is on its way
     poll_idle_s: float = 2.0
-    scrub_every_s: float = 86_400.0  # so often every file of the builds in the slots is read and compared with its digest
+    scrub_every_s: float = (
+        86_400.0  # so often every file of the builds in the slots is read and compared with its digest
+    )
     fetch: FetchLimits = field(default_factory=FetchLimits)
 
     @property

@@ -12,6 +12,7 @@ import pytest
 from covey_hil.testing.agent_site import Device, FleetServer, Mosquitto, Site
 from covey_hil.testing.authority import Authority
 
+
 class SmallDisk:
     """A file system in memory; `options` as mount(8) takes them."""
 

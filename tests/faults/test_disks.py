@@ -15,7 +15,6 @@ from covey_contract.reasons import Reason
 from covey_hil.faults.disk import LoopDisk, why_not
 from covey_hil.testing.agent_site import Device, Site, wait_for
 from covey_hil.testing.made_builds import make_build
-
 from tests.faults.conftest import SmallDisk
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]

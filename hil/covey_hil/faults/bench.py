@@ -12,7 +12,20 @@ from pathlib import Path
 import msgspec
 
 from covey_hil.faults.disk import LoopDisk
-from covey_hil.faults.journal import Added, Adding, Down, Ended, Entry, Journal, Ready, Sent, Served, Settled, Trouble, Written
+from covey_hil.faults.journal import (
+    Added,
+    Adding,
+    Down,
+    Ended,
+    Entry,
+    Journal,
+    Ready,
+    Sent,
+    Served,
+    Settled,
+    Trouble,
+    Written,
+)
 from covey_hil.faults.strace import Injection, Tracer
 from covey_hil.faults.zygote import Job, Phase
 from covey_hil.processes import ProcessError

@@ -58,5 +58,4 @@ def _result(case: Case, outcomes: Sequence[tuple[str, Result]]) -> Result:
     mine = [result for node, result in outcomes if node == case.test or node.startswith(f"{case.test}[")]
     if not mine:
         return Result("failed", f"{case.test} did not run")
-    worst = min(mine, key=lambda result: ["failed", "skipped", "passed"].index(result.outcome))
-    return worst
+    return min(mine, key=lambda result: ["failed", "skipped", "passed"].index(result.outcome))

@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(record))
     else:
-        print(f"{record['cases']} cases, {record['points']} points, {record['failed']} failed, {record['skipped']} skipped")
+        print(
+            f"{record['cases']} cases, {record['points']} points, {record['failed']} failed, {record['skipped']} skipped"
+        )
     return 1 if record["failed"] else 0
 
 

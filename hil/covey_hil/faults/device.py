@@ -60,9 +60,7 @@ class Gateway(PlayedGateway):
 class Device(World):
     """`boot` raises `AgentError` where the agent would end with a line that says why."""
 
-    def __init__(
-        self, folder: Path, journal: Journal, *, served: Served, now: float, boot: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, journal: Journal, *, served: Served, now: float, boot: bool = True) -> None:
         self.journal = journal
         self._boots = boot
         self.played = Gateway(journal, served)
@@ -137,7 +135,8 @@ class Device(World):
         self.outbox.flush()
         records = self.outbox.due(self.now)
         for record in records:
-            message = decode(Report if record.kind is Up.REPORT else Telemetry, record.body)
+            message: Report | Telemetry
+            message = decode(Report, record.body) if record.kind is Up.REPORT else decode(Telemetry, record.body)
             self.journal.tell(Sent(record.kind, record.seq, key_of(message), msgspec.Raw(record.body)))
         if records:
             self.outbox.acknowledged([record.seq for record in records])

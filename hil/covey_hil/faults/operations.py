@@ -207,8 +207,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "a person at the device goes back",
         before=_ask_to_go_back,
         want=_ask_again,
-        done=lambda device: device.drained
-        and (_was_refused(device) or device.serving_build == device.record.active == ONE.digest),
+        done=lambda device: (
+            device.drained and (_was_refused(device) or device.serving_build == device.record.active == ONE.digest)
+        ),
         active=frozenset({ONE.digest, TWO.digest}),
         end=ONE,
         state=State.ROLLED_BACK,

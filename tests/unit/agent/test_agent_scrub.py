@@ -14,7 +14,7 @@ from covey_hil.testing.agent_world import World
 from covey_hil.testing.random_builds import RandomBuild
 
 Make = Callable[..., RandomBuild]
-DAY_S = Settings.__dataclass_fields__["scrub_every_s"].default
+DAY_S = Settings(state=Path()).scrub_every_s
 
 
 def spoil(world: World, build: RandomBuild, file: int = 0) -> Path:
