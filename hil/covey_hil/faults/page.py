@@ -46,11 +46,16 @@ def table() -> Iterable[str]:
 
 def part(text: str, name: str) -> str:
     """What stands between the marks of that name; raises `ValueError` if there are none."""
-    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
-    if found is None:
-        raise ValueError(f"the page has no marks for {name}")
-    return found[1]
+    return _between(text, name)[1]
 
 
 def _put(text: str, name: str, lines: Iterable[str]) -> str:
-    return text.replace(part(text, name), "\n".join([*lines, ""]))
+    place = _between(text, name)
+    return text[: place.start(1)] + "\n".join([*lines, ""]) + text[place.end(1) :]
+
+
+def _between(text: str, name: str) -> re.Match[str]:
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    if found is None:
+        raise ValueError(f"the page has no marks for {name}")
+    return found
