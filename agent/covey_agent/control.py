@@ -139,7 +139,7 @@ class Control:
         self._next_telemetry = time.monotonic() + self._settings.telemetry_interval_s
         self._tell_state()
         if self._last_exit not in (Reason.STARTED, Reason.STOPPED):
-            self._deployments.tell_again()
+            self._deployments.tell_again(self._outbox.newest_reports())
         self._supervisor.ready()
         while not self._stopping:
             now = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -137,10 +137,18 @@ class Deployments:
             self.advance(model)
         self._scrub.tick(now, lambda: sorted(protected(self._book.state)))
 
-    def tell_again(self) -> None:
-        """After a run that did not end well: what it had done last may be in the book and not in the spool."""
+    def tell_again(self, spooled: Iterable[Report]) -> None:
+        """After a run that did not end well: what it had done last may be in the book and not in the spool. `spooled`: newest first; the
+        server would believe the newest of a model, though the hello has told it better."""
+        newest: dict[str, Report] = {}
+        for report in spooled:
+            newest.setdefault(report.model, report)
         for model, record in self._book.state.models.items():
-            self.tell(model, record)
+            report, deployment = newest.get(model), record.deployment
+            if report is None or deployment is None:
+                continue
+            if (report.assignment, report.state) != (deployment.order.id, deployment.state):
+                self.tell(model, record)
 
     @property
     def busy(self) -> bool:

@@ -19,7 +19,7 @@ import msgspec
 from covey_contract.errors import TooLargeError
 from covey_contract.messages import Report, Telemetry
 from covey_contract.topics import Up
-from covey_contract.wire import encode
+from covey_contract.wire import decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +177,17 @@ class Outbox:
             log.warning("the spool does not say its last number: %s", error)
             return None
         return int(found[0])
+
+    def newest_reports(self, limit: int = 200) -> list[Report]:
+        """Of the reports that are not acknowledged, the newest first. Raises nothing: none, if the spool cannot be read now."""
+        query = "SELECT body FROM records WHERE kind = ? ORDER BY seq DESC LIMIT ?"
+        try:
+            rows = self._open_database().execute(query, (Up.REPORT, limit)).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            log.warning("the spool cannot be read: %s", error)
+            self._give_up()
+            return []
+        return [decode(Report, body) for (body,) in rows]
 
     @property
     def held(self) -> int:

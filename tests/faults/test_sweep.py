@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -22,6 +23,21 @@ POINTS = 4
 CUT_AT = [State.ASSIGNED, State.FETCHING, State.VERIFYING, State.STAGED, State.WARMING, State.PROBATION, State.ACTIVE]
 
 
+# What the sweep has found once: the operation, the fault, the call and what is in its words; all that match are tried.
+FOUND = {
+    "a half of a file stays for ever": ("swap", Fault.KILL, "rename", r"/\.state\.json\.\d+\.tmp"),
+    "fetched bytes stay beside their build": ("swap", Fault.KILL, "openat", r"/\.state\.copy\.json\.\d+\.tmp"),
+    "an order that cannot be read once has failed for good": ("swap", Fault.EIO, "read", r"/orders/"),
+    "an order that cannot be opened once has failed for good": ("swap", Fault.EIO, "openat", r"/orders/101\.json"),
+    "a blob that cannot be looked at once is taken for missing": ("swap", Fault.EIO, "newfstatat", r"/blobs/\w{64}\""),
+    "a build that cannot be read once is taken for damaged": ("start", Fault.EIO, "openat", r"/builds/\w{64}/"),
+    "a spool that opens to read only": ("resume on trial", Fault.ENOSPC, "openat", r"outbox\.db-wal"),
+    "an older report is believed": ("remove", Fault.FULL, "pwrite64", r"outbox\.db-wal"),
+    "a start that went well is counted as failed": ("start", Fault.KILL, "rename", r"/\.state\.json\.\d+\.tmp"),
+    "a full disk keeps the agent from starting": ("start", Fault.FULL, "write", r"/\.state\.json\.\d+\.tmp"),
+}
+
+
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Bench]:
     with bench_in_memory() as made:
@@ -38,6 +54,20 @@ def test_any_call_may_be_the_last_or_fail(bench: Bench, operation: str) -> None:
     points = [point for point in points_of(bench, operation) if point.fault is not Fault.POWER]
     drawn = [points[(2 * at + 1) * len(points) // (2 * POINTS)] for at in range(POINTS)]
     outcomes = [try_point(bench, point) for point in drawn]
+    assert all(outcome.reached for outcome in outcomes)
+    assert [(str(outcome.point), outcome.wrong) for outcome in outcomes if outcome.wrong] == []
+
+
+@pytest.mark.parametrize("found", FOUND.values(), ids=FOUND)
+def test_what_was_found_stays_mended(bench: Bench, found: tuple[str, Fault, str, str]) -> None:
+    operation, fault, call, words = found
+    points = [
+        point
+        for point in points_of(bench, operation)
+        if (point.fault, point.call.name) == (fault, call) and re.search(words, point.call.words)
+    ]
+    assert points
+    outcomes = [try_point(bench, point) for point in points]
     assert all(outcome.reached for outcome in outcomes)
     assert [(str(outcome.point), outcome.wrong) for outcome in outcomes if outcome.wrong] == []
 

@@ -87,7 +87,7 @@ class Device(World):
         manual = Manual(taken.book, self.serving, self.clock, self.deployments.tell)
         self.asks = AskFolder(self.folder, manual.obey)
         if taken.last_exit not in (Reason.STARTED, Reason.STOPPED):
-            self.deployments.tell_again()
+            self.deployments.tell_again(self.outbox.newest_reports())
         self.hello()
 
     @property

@@ -123,6 +123,11 @@ def _power_lost(device: Device) -> None:
     device.played.tell()
 
 
+def _serves_two(device: Device) -> bool:
+    """And has noted that it started well."""
+    return device.serving_build == TWO.digest and device.drained and not device.record.broken
+
+
 def _damaged(device: Device) -> None:
     """The first copy of the state is rubbish, and kills have left their halves everywhere."""
     install(device, ONE, TWO)
@@ -269,7 +274,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "the start after a power cut, with a gateway that has nothing",
         before=_power_lost,
         want=lambda _device: None,
-        done=lambda device: device.serving_build == TWO.digest and device.drained,
+        done=_serves_two,
         active=frozenset({TWO.digest}),
         end=TWO,
         boots=True,
@@ -279,7 +284,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "the start on a state folder with a damaged copy and halves of files",
         before=_damaged,
         want=lambda _device: None,
-        done=lambda device: device.serving_build == TWO.digest and device.drained,
+        done=_serves_two,
         active=frozenset({TWO.digest}),
         end=TWO,
         boots=True,

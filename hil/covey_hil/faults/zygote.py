@@ -107,6 +107,7 @@ def after(job: Job, operation: Operation, journal: Journal) -> None:
         journal.tell(Trouble(f"after the start: {wrong}"))
     operation.want(device)
     device.hello()
+    device.round()  # at least once round, also where nothing is left to do
     device.run(lambda: operation.done(device), job.rounds)
     for wrong in judge.at_end(device, operation):
         journal.tell(Trouble(f"in the end: {wrong}"))

@@ -211,6 +211,20 @@ def test_the_gateway_goes_back_and_control_learns_of_it_later(world: World, rand
     assert (last.state, last.reason, last.previous) == (State.ROLLED_BACK, Reason.RUNNER_CRASHED, one.digest)
 
 
+def test_what_a_kill_kept_from_the_spool_is_told_at_the_next_start(world: World, random_build: Make) -> None:
+    build = random_build((100,))
+    world.order(build)
+    world.run(lambda: world.is_settled(build))
+    told = list(world.reports)
+    world.reports.clear()
+    world.deployments.tell_again(reversed(told))
+    assert not world.reports  # the newest that is on its way says it
+    world.deployments.tell_again(())
+    assert not world.reports  # nothing is on its way: the hello says it
+    world.deployments.tell_again(reversed(told[:-1]))
+    assert [(report.state, report.assignment) for report in world.reports] == [(State.ACTIVE, world.order_id)]
+
+
 def test_no_space_is_refused_and_tried_again_when_there_is_some(world: World, random_build: Make) -> None:
     build = random_build((50_000,))
     world.free = 1000
