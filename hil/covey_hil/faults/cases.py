@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,15 +23,15 @@ class Result:
     why: str = ""
 
 
-def run_cases(root: Path, cases: Sequence[Case], say: Callable[[str], None]) -> dict[str, Result]:
+def run_cases(root: Path, cases: Sequence[Case], say: Callable[[str], None], workers: int) -> dict[str, Result]:
     """By the cases' names."""
     nodes = list(dict.fromkeys(case.test for case in cases))
     say(f"{len(cases)} cases in {len(nodes)} tests")
     with tempfile.TemporaryDirectory(prefix="covey-cases-") as folder:
         report = Path(folder) / "report.xml"
-        workers = ["-n", str(min((os.cpu_count() or 1) + 1, 4)), "--dist", "loadfile", "--max-worker-restart=0"]
+        spread = ["-n", str(workers), "--dist", "loadfile", "--max-worker-restart=0"]
         subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *workers, f"--junitxml={report}", *nodes],
+            [sys.executable, "-m", "pytest", "-q", *spread, f"--junitxml={report}", *nodes],
             cwd=root,
             stdout=sys.stderr,
             timeout=_LONGEST_S,

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only != "cases":
         _sweep(options, record)
     if options.only != "sweep":
-        _cases(record)
+        _cases(record, options.workers)
     if options.write:
         write_page(ROOT / "docs" / "faults.md", record)
     if options.json:
@@ -84,9 +84,9 @@ def _grid(swept: Swept) -> dict[str, dict[str, int]]:
     return {name: {str(fault): swept.points[name, fault] for fault in Fault} for name in names}
 
 
-def _cases(record: dict[str, Any]) -> None:
+def _cases(record: dict[str, Any], workers: int) -> None:
     began = time.monotonic()
-    results = run_cases(ROOT, CASES, say)
+    results = run_cases(ROOT, CASES, say, workers)
     record["case_results"] = {case.name: results[case.name].outcome for case in CASES}
     record["cases"] = sum(result.outcome == "passed" for result in results.values())
     record["skipped"] = sum(result.outcome == "skipped" for result in results.values())
