@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from covey_agent import __version__
-from covey_agent.asks import AskFolder
+from covey_agent.asks import Answer, Ask, AskFolder
 from covey_agent.core.state import AgentState, ModelRecord, status_of
 from covey_agent.daemon import take_up
 from covey_agent.gateway.control_api import Load, Loaded, Request
@@ -63,6 +63,8 @@ class Device(World):
     def __init__(self, folder: Path, journal: Journal, *, served: Served, now: float, boot: bool = True) -> None:
         self.journal = journal
         self._boots = boot
+        self.refused = False  # a person at the device was told no
+        self.again = False  # this is the start after the fault
         self.played = Gateway(journal, served)
         super().__init__(folder, gateway=self.played, now=now)
         self._boots = True
@@ -85,7 +87,13 @@ class Device(World):
         self.wire(taken.book, taken.store)
         self.store = taken.store
         manual = Manual(taken.book, self.serving, self.clock, self.deployments.tell)
-        self.asks = AskFolder(self.folder, manual.obey)
+
+        def obey(ask: Ask) -> Answer:
+            answer = manual.obey(ask)
+            self.refused = self.refused or not answer.done
+            return answer
+
+        self.asks = AskFolder(self.folder, obey)
         if taken.last_exit not in (Reason.STARTED, Reason.STOPPED):
             self.deployments.tell_again(self.outbox.newest_reports())
         self.hello()

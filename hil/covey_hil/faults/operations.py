@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from covey_agent import durable
-from covey_agent.asks import FOLDER, Answer, GoBack
+from covey_agent.asks import FOLDER, GoBack
 from covey_contract.lifecycle import State
 from covey_contract.messages import Action, Telemetry
 from covey_contract.reasons import Reason
@@ -81,15 +81,8 @@ def _ask_to_go_back(device: Device) -> None:
 
 def _ask_again(device: Device) -> None:
     """A person who was told no asks again, after the next start."""
-    ask = device.folder / FOLDER / "ask.json"
-    if device.record.active != ONE.digest and not ask.exists():
-        ask.with_suffix(".answer").unlink(missing_ok=True)
-        durable.write(ask, msgspec.json.encode(GoBack(MODEL)))
-
-
-def _was_refused(device: Device) -> bool:
-    answer = device.folder / FOLDER / "ask.answer"
-    return answer.exists() and not msgspec.json.decode(answer.read_bytes(), type=Answer).done
+    if device.again and device.record.active != ONE.digest:
+        durable.write(device.folder / FOLDER / "ask.json", msgspec.json.encode(GoBack(MODEL)))
 
 
 def _half_way(device: Device) -> None:
@@ -213,7 +206,7 @@ OPERATIONS: tuple[Operation, ...] = (
         before=_ask_to_go_back,
         want=_ask_again,
         done=lambda device: (
-            device.drained and (_was_refused(device) or device.serving_build == device.record.active == ONE.digest)
+            device.drained and (device.refused or device.serving_build == device.record.active == ONE.digest)
         ),
         active=frozenset({ONE.digest, TWO.digest}),
         end=ONE,

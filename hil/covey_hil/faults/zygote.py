@@ -105,6 +105,7 @@ def after(job: Job, operation: Operation, journal: Journal) -> None:
     device = make(job, operation, journal)
     for wrong in judge.at_start(device, operation, job.least):
         journal.tell(Trouble(f"after the start: {wrong}"))
+    device.again = True
     operation.want(device)
     device.hello()
     device.round()  # at least once round, also where nothing is left to do
