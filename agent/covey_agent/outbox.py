@@ -173,8 +173,9 @@ class Outbox:
         """The highest number that was given to a record; None if the spool cannot be read."""
         try:
             found = self._open_database().execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             log.warning("the spool does not say its last number: %s", error)
+            self._give_up()
             return None
         return int(found[0])
 

@@ -114,6 +114,7 @@ class Device(World):
 
     def hello(self) -> None:
         """Connected: the server hears what is here, and says what should be."""
+        last_seq = self.outbox.last_seq()
         state = self.book.state
         hello = Hello(
             boot_id="boot",
@@ -121,6 +122,7 @@ class Device(World):
             facts_digest=MACHINE.facts.digest(),
             time_ms=self.clock(),
             last_counter=state.counter,
+            last_seq=last_seq,
             models=tuple(status_of(model, record) for model, record in sorted(state.models.items())),
         )
         self.journal.tell(Sent(Up.HELLO, 0, "", msgspec.Raw(encode(hello))))
