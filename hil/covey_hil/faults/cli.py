@@ -71,6 +71,8 @@ def _sweep(options: argparse.Namespace, record: dict[str, Any]) -> None:
         workers=options.workers,
     )
     record["points"] = sum(swept.points.values())
+    record["there_are"] = swept.there_are
+    record["workers"] = options.workers
     record["missed"] = len(swept.missed)
     record["sweep_s"] = round(time.monotonic() - began, 1)
     record["by_operation"] = _grid(swept)

@@ -24,7 +24,9 @@ def write_page(path: Path, record: dict[str, Any]) -> None:
 
 def figures(record: dict[str, Any]) -> Iterable[str]:
     """What the sweep did, by operation and fault."""
-    yield f"{record['points']:,} points in {record['sweep_s'] / 60:.0f} minutes, {record['failed']} failed."
+    drawn = "" if record["points"] == record["there_are"] else f" of {record['there_are']:,}, drawn evenly,"
+    minutes = f"{record['sweep_s'] / 60:.0f} minutes by {record['workers']} at a time"
+    yield f"{record['points']:,} points{drawn} in {minutes}, {record['failed']} failed."
     yield ""
     yield "| operation | what it is | " + " | ".join(map(str, Fault)) + " |"
     yield "|---|---|" + "--:|" * len(Fault)

@@ -190,8 +190,9 @@ def bench_in_memory() -> Iterator[Bench]:
 
 @dataclass
 class Swept:
-    """What came of it. `missed`: points that the operation did not come to again."""
+    """What came of it. `there_are`: points in all; `missed`: those that the operation did not come to again."""
 
+    there_are: int
     points: Counter[tuple[str, Fault]]
     missed: list[str]
     failures: list[Failure]
@@ -213,10 +214,10 @@ def sweep(
         bench = benches.get()
         points = [point for name in operations for point in points_of(bench, name) if point.fault in faults]
         benches.put(bench)
+        swept = Swept(len(points), Counter(), [], [])
         if most is not None and most < len(points):
             points = [points[at * len(points) // most] for at in range(most)]
         say(f"{len(points)} points in {len(operations)} operations")
-        swept = Swept(Counter(), [], [])
 
         def one(point: Point) -> Outcome:
             bench = benches.get()
