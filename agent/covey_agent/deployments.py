@@ -144,10 +144,10 @@ class Deployments:
         for report in spooled:
             newest.setdefault(report.model, report)
         for model, record in self._book.state.models.items():
-            report, deployment = newest.get(model), record.deployment
-            if report is None or deployment is None:
+            last, deployment = newest.get(model), record.deployment
+            if last is None or deployment is None:
                 continue
-            if (report.assignment, report.state) != (deployment.order.id, deployment.state):
+            if (last.assignment, last.state) != (deployment.order.id, deployment.state):
                 self.tell(model, record)
 
     @property
