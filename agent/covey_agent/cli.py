@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -106,6 +107,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("model")
     sub.add_argument("file", type=Path, help="a .json request of the Open Inference Protocol, or one input as .npy")
     sub.add_argument("--input", metavar="NAME", help="the input that a .npy file is for")
+
+    sub = command("install", install, "Follow the orders for this device in a bundle, without a network.")
+    sub.add_argument("file", type=Path, metavar="FILE", help="written by `covey device bundle`")
+    sub.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="to wait for it to serve (%(default)s); exit code 3"
+    )
 
     sub = command("rollback", rollback, "Let the build before serve again; the server is told.")
     sub.add_argument("model")
@@ -234,6 +241,13 @@ def infer(options: argparse.Namespace) -> int:
     return 0
 
 
+def install(options: argparse.Namespace) -> int:
+    from covey_agent.installing import install_bundle
+
+    _check_running(options.state)
+    return install_bundle(options.state, options.file.absolute(), options.timeout, partial(print, flush=True))
+
+
 def rollback(options: argparse.Namespace) -> int:
     from covey_agent.asks import GoBack
 
@@ -255,16 +269,21 @@ def unpin(options: argparse.Namespace) -> int:
 def _ask(options: argparse.Namespace, kind: Any, *more: str) -> int:
     """One thing of the running agent; 1 if it is not done."""
     from covey_agent.asks import ask_agent
-    from covey_agent.daemon import is_running
     from covey_contract.manifest import MODEL_NAME
 
     if not MODEL_NAME.fullmatch(options.model):
         raise UsageError(f"{options.model!r} is not the name of a model")
-    if not is_running(options.state):
-        raise AgentError(f"no agent runs on {options.state}")
+    _check_running(options.state)
     answer = ask_agent(options.state, kind(options.model, *more))
     print(answer.words, file=sys.stdout if answer.done else sys.stderr)
     return 0 if answer.done else 1
+
+
+def _check_running(state: Path) -> None:
+    from covey_agent.daemon import is_running
+
+    if not is_running(state):
+        raise AgentError(f"no agent runs on {state}")
 
 
 def lock(options: argparse.Namespace) -> int:

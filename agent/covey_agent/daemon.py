@@ -24,6 +24,7 @@ from covey_agent import __version__, durable
 from covey_agent.asks import FOLDER as ASKS
 from covey_agent.asks import AskFolder
 from covey_agent.book import Book
+from covey_agent.bundle import Bundles
 from covey_agent.commands import Commands
 from covey_agent.control import Control, Inbox
 from covey_agent.core.acceptance import Machine
@@ -33,6 +34,7 @@ from covey_agent.errors import AgentError, AlreadyRunningError
 from covey_agent.facts import installed_runtimes, measure_facts, read_facts
 from covey_agent.gateway_process import GatewayProcess, prepare_run_folder
 from covey_agent.identity import CA, FACTS, ROOT, Identity, load_identity
+from covey_agent.installing import Installer
 from covey_agent.jobs import Jobs
 from covey_agent.link import Arrived, Link
 from covey_agent.manual import Manual
@@ -46,7 +48,7 @@ from covey_agent.supervisor import supervisor_of
 from covey_agent.surroundings import look_around
 from covey_agent.tuf.vouching import Vouching
 from covey_agent.web_blocks import WebBlocks
-from covey_contract.blocks import frame_of
+from covey_contract.blocks import Block, frame_of
 from covey_contract.messages import BlockRequest, Report
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust
@@ -93,11 +95,14 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             draw=random.SystemRandom(),
         )
         block_topic = down(identity.device, Down.BLOCK)
+
+        def arrived(block: Block) -> bool:
+            return inbox.offer(Arrived(block_topic, frame_of(block)))
+
         web = WebBlocks(
-            identity.server,
-            lambda: ssl.create_default_context(cafile=str(settings.identity / CA)),
-            lambda block: inbox.offer(Arrived(block_topic, frame_of(block))),
+            identity.server, lambda: ssl.create_default_context(cafile=str(settings.identity / CA)), arrived
         )
+        bundles = Bundles(arrived)
         vouching = vouching_of(settings, identity)
         trust = trust_of(identity, vouching)
         serving = Serving(settings, book, store, gateway.client, jobs, system_clock)
@@ -129,7 +134,9 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             vouching=vouching,
             listen=link.listen,
             web=web.ask,
+            bundles=bundles,
         )
+        manual = Manual(book, serving, system_clock, deployments.tell)
         control = Control(
             identity.device,
             settings,
@@ -152,7 +159,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             machine=machine.read,
             meter=Meter(settings.state),
             supervisor=supervisor,
-            asks=AskFolder(settings.state, Manual(book, serving, system_clock, deployments.tell).obey),
+            asks=AskFolder(settings.state, Installer(identity.device, deployments, manual).obey),
             clock=system_clock,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -170,6 +177,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             supervisor.stopping()
             jobs.stop()
             web.stop()
+            bundles.stop()
             link.close()
             deployments.stop()
             outbox.close()

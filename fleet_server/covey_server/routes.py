@@ -13,6 +13,7 @@ from covey_server import problems
 from covey_server.api import (
     audit,
     builds,
+    bundles,
     campaigns,
     claim_tokens,
     delivery,
@@ -64,6 +65,7 @@ _API = (
     jobs,
     devices,
     delivery,
+    bundles,
     groups,
     claim_tokens,
     enrol,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from covey_agent.bundle import SCHEME as BUNDLE_SCHEME
 from covey_agent.core.acceptance import Vouched
 from covey_agent.errors import StepError
 from covey_contract.reasons import Reason
@@ -43,9 +44,10 @@ class Vouching:
     ca: Path
     url: str  # of the server, without /tuf
 
-    def ask(self, path: str, floor_ms: int) -> Vouched:
-        """What the repository says of a target, as of now. Blocks; raises `StepError` with the client's reason."""
-        answer = self._run("--target-name", path, "--floor-ms", str(floor_ms), "find")
+    def ask(self, path: str, floor_ms: int, bundle: Path | None = None) -> Vouched:
+        """What the repository says of a target, as of now, or as it was when the bundle was made. Blocks; raises `StepError` with the
+        client's reason."""
+        answer = self._run("--target-name", path, "--floor-ms", str(floor_ms), *_instead(bundle), "find")
         if answer.reason is not Reason.NONE:
             raise StepError(answer.reason, answer.detail)
         return Vouched(
@@ -56,10 +58,10 @@ class Vouching:
             time_ms=answer.time_ms,
         )
 
-    def refresh(self, floor_ms: int) -> None:
+    def refresh(self, floor_ms: int, bundle: Path | None = None) -> None:
         """Follow the repository's newest root. Blocks; a repository that cannot be reached changes nothing."""
         with contextlib.suppress(StepError):
-            self._run("--target-name", "none", "--floor-ms", str(floor_ms), "find")
+            self._run("--target-name", "none", "--floor-ms", str(floor_ms), *_instead(bundle), "find")
 
     def directors(self) -> tuple[bytes, ...]:
         """The keys for orders by the newest root that is trusted here; none where that cannot be read."""
@@ -90,3 +92,8 @@ class Vouching:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
             detail = f"the update client ended with {done.returncode}: {lines[-1] if lines else 'no word'}"
             raise StepError(Reason.INTERNAL, detail) from error
+
+
+def _instead(bundle: Path | None) -> tuple[str, ...]:
+    """The words that take the repository's place: of two the later one counts."""
+    return () if bundle is None else ("--metadata-url", f"{BUNDLE_SCHEME}{bundle}")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import zipfile
+from datetime import datetime
+from pathlib import Path
 
 from covey_client.arguments import FAILED, OK, USAGE, Adder, Run, duration, label, pair
-from covey_client.output import Json, ago, moment
+from covey_client.errors import ClientError
+from covey_client.output import Json, ago, moment, size
+from covey_contract.bundle import SUFFIX, metadata_name, order_of
+from covey_contract.errors import ContractError
+from covey_contract.messages import Assignment, Order
+from covey_contract.wire import decode
 
 
 def add(commands: Adder) -> None:
@@ -49,6 +58,13 @@ def add(commands: Adder) -> None:
     assign.add_argument(
         "--probation", type=duration, help="how long after the swap it may go back by itself (10s; default: 30s)"
     )
+
+    bundle = devices.command(
+        "bundle", _bundle, "write devices' orders and builds to one file, for `covey-agent install` where there is no network"
+    )
+    bundle.add_argument("device", nargs="+")
+    bundle.add_argument("--model", help="only the order for this model")
+    bundle.add_argument("--output", "-o", type=Path, metavar="FILE", help="default: DEVICE.bundle, or devices.bundle")
 
     logs = devices.command("logs", _logs, "show the end of a device's log")
     logs.add_argument("device")
@@ -192,6 +208,38 @@ def _assign(run: Run) -> int:
     reason = (made.get("why") or {}).get("reason")
     run.out.result(made, lambda: run.out.say(f"{words} ({reason})" if reason else words))
     return OK
+
+
+def _bundle(run: Run) -> int:
+    names = run.options.device
+    to: Path = run.options.output or Path(f"{names[0] if len(names) == 1 else 'devices'}{SUFFIX}")
+    try:
+        written = run.client.bundle(names, to, run.options.model)
+        made = {"file": str(to), "size": written, **_contents(to)}
+    except (OSError, ContractError) as error:
+        raise ClientError(f"{to} cannot be written: {error}") from error
+
+    def show() -> None:
+        orders = ", ".join(f"{one['model']} for {one['device']}" for one in made["orders"])
+        run.out.say(f"{to}: {size(written)}, {orders}; good until {moment(made['good_until_ms'])}")
+
+    run.out.result(made, show)
+    return OK
+
+
+def _contents(path: Path) -> Json:
+    """Whose orders a bundle has, and until when all of it lasts."""
+    orders, ends = [], []
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if (known := order_of(name)) is not None:
+                orders.append({"device": known[0], "model": known[1]})
+                order = decode(Order, archive.read(name))
+                ends.append(decode(Assignment, order.assignment.payload).expires_ms)
+            elif name.startswith(metadata_name("")) and not name.endswith(".root.json"):
+                expires = json.loads(archive.read(name))["signed"]["expires"]
+                ends.append(int(datetime.fromisoformat(expires).timestamp() * 1000))
+    return {"orders": orders, "good_until_ms": min(ends)}
 
 
 def _logs(run: Run) -> int:

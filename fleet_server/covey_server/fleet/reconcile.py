@@ -29,7 +29,8 @@ from covey_server.clock import Clock
 from covey_server.core.spec.values import parse_byte_rate
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Build, Campaign, Desired, Device, Version
-from covey_server.fleet.assignments import ISSUED, RENEW_MS, action_of, counts_for, reissue
+from covey_server.fleet.assignments import FINISHED, ISSUED, RENEW_MS, action_of, counts_for, reissue
+from covey_server.fleet.bundles import SignedOrder
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.moved import note_presence_where
 from covey_server.fleet.precedence import Precedence
@@ -109,6 +110,20 @@ class Reconciler:
 
     def wake(self) -> None:
         self._woken.set()
+
+    def orders_of(self, devices: Sequence[str], model: str | None) -> list[SignedOrder]:
+        """Signed, what these devices should do and have not done, of one model or of all; expired orders are issued anew."""
+        query = _orders().where(AssignmentRow.device.in_(devices), AssignmentRow.state.not_in(FINISHED))
+        if model is not None:
+            query = query.where(AssignmentRow.model == model)
+        query = query.order_by(AssignmentRow.device, AssignmentRow.model)
+        now = self._clock()
+        with self._database.session() as session:
+            rows = session.execute(query).all()
+            if expired := [row.id for row in rows if row.expires_ms <= now]:
+                reissue(session, expired, now)
+                rows = session.execute(query).all()
+        return [SignedOrder(row.device, row.model, row.digest, self._order(row, Offer())) for row in rows]
 
     def _run(self) -> None:
         last_tick = 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from covey_server.fleet import enrolment
 from covey_server.fleet.amqtt_broker import TrialBroker
 from covey_server.fleet.broadcasts import BroadcastLimits, Broadcasts
 from covey_server.fleet.broker import Broker, ExternalBroker, MosquittoBroker, Revocations, broker_hosts, find_mosquitto
+from covey_server.fleet.bundles import SignedOrder
 from covey_server.fleet.ca import FleetCA
 from covey_server.fleet.commands import CommandDesk
 from covey_server.fleet.counters import Counters
@@ -193,6 +194,10 @@ class FleetService:
     def wake(self) -> None:
         """New assignments were committed: send them now."""
         self._reconciler.wake()
+
+    def orders_of(self, devices: Sequence[str], model: str | None = None) -> list[SignedOrder]:
+        """Signed, what these devices should do and have not done."""
+        return self._reconciler.orders_of(devices, model)
 
     @property
     def broker(self) -> Broker:

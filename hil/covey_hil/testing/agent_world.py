@@ -14,6 +14,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from covey_agent.book import Book, read_state
+from covey_agent.bundle import Bundles
 from covey_agent.core.acceptance import Machine
 from covey_agent.core.conditions import Surroundings
 from covey_agent.deployments import Deployments
@@ -38,6 +39,7 @@ from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import CorruptError, Store
 from covey_agent.tuf.vouching import Vouching
+from covey_contract.blocks import Block
 from covey_contract.envelope import Envelope
 from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.lifecycle import State
@@ -210,6 +212,7 @@ class World:
         self.mains_power = True
         self.idle_s = 1e6
         self.locked_until = 0.0
+        self.connected = True
         for name in ("fetch", "orders"):
             (folder / name).mkdir()
         self.boot()
@@ -228,6 +231,7 @@ class World:
         jobs: Any = self.jobs
         self.serving = Serving(settings, self.book, store, gateway, jobs, self.clock)
         self.asked: deque[BlockRequest] = deque()
+        self.read: deque[Block] = deque()  # from bundles, in threads of their own
         self.deployments = Deployments(
             "d1",
             TRUST,
@@ -244,7 +248,12 @@ class World:
             request=self.asked.append,
             clock=self.clock,
             vouching=self.vouching,
+            bundles=Bundles(self._take),
         )
+
+    def _take(self, block: Block) -> bool:
+        self.read.append(block)
+        return True
 
     def _look_around(self, clock_ms: int, floor_ms: int, gateway: GatewayStatus | None) -> Surroundings:
         return Surroundings(
@@ -290,7 +299,9 @@ class World:
             self.serving.seen(self.gateway.status())
         except GatewayError:
             self.serving.seen(None)
-        self.deployments.tick(self.now, connected=True)
+        self.deployments.tick(self.now, connected=self.connected)
+        while self.read:
+            self.deployments.block(self.read.popleft())
         while self.asked:
             request = self.asked.popleft()
             for block in self.builds[request.build].answers(request):

@@ -7,7 +7,6 @@ by the agent's update client. What the server would be told is in `world.reports
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
 import threading
 from collections.abc import Iterator
@@ -21,8 +20,6 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from covey_agent.cli import main as agent_main
-from covey_agent.tuf.vouching import Answer, Vouching
 from covey_contract.lifecycle import State
 from covey_contract.messages import ASSIGNMENT_TYPE, Assignment, Order
 from covey_contract.reasons import Reason
@@ -30,6 +27,7 @@ from covey_contract.signing import public_key, seal
 from covey_contract.wire import decode, encode
 from covey_hil.testing.agent_world import DIRECTOR, RELEASE, World
 from covey_hil.testing.random_builds import RandomBuild
+from covey_hil.testing.vouching_here import InProcess
 from covey_server.registry.keys import SigningKeys
 from covey_server.releases.bootstrap import create_for_development
 from covey_server.releases.catch_up import release_of
@@ -41,17 +39,6 @@ from covey_server.releases.releases import Releases
 from covey_server.releases.shelf import Shelf
 
 NOW = 1_900_000_000
-
-
-class InProcess(Vouching):
-    """The update client without a process of its own; the words are the same."""
-
-    def _run(self, *words: str) -> Answer:
-        told = io.StringIO()
-        command = ["tuf", "--metadata-dir", str(self.folder), "--metadata-url", f"{self.url}/tuf/metadata"]
-        with contextlib.redirect_stdout(told):
-            agent_main([*command, "--root", str(self.root), *words])
-        return msgspec.json.decode(told.getvalue(), type=Answer)
 
 
 @dataclass
