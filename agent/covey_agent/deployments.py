@@ -114,7 +114,9 @@ class Deployments:
         )
         self._vouching = vouching
         self._vouched: dict[int, Vouched] = {}  # by the order's counter
-        self._unknown_key: tuple[bytes, Path | None] | None = None  # an order that waits for the newest root, and its bundle
+        self._unknown_key: tuple[bytes, Path | None] | None = (
+            None  # an order that waits for the newest root, and its bundle
+        )
         self._asked = -_ASK_AGAIN_S
         self._corrupt: dict[int, int] = {}
         self._judge_until: dict[int, float] = {}

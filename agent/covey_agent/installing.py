@@ -105,7 +105,9 @@ def _watch(state: Path, assignment: Assignment, path: Path, deadline: float, say
             if deployment.state.final:
                 return FAILED
             if deployment.state not in _HERE and not path.exists():
-                raise AgentError(f"{path} is gone before all was read; install it again, or the network brings the rest")
+                raise AgentError(
+                    f"{path} is gone before all was read; install it again, or the network brings the rest"
+                )
         time.sleep(_POLL_S)
     say(f"{assignment.model} {assignment.version}: it takes longer; `covey-agent status` tells how it stands")
     return TIMED_OUT

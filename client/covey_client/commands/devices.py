@@ -60,7 +60,9 @@ def add(commands: Adder) -> None:
     )
 
     bundle = devices.command(
-        "bundle", _bundle, "write devices' orders and builds to one file, for `covey-agent install` where there is no network"
+        "bundle",
+        _bundle,
+        "write devices' orders and builds to one file, for `covey-agent install` where there is no network",
     )
     bundle.add_argument("device", nargs="+")
     bundle.add_argument("--model", help="only the order for this model")
