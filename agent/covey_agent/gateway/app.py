@@ -26,6 +26,7 @@ from covey_agent.gateway.models import Models, system_ms
 from covey_agent.gateway.routes import Routes, refuse
 from covey_agent.gateway.settings import Settings
 from covey_agent.gateway.shared_memory import SharedMemory
+from covey_agent.runner.priority import idle_command
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ async def _serve_on(
     settings: Settings, tcp: socket.socket, inference: socket.socket, orders: socket.socket, stop: asyncio.Event
 ) -> None:
     loop, limits = asyncio.get_running_loop(), settings.limits
-    models = Models(settings, loop.time)
+    models = Models(settings, loop.time, idle=idle_command())
     activity = Activity(loop.time)
     locks = Locks(settings.run_dir / LOCK_FILE, system_ms)
     locks.load()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from covey_agent.gateway.control_api import Load, Loaded, ModelSlots, Reverted, RunnerStatus
@@ -70,6 +70,7 @@ class Model:
         *,
         threads: int,
         memory: MemoryLimit,
+        idle: Sequence[str],
         limits: Limits,
         clock: Callable[[], float],
         now_ms: Callable[[], int],
@@ -79,6 +80,7 @@ class Model:
         self.statistics = Statistics()
         self._threads = threads
         self._memory = memory
+        self._idle = idle
         self._limits = limits
         self._clock = clock
         self._now_ms = now_ms
@@ -163,6 +165,7 @@ class Model:
             spec,
             threads=self._threads,
             memory=self._memory,
+            idle=self._idle,
             retire_s=self._limits.retire_s,
             on_free=self._pump,
             on_lost=self._lost,
