@@ -15,9 +15,9 @@ from covey_contract.conditions import Conditions
 from covey_contract.drift import MAX_TENSORS, InputCounts, OutputCounts, TensorName
 from covey_contract.envelope import Envelope
 from covey_contract.facts import Facts
-from covey_contract.histogram import Histogram
+from covey_contract.histogram import Count, Histogram
 from covey_contract.lifecycle import State
-from covey_contract.manifest import ModelName, Sha256, VersionName
+from covey_contract.manifest import Batch, ModelName, Sha256, VersionName
 from covey_contract.reasons import Reason
 from covey_contract.strenum import StrEnum
 from covey_contract.wire import Message
@@ -93,7 +93,9 @@ class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """What one build did in one window. Histograms are in seconds.
 
     `ok` and `errors` count requests by what their caller got; `fallbacks` those of them that this build failed and the
-    previous build answered. `outputs` and `inputs` are counted for those that the build's manifest has a reference of, by name.
+    previous build answered. `batches` counts inferences by the rows that went in, of builds
+    whose manifest lets rows go together.
+    `outputs` and `inputs` are counted for those that the build's manifest has a reference of, by name.
     """
 
     model: ModelName
@@ -103,6 +105,7 @@ class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     ok: int = 0
     errors: dict[ShortText, int] = {}
     fallbacks: int = 0
+    batches: dict[Batch, Count] = {}
     queue: Histogram = Histogram()
     compute: Histogram = Histogram()
     end_to_end: Histogram = Histogram()

@@ -209,7 +209,7 @@ def _statistics(model: Model) -> dict[str, Any]:
         "version": spec.manifest.version,
         "last_inference": totals.last_ms,
         "inference_count": count,
-        "execution_count": count,
+        "execution_count": totals.computations,
         "inference_stats": {
             "success": duration(totals.queue_s + totals.compute_s),
             "fail": duration(0.0, totals.failed),
@@ -218,7 +218,10 @@ def _statistics(model: Model) -> dict[str, Any]:
             "compute_infer": duration(totals.compute_s),
             "compute_output": duration(0.0),
         },
-        "batch_stats": [],
+        "batch_stats": [
+            {"batch_size": rows, "compute_infer": {"count": number, "ns": 0}}
+            for rows, number in sorted(totals.batches.items())
+        ],
     }
 
 
