@@ -135,6 +135,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
     sub.add_argument("--margin-mb", type=int, default=64, metavar="MB")
 
+    sub = command("diagnose", diagnose, "Write what is to be known of a fault into a zip file: checks, state, logs.")
+    sub.add_argument(
+        "--output", "-o", type=Path, default=Path("covey-diagnostics.zip"), metavar="FILE", help="(%(default)s)"
+    )
+    sub.add_argument("--margin-mb", type=int, default=64, metavar="MB")
+
     sub = command("tuf", tuf, "The update client: init, refresh, download.", state=False)
     tuf_cli.add_arguments(sub)
 
@@ -340,6 +346,23 @@ def doctor(options: argparse.Namespace) -> int:
         for check in checks:
             print(f"{'ok  ' if check.ok else 'FAIL'} {check.name:12} {check.words}")
     return 0 if all(check.ok for check in checks) else 1
+
+
+def diagnose(options: argparse.Namespace) -> int:
+    from covey_agent.diagnostics import archive
+
+    if not options.state.is_dir():
+        raise AgentError(f"{options.state} is not there; run `covey-agent enroll` first")
+    logging.disable(logging.ERROR)  # the checks say it themselves
+    try:
+        made = archive(options.state, margin=options.margin_mb * 1_000_000)
+        options.output.write_bytes(made)
+    except OSError as error:
+        raise AgentError(f"{options.output} cannot be written: {error.strerror}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    print(f"{options.output}: {len(made) / 1e3:.0f} kB")
+    return 0
 
 
 def tuf(options: argparse.Namespace) -> int:

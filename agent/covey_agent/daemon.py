@@ -154,6 +154,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
                 trust,
                 facts=lambda: machine.read().facts,
                 logs=(settings.log_file, settings.gateway_log),
+                diagnose=lambda: _diagnosed(settings),
                 clock=system_clock,
             ),
             machine=machine.read,
@@ -184,6 +185,13 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             if not keep_gateway:
                 gateway.stop()
             end(book)
+
+
+def _diagnosed(settings: Settings) -> bytes:
+    # Imported when it is asked for: it needs much that the daemon does not.
+    from covey_agent.diagnostics import collect
+
+    return msgspec.json.encode(collect(settings.state, margin=settings.margin, reach=False))
 
 
 def gateway_options(settings: Settings) -> list[str]:

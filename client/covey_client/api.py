@@ -256,7 +256,9 @@ class Client:
         body = _given(devices=list(devices), model=model)
         return self._api.save(f"{V1}/bundles", to, MAX_BUNDLE_BYTES, "POST", json=body, timeout=_UPLOAD_S)
 
-    def command(self, device: str, kind: Literal["ping", "facts", "logs"], lines: int | None = None) -> Json:
+    def command(
+        self, device: str, kind: Literal["ping", "facts", "logs", "diagnostics"], lines: int | None = None
+    ) -> Json:
         """Send a command and wait for the device's reply; an `ApiError` if it is away or silent."""
         body = _given(kind=kind, lines=lines)
         return self._api.json("POST", f"{V1}/devices/{_name(device)}/commands", json=body, timeout=_COMMAND_S)

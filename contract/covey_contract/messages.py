@@ -238,6 +238,7 @@ class CommandKind(StrEnum):
     PING = "ping"
     FACTS = "facts"
     LOGS = "logs"
+    DIAGNOSTICS = "diagnostics"  # `text` is a JSON object
 
 
 class Command(Message, frozen=True, kw_only=True, omit_defaults=True):

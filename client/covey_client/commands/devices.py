@@ -72,6 +72,15 @@ def add(commands: Adder) -> None:
     logs.add_argument("device")
     logs.add_argument("--lines", "-n", type=int, default=200)
 
+    facts = devices.command("facts", _facts, "ask a device for its facts, anew")
+    facts.add_argument("device")
+
+    diagnose = devices.command(
+        "diagnose", _diagnose, "ask a device for all that is to be known of a fault (exit code 1 if a check fails)"
+    )
+    diagnose.add_argument("device")
+    diagnose.add_argument("--output", "-o", type=Path, metavar="FILE", help="write it all there, as JSON")
+
 
 def _list(run: Run) -> int:
     options = run.options
@@ -255,6 +264,33 @@ def _logs(run: Run) -> int:
 
     run.out.result(reply, show)
     return FAILED if bad else OK
+
+
+def _facts(run: Run) -> int:
+    reply = run.client.command(run.options.device, "facts")
+    facts = reply.get("facts") or {}
+    run.out.result(reply, lambda: run.out.facts([(name, str(value)) for name, value in facts.items()]))
+    return OK
+
+
+def _diagnose(run: Run) -> int:
+    """The object as the device told it; with `--output` it goes to a file."""
+    reply = run.client.command(run.options.device, "diagnostics")
+    if reply.get("reason", "none") != "none":
+        raise ClientError(f"{run.options.device}: {reply.get('detail') or reply['reason']}")
+    try:
+        told = json.loads(reply.get("text", ""))
+    except ValueError as error:
+        raise ClientError(f"{run.options.device} answered no diagnostics: {error}") from error
+    checks = told.get("checks") or []
+    if run.options.output is not None:
+        try:
+            run.options.output.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ClientError(f"{run.options.output} cannot be written: {error.strerror}") from error
+    rows = [["ok" if one["ok"] else "FAIL", one["name"], one["words"]] for one in checks]
+    run.out.result(told, lambda: run.out.table(["", "check", "found"], rows))
+    return OK if all(one["ok"] for one in checks) else FAILED
 
 
 def _state(device: Json) -> str:

@@ -468,3 +468,16 @@ def test_a_bundle_is_written_and_its_end_is_told(covey: Covey, server: FakeServe
     assert server.asked[-1].json == {"devices": ["press-1"]}
     assert told["orders"] == [{"device": "press-1", "model": "digits"}]
     assert told["good_until_ms"] == 1_893_542_400_000
+
+
+def test_diagnostics_fail_where_a_check_does(covey: Covey, server: FakeServer, tmp_path: Path) -> None:
+    told = {"checks": [{"name": "clock", "ok": False, "words": "1971"}], "agent": "0.1.0"}
+    server.on("POST /api/v1/devices/press-1/commands", {"reason": "none", "text": json.dumps(told)})
+    path = tmp_path / "d.json"
+    code, out, _ = covey("device", "diagnose", "press-1", "-o", str(path))
+    assert (code, "1971" in out) == (1, True)
+    assert json.loads(path.read_text()) == told
+    assert server.asked[-1].json == {"kind": "diagnostics"}
+    server.on("POST /api/v1/devices/press-1/commands", {"reason": "unknown_command", "detail": "too old"})
+    code, _, err = covey("device", "diagnose", "press-1")
+    assert (code, "too old" in err) == (1, True)
