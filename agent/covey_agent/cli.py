@@ -97,6 +97,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--quota-mb", type=int, metavar="MB", help="for all builds together (no limit but the disk's)")
     sub.add_argument("--margin-mb", type=int, default=64, metavar="MB", help="of the disk, never used (%(default)s)")
     sub.add_argument(
+        "--capture-share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="keep this share of the requests with their answers, for labelling: 0.01 is one in a hundred (none)",
+    )
+    sub.add_argument("--capture-mb", type=int, default=200, metavar="MB", help="of what is kept (%(default)s)")
+    sub.add_argument(
         "--keep-gateway", action="store_true", help="let the gateway go on serving when the agent is stopped"
     )
 
@@ -197,6 +205,8 @@ def run(options: argparse.Namespace) -> int:
     for name in ("telemetry_interval", "heartbeat", "retry", "silence", "load_timeout"):
         if not 0.1 <= getattr(options, name) <= 86_400:
             raise UsageError(f"--{name.replace('_', '-')} must be between 0.1 and 86400 seconds")
+    if not 0 <= options.capture_share <= 1 or options.capture_mb < 1:
+        raise UsageError("--capture-share must be between 0 and 1, --capture-mb at least 1")
     settings = Settings(
         state=options.state.resolve(),
         inference_port=options.inference_port,
@@ -209,6 +219,8 @@ def run(options: argparse.Namespace) -> int:
         load_timeout_s=options.load_timeout,
         swap=SwapMode(options.swap),
         runner_memory_mb=options.runner_memory_mb,
+        capture_share=options.capture_share,
+        capture_mb=options.capture_mb,
         retry_first_s=options.retry,
         fetch=FetchLimits(silence_s=options.silence),
     )

@@ -200,6 +200,9 @@ def gateway_options(settings: Settings) -> list[str]:
         words += ["--socket", str(settings.inference_socket)]
     if settings.runner_memory_mb is not None:
         words += ["--runner-memory-mb", str(settings.runner_memory_mb)]
+    if settings.capture_share > 0:
+        words += ["--capture", str(settings.state / "capture")]
+        words += ["--capture-share", str(settings.capture_share), "--capture-mb", str(settings.capture_mb)]
     return words
 
 

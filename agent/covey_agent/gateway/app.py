@@ -12,10 +12,12 @@ import fcntl
 import gc
 import logging
 import os
+import random
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.control import ControlServer
@@ -27,6 +29,9 @@ from covey_agent.gateway.routes import Routes, refuse
 from covey_agent.gateway.settings import Settings
 from covey_agent.gateway.shared_memory import SharedMemory
 from covey_agent.runner.priority import idle_command
+
+if TYPE_CHECKING:
+    from covey_agent.gateway.capture import Capture
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +71,8 @@ async def _serve_on(
     locks = Locks(settings.run_dir / LOCK_FILE, system_ms)
     locks.load()
     memory = SharedMemory(limits.buffered_bytes)
-    routes = Routes(models, limits, loop.time, activity=activity, locks=locks, memory=memory)
+    capture = _capturing(settings)
+    routes = Routes(models, limits, loop.time, activity=activity, locks=locks, memory=memory, capture=capture)
     connections = Connections(routes.handle, refuse, limits, loop.time)
     port = tcp.getsockname()[1]
     control = ControlServer(
@@ -94,7 +100,18 @@ async def _serve_on(
         server.close()
     await connections.drain(DRAIN_S)
     await models.close(DRAIN_S)
+    if capture is not None:
+        capture.stop()
     sweeper.cancel()
+
+
+def _capturing(settings: Settings) -> Capture | None:
+    """None where it is off. Imported only where it is on: what writes files takes memory."""
+    if settings.capture is None:
+        return None
+    from covey_agent.gateway.capture import started
+
+    return started(settings.capture, random.random, system_ms)
 
 
 def _after_the_answer(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
