@@ -108,6 +108,10 @@ def parser() -> argparse.ArgumentParser:
         "--keep-gateway", action="store_true", help="let the gateway go on serving when the agent is stopped"
     )
 
+    sub = command("grpc", grpc, "Let applications ask by gRPC too, until it is stopped (extra `grpc`).")
+    sub.add_argument("--port", type=int, default=8001, metavar="N", help="on 127.0.0.1; 0: any free one (%(default)s)")
+    sub.add_argument("--inference-socket", type=Path, metavar="PATH", help="as given to `run` (in the state folder)")
+
     sub = command("status", status, "What this device runs.")
     sub.add_argument("--json", action="store_true")
 
@@ -225,6 +229,19 @@ def run(options: argparse.Namespace) -> int:
         fetch=FetchLimits(silence_s=options.silence),
     )
     daemon.run(settings, keep_gateway=options.keep_gateway)
+    return 0
+
+
+def grpc(options: argparse.Namespace) -> int:
+    from covey_agent.gateway_process import run_folder
+
+    try:
+        from covey_agent.grpc_door.server import run as serve
+    except ImportError as error:
+        raise AgentError(f"gRPC is not installed ({error}): pip install 'covey-agent[grpc]'") from error
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"port {options.port} is not between 0 and 65535")
+    serve(options.inference_socket or run_folder(options.state) / "inference.sock", "127.0.0.1", options.port)
     return 0
 
 
