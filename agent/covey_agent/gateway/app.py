@@ -12,7 +12,6 @@ import fcntl
 import gc
 import logging
 import os
-import random
 import signal
 import socket
 from collections.abc import Iterator
@@ -109,6 +108,8 @@ def _capturing(settings: Settings) -> Capture | None:
     """None where it is off. Imported only where it is on: what writes files takes memory."""
     if settings.capture is None:
         return None
+    import random
+
     from covey_agent.gateway.capture import started
 
     return started(settings.capture, random.random, system_ms)
