@@ -48,7 +48,7 @@ class Bundle:
         try:
             with open(self._descriptor, "rb", closefd=False) as file:  # noqa: PTH123  # a descriptor has no path
                 found = members(file)
-        except (DecodeError, OSError) as error:
+        except (DecodeError, OSError, struct.error, OverflowError) as error:
             os.close(self._descriptor)
             raise BundleError(f"{path} is no bundle: {error}") from error
         # What is compressed or encrypted has another size in the file: it is as if it were not there.
@@ -97,7 +97,7 @@ class Bundle:
                 raise BundleError(f"{self.path} is damaged: {name} is not where its directory says")
             wanted = max(0, min(length, size - start))
             data = os.pread(self._descriptor, wanted, offset + _LOCAL.size + words + extra + start)
-        except (OSError, struct.error) as error:
+        except (OSError, struct.error, OverflowError) as error:  # its directory may claim any place
             raise BundleError(f"{self.path} cannot be read: {error}") from error
         if len(data) != wanted:
             raise BundleError(f"{self.path} ends too early")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from covey_agent.bundle import Bundle, BundleError, Bundles
 from covey_contract.blocks import Block
@@ -54,6 +56,34 @@ def test_what_is_no_bundle_is_said_so(tmp_path: Path, spoil: Callable[[bytes], b
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(BundleError, match="is no bundle"):
         Bundle(path)
+
+
+def test_a_directory_that_points_anywhere_is_no_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.bundle"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(blob_name(SHA), b"x")
+        archive.filelist[0].header_offset = (1 << 64) - 1
+    with Bundle(path) as bundle, pytest.raises(BundleError, match="cannot be read"):
+        bundle.read(blob_name(SHA), 0, 1)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 999), st.integers(0, 255)), min_size=1, max_size=8))
+def test_whatever_is_damaged_is_said_in_one_way(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    path = made(tmp_path / "x.bundle", {order_name("d1", "m"): b"{}" * 20, blob_name(SHA): b"x" * 400})
+    data = bytearray(path.read_bytes())
+    for at, value in changes:
+        data[at % len(data)] = value
+    path.write_bytes(data)
+    try:
+        with Bundle(path) as bundle:
+            for device, models in bundle.devices().items():
+                for model in models:
+                    assert len(bundle.order(order_name(device, model))) <= MAX_ORDER_BYTES
+            if bundle.size(blob_name(SHA)) is not None:
+                assert len(bundle.read(blob_name(SHA), 0, 100)) <= 100
+    except BundleError:
+        return
 
 
 def test_a_folder_and_nothing_are_no_bundles(tmp_path: Path) -> None:
