@@ -74,11 +74,11 @@ class AskFolder:
         self._obey = obey
 
     def look(self, now_s: float) -> None:
-        """Answer what lies there; `now_s` is Unix time, by which answers that nobody fetched are removed. Never raises."""
+        """Answer what lies there; `now_s` is Unix time, by which answers that nobody fetched, and what kills have left, are removed. Never raises."""
         try:
             for path in sorted(self._folder.glob("*.json"))[:_MOST_AT_ONCE]:
                 self._answer_one(path)
-            for path in self._folder.glob("*.answer"):
+            for path in (*self._folder.glob("*.answer"), *self._folder.glob(f".*{durable.TEMPORARY}")):
                 if abs(now_s - path.stat().st_mtime) > _FORGOTTEN_S:
                     path.unlink(missing_ok=True)
         except OSError as error:

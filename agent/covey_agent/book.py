@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -30,8 +30,11 @@ class Book:
         self.state = AgentState()
 
     def load(self) -> AgentState:
-        """The newest whole copy. Never raises for damaged files."""
-        copies = [copy for path in self.paths if (copy := _read(path, mend=True)) is not None]
+        """The newest whole copy. Never raises for damaged files; `OSError` if none of them can be read now, since to begin anew would be to
+        forget what was promised."""
+        copies, trouble = _read_all(self.paths, mend=True)
+        if not copies and trouble is not None:
+            raise trouble
         self.state = max(copies, key=lambda copy: copy.generation, default=AgentState())
         return self.state
 
@@ -57,8 +60,24 @@ class Book:
 
 def read_state(folder: Path) -> AgentState:
     """The state as another process may look at it; changes nothing."""
-    copies = [copy for path in Book(folder).paths if (copy := _read(path, mend=False)) is not None]
+    copies, _ = _read_all(Book(folder).paths, mend=False)
     return max(copies, key=lambda copy: copy.generation, default=AgentState())
+
+
+def _read_all(paths: Iterable[Path], *, mend: bool) -> tuple[list[AgentState], OSError | None]:
+    """The whole copies; and what kept one from being read, if anything did."""
+    copies: list[AgentState] = []
+    trouble: OSError | None = None
+    for path in paths:
+        try:
+            copy = _read(path, mend=mend)
+        except OSError as error:
+            log.error("%s cannot be read: %s", path.name, error)
+            trouble = error
+            continue
+        if copy is not None:
+            copies.append(copy)
+    return copies, trouble
 
 
 def _read(path: Path, *, mend: bool) -> AgentState | None:
@@ -66,9 +85,6 @@ def _read(path: Path, *, mend: bool) -> AgentState | None:
         with path.open("rb") as file:
             document = file.read(MAX_STATE_BYTES + 1)
     except FileNotFoundError:
-        return None
-    except OSError as error:
-        log.error("%s cannot be read: %s", path.name, error)
         return None
     checksum, _, body = document.partition(b"\n")
     try:

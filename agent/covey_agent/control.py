@@ -24,6 +24,7 @@ from covey_agent.core.telemetry import records
 from covey_agent.deployments import Deployments
 from covey_agent.errors import GatewayError, StepError
 from covey_agent.gateway_process import GatewayProcess
+from covey_agent.gateway_watch import GatewayWatch
 from covey_agent.jobs import Finished
 from covey_agent.link import Arrived, Connected, Disconnected, LinkEvent
 from covey_agent.measure import Meter
@@ -52,11 +53,15 @@ class Speaker(Protocol):
     def send_bytes(self, what: Up, body: bytes, qos: int = 1) -> bool: ...
 
 
+class GatewayGone:
+    """The gateway's process has ended."""
+
+
 class Inbox:
     """Where other threads put events. Those of the link are dropped when it is full, those of our own jobs never."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[LinkEvent | Finished] = queue.Queue()
+        self._queue: queue.Queue[LinkEvent | Finished | GatewayGone] = queue.Queue()
 
     def offer(self, event: LinkEvent) -> bool:
         if isinstance(event, Arrived) and self._queue.qsize() >= INBOX:
@@ -67,7 +72,10 @@ class Inbox:
     def finished(self, event: Finished) -> None:
         self._queue.put(event)
 
-    def take(self, timeout_s: float) -> LinkEvent | Finished | None:
+    def gateway_gone(self) -> None:
+        self._queue.put(GatewayGone())
+
+    def take(self, timeout_s: float) -> LinkEvent | Finished | GatewayGone | None:
         try:
             return self._queue.get(timeout=max(0.0, timeout_s))
         except queue.Empty:
@@ -115,6 +123,7 @@ class Control:
         self._supervisor = supervisor
         self._asks = asks
         self._clock = clock
+        self._watch = GatewayWatch(inbox.gateway_gone)
         self._connected = False
         self._stopping = False
         self._next_poll = 0.0
@@ -129,6 +138,8 @@ class Control:
     def run(self) -> None:
         self._next_telemetry = time.monotonic() + self._settings.telemetry_interval_s
         self._tell_state()
+        if self._last_exit not in (Reason.STARTED, Reason.STOPPED):
+            self._deployments.tell_again(self._outbox.newest_reports())
         self._supervisor.ready()
         while not self._stopping:
             now = time.monotonic()
@@ -142,11 +153,13 @@ class Control:
                 log.exception("an event could not be handled")
                 time.sleep(0.2)  # never a hot loop, whatever is wrong
 
-    def _handle(self, event: LinkEvent | Finished | None, now: float) -> None:
+    def _handle(self, event: LinkEvent | Finished | GatewayGone | None, now: float) -> None:
         if isinstance(event, Arrived):
             self._arrived(event, now)
         elif isinstance(event, Finished):
             self._deployments.finished(event)
+            self._next_poll = now
+        elif isinstance(event, GatewayGone):
             self._next_poll = now
         elif isinstance(event, Connected):
             self._connected = True
@@ -179,10 +192,10 @@ class Control:
     def _timers(self, now: float) -> None:
         if now >= self._next_poll:
             self._serving.seen(self._gateway.poll(now))
+            self._watch.follow(self._gateway.pid)
             self._asks.look(self._clock() / 1000)
             self._deployments.tick(now, connected=self._connected)
-            busy = self._deployments.busy or self._serving.status is None
-            self._next_poll = now + (self._settings.poll_busy_s if busy else self._settings.poll_idle_s)
+            self._next_poll = now + self._pause_s()
         if now >= self._next_telemetry:
             self._next_telemetry = now + self._settings.telemetry_interval_s
             self._measure(now)
@@ -192,6 +205,12 @@ class Control:
         if now >= self._next_outbox:
             self._next_outbox = now + 1.0
             self.send_spooled(now)
+
+    def _pause_s(self) -> float:
+        """Until the next look at the gateway."""
+        if self._serving.status is None:
+            return self._settings.poll_starting_s
+        return self._settings.poll_busy_s if self._deployments.busy else self._settings.poll_idle_s
 
     def spool(self, record: Any) -> None:
         """A report or telemetry: on disk, and on its way as soon as may be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -14,8 +15,9 @@ import sqlite3
 import ssl
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import psutil
@@ -40,7 +42,7 @@ from covey_agent.link import Arrived, Link
 from covey_agent.manual import Manual
 from covey_agent.measure import Meter
 from covey_agent.memory import available_mb
-from covey_agent.outbox import Outbox
+from covey_agent.outbox import LIMIT, Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import Store
@@ -57,6 +59,8 @@ from covey_contract.topics import Down, Up, down
 log = logging.getLogger(__name__)
 
 _FACTS_AGE_S = 600.0
+# A spool has fewer than 1024 times as many records in its life: 30 days of milliseconds.
+_SPOOL_SPAN_MS = 30 * 86_400_000
 
 
 def run(settings: Settings, *, keep_gateway: bool = False) -> None:
@@ -64,16 +68,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
     identity = load_identity(settings.identity)
     supervisor = supervisor_of(os.environ)
     with locked(settings.state):
-        try:
-            prepare(settings)
-            book = Book(settings.state)
-            last_exit = begin(book)
-            store = Store(settings.state)
-            store.prepare()
-            outbox = Outbox(settings.state / "outbox.db", clock=system_clock)
-            outbox.open()
-        except (OSError, sqlite3.Error) as error:
-            raise AgentError(f"{settings.state} cannot be used: {error}") from error
+        book, last_exit, store, outbox = take_up(settings)
         machine = machine_reader(settings)
         machine.read()
         log.info("covey-agent %s, device %s%s", __version__, identity.device, machine.words)
@@ -181,10 +176,13 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             bundles.stop()
             link.close()
             deployments.stop()
+            outbox.flush()
+            told = not outbox.held
             outbox.close()
             if not keep_gateway:
                 gateway.stop()
-            end(book)
+            if told:
+                end(book)
 
 
 def _diagnosed(settings: Settings) -> bytes:
@@ -232,7 +230,12 @@ def system_clock() -> int:
 def locked(state: Path) -> Iterator[None]:
     """One agent a state folder. Raises `AlreadyRunningError`."""
     try:
-        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            descriptor = os.open(state / "lock", os.O_RDONLY | os.O_CLOEXEC)  # it can be locked all the same
     except OSError as error:
         raise AgentError(f"{state} cannot be used: {error.strerror}") from error
     try:
@@ -261,22 +264,67 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         """A full disk: the line still goes to standard error, and there is nowhere to say more."""
 
 
+class TakenUp(NamedTuple):
+    """What lies on disk between two runs, and how the run before ended."""
+
+    book: Book
+    last_exit: Reason
+    store: Store
+    outbox: Outbox
+
+
+def take_up(settings: Settings, clock: Callable[[], int] = system_clock, spool_limit: int = LIMIT) -> TakenUp:
+    """Go on from the state folder, whatever the run before has left there. Raises `AgentError` where that cannot be."""
+    try:
+        prepare(settings)
+        book = Book(settings.state)
+        last_exit = begin(book)
+        store = Store(settings.state)
+        store.prepare()
+        outbox = Outbox(settings.state / "outbox.db", clock=lambda: spool_start(book, clock()), limit=spool_limit)
+        try:
+            outbox.open()
+        except (OSError, sqlite3.Error) as error:
+            log.error("the spool cannot be opened now: %s", error)
+    except (OSError, sqlite3.Error) as error:
+        raise AgentError(f"{settings.state} cannot be used: {error}") from error
+    return TakenUp(book, last_exit, store, outbox)
+
+
+def spool_start(book: Book, now_ms: int) -> int:
+    """Where a new spool's numbers begin (see `outbox`): beyond those of the one before, also when the clock was set back. Raises `OSError`."""
+    before = book.state.spool_start_ms
+    start_ms = max(now_ms, book.state.time_floor_ms, before + _SPOOL_SPAN_MS if before else 0)
+    book.change(lambda state: msgspec.structs.replace(state, spool_start_ms=start_ms))
+    return start_ms
+
+
 def prepare(settings: Settings) -> None:
     for name in ("run", "log", "fetch", "orders", ASKS):
         durable.make_folder(settings.state / name)
-    handler = _LogFile(settings.log_file, maxBytes=1_000_000, backupCount=2)
+    for folder in (settings.state, settings.state / "orders"):
+        durable.sweep(folder)
+    try:
+        handler = _LogFile(settings.log_file, maxBytes=1_000_000, backupCount=2)
+    except OSError as error:
+        log.error("there is no log file: %s", error)
+        return
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
 
 
 def begin(book: Book) -> Reason:
-    """Load the book; how the run before ended."""
+    """Load the book; how the run before ended. Raises `OSError` if it cannot be read."""
     before = book.load()
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         boot = ""
-    book.change(lambda state: msgspec.structs.replace(state, clean_stop=False, kernel_boot=boot))
+    try:
+        book.change(lambda state: msgspec.structs.replace(state, clean_stop=False, kernel_boot=boot))
+    except OSError as error:
+        # A full disk is no reason to serve nothing. What must be stored before it is done waits for room.
+        log.error("the start could not be noted: %s", error)
     if before == AgentState():
         return Reason.STARTED
     if before.clean_stop:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -30,13 +30,14 @@ from covey_agent.core.acceptance import (
 from covey_agent.core.conditions import Surroundings, Wait, binding, waits_for
 from covey_agent.core.lifecycle import PASSING, RESUME, Act, Event, may_mend, may_retry
 from covey_agent.core.reports import report_of, report_of_refusal
-from covey_agent.core.state import AgentState, Deployment, ModelRecord, moved, protected
+from covey_agent.core.state import AgentState, Deployment, ModelRecord, candidate_of, moved, protected
 from covey_agent.core.swap import Memory, SwapMode, choose
 from covey_agent.downloads import Downloads
 from covey_agent.errors import GatewayError, StepError
 from covey_agent.gateway.control_api import GatewayStatus, ModelSlots, Revert, Switch
 from covey_agent.jobs import Finished, Jobs, Key
 from covey_agent.orders import OrderFolder
+from covey_agent.scrub import SCRUB, Scrub
 from covey_agent.serving import RESTORE, Serving
 from covey_agent.settings import Settings
 from covey_agent.store import CorruptError, Store
@@ -112,6 +113,7 @@ class Deployments:
             *(settings.state / "fetch", store, settings.fetch, request, listen),
             lambda *wanted: self._bundles.ask(*wanted) or web(*wanted),
         )
+        self._scrub = Scrub(store, jobs, settings.scrub_every_s)
         self._vouching = vouching
         self._vouched: dict[int, Vouched] = {}  # by the order's counter
         self._unknown_key: tuple[bytes, Path | None] | None = (
@@ -144,6 +146,20 @@ class Deployments:
             self.order(payload)
         for model in list(self._book.state.models):
             self.advance(model)
+        self._scrub.tick(now, lambda: sorted(protected(self._book.state)))
+
+    def tell_again(self, spooled: Iterable[Report]) -> None:
+        """After a run that did not end well: what it had done last may be in the book and not in the spool. `spooled`: newest first; the
+        server would believe the newest of a model, though the hello has told it better."""
+        newest: dict[str, Report] = {}
+        for report in spooled:
+            newest.setdefault(report.model, report)
+        for model, record in self._book.state.models.items():
+            last, deployment = newest.get(model), record.deployment
+            if last is None or deployment is None:
+                continue
+            if (last.assignment, last.state) != (deployment.order.id, deployment.state):
+                self.tell(model, record)
 
     @property
     def busy(self) -> bool:
@@ -248,6 +264,8 @@ class Deployments:
         try:
             if finished.key.what == REFRESH:
                 self._heard_of_keys()
+            elif finished.key.what == SCRUB:
+                self._scrubbed(finished)
             elif finished.key.what == RESTORE:
                 self._serving.restored(finished, self._now, self.tell)
             elif deployment is not None and deployment.order.counter == finished.key.counter:
@@ -260,6 +278,19 @@ class Deployments:
         except OSError as error:
             self._storage_trouble(model, error)
         self.advance(model)
+
+    def _scrubbed(self, finished: Finished) -> None:
+        """What is damaged is fetched again, where an order still says what it should be; of a build to go back to there is none."""
+        if (build := self._scrub.finished(finished)) is None:
+            return
+        log.error("build %s: %s", build[:12], finished.trouble)
+        for model, record in list(self._book.state.models.items()):
+            deployment = record.deployment
+            if record.active == build and deployment is not None and deployment.state is State.ACTIVE:
+                self._move(model, Event.DAMAGED, Reason.DIGEST_MISMATCH, f"{finished.trouble}; it is fetched again")
+            elif record.previous == build:
+                new = msgspec.structs.replace(record, previous=None)
+                self._book.change(lambda state, model=model, new=new: state.with_record(model, new))  # type: ignore[misc]
 
     def advance(self, model: str) -> None:
         """Do what the model's state asks for, until nothing more can be done now."""
@@ -403,7 +434,8 @@ class Deployments:
 
     def _verified(self, model: str, deployment: Deployment, finished: Finished) -> None:
         if finished.trouble is None:
-            self._move(model, Event.VERIFIED)
+            whole = self._book.state.record(model).active == deployment.build
+            self._move(model, Event.MENDED if whole else Event.VERIFIED)
             self._downloads.drop(deployment.build)
         elif isinstance(finished.trouble, CorruptError):
             tries = self._corrupt[deployment.order.counter] = self._corrupt.get(deployment.order.counter, 0) + 1
@@ -496,7 +528,7 @@ class Deployments:
         elif slots is not None and slots.candidate == build:
             if self._serving.ask(Switch(model=model, build=build, probation=deployment.order.probation)):
                 self._judge_until[deployment.order.counter] = self._now + deployment.order.probation.seconds
-        elif reverted is not None and reverted.build == build and reverted.time_ms >= deployment.since_ms:
+        elif reverted is not None and reverted.build == build and self._is_of_now(reverted.time_ms, deployment):
             self._move(model, Event.REVERTED, reverted.reason, reverted.detail)
         elif deployment.starts >= self._settings.max_starts:
             self._move(
@@ -507,6 +539,10 @@ class Deployments:
             )
         else:
             self._move(model, Event.INTERRUPTED, Reason.PROBATION_INTERRUPTED, "the gateway that served it is gone")
+
+    def _is_of_now(self, time_ms: int, deployment: Deployment) -> bool:
+        """Whether it was after the deployment came to its state. A clock that was set back since cannot tell; what is newest counts."""
+        return time_ms >= deployment.since_ms or self._clock() < deployment.since_ms
 
     def _wait_for_end_of_probation(self, model: str, deployment: Deployment) -> None:
         seconds = deployment.order.probation.seconds
@@ -525,7 +561,8 @@ class Deployments:
         elif may_retry(deployment.state, deployment.reason):
             pause = min(self._settings.retry_most_s, self._settings.retry_first_s * 2.0 ** min(deployment.retries, 16))
             now_ms = self._clock()
-            if deployment.since_ms + pause * 1000 <= now_ms < deployment.order.expires_ms:
+            paused = not 0 <= now_ms - deployment.since_ms < pause * 1000  # the clock may have been set back
+            if paused and now_ms < deployment.order.expires_ms:
                 self._move(model, Event.RETRY)
 
     # --- orders -----------------------------------------------------------------------------------------------------
@@ -587,8 +624,8 @@ class Deployments:
         keep = protected(self._book.state)
         for build in self._store.collect(keep):
             log.info("build %s is removed", build[:12])
-        self._downloads.sweep(keep)
         records = self._book.state.models.values()
+        self._downloads.sweep({candidate for record in records if (candidate := candidate_of(record)) is not None})
         self._orders.sweep({record.deployment.order.counter for record in records if record.deployment is not None})
 
     def _room(self, manifest: Manifest, build: str) -> Room:

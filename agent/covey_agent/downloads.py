@@ -58,8 +58,8 @@ class Downloads:
                 return True
             fetcher = fetch.Fetcher(build, manifest, self.folder(build), self._store, self._limits)
             fetcher.open()
-            self._fetchers[model] = fetcher
             self._told[model] = fetcher.fraction
+            self._fetchers[model] = fetcher
             if not fetcher.done:
                 self._listen(build, True)
                 self._offers[model] = offer()

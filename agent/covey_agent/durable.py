@@ -38,6 +38,13 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that a kill has left in the folder, where nobody else writes at the moment. What cannot be removed stays."""
+    for leftover in folder.glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries durable: a rename or a new file is not, before this."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -33,21 +34,30 @@ _RESTART_MOST_S = 30.0
 
 
 def run_folder(state: Path) -> Path:
-    """Where the sockets are: in the state folder, or, if that path is too long, in one of our own in the temporary folder."""
+    """Where the sockets are: in the state folder, or, if that path is too long or was on a disk that was read-only at the start, in one of
+    our own in the temporary folder."""
     folder = state.resolve() / "run"
-    if len(os.fsencode(folder / "inference.sock")) <= _LONGEST_SOCKET:
-        return folder
-    name = sha256(os.fsencode(folder)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"covey-{os.getuid()}-{name}"
+    other = _other_folder(folder)
+    if len(os.fsencode(folder / "inference.sock")) > _LONGEST_SOCKET or (other / "gateway.sock").exists():
+        return other
+    return folder
 
 
 def prepare_run_folder(state: Path) -> Path:
     """Make it, for this user alone. Raises `AgentError` if somebody else's folder is there."""
     folder = run_folder(state)
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        folder = _other_folder(folder)
+        log.error("%s cannot be written; the gateway's sockets are in %s", state, folder)
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.is_symlink():
         raise AgentError(f"{folder} belongs to somebody else")
     return folder
+
+
+def _other_folder(folder: Path) -> Path:
+    name = sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"covey-{os.getuid()}-{name}"
 
 
 class GatewayProcess:
@@ -146,7 +156,7 @@ class GatewayProcess:
             *self._options,
         ]
         try:
-            with self._log_file.open("ab") as output:
+            with self._open_log() as output:
                 self._child = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
                 )
@@ -156,6 +166,13 @@ class GatewayProcess:
             log.error("the gateway cannot be started: %s", error)
             return
         log.info("started the gateway (pid %d)", self._pid)
+
+    def _open_log(self) -> IO[bytes]:
+        try:
+            return self._log_file.open("ab")
+        except OSError as error:
+            log.warning("the gateway's log cannot be written: %s", error)
+            return Path(os.devnull).open("ab")
 
     def _living(self) -> int | None:
         """The pid of our gateway, if it runs: asked of the kernel, since a pid in a file may be anybody's by now."""

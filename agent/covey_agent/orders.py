@@ -34,7 +34,10 @@ class OrderFolder:
         """Raises `StepError`."""
         try:
             return decode(Order, self._path(order.counter).read_bytes())
-        except (OSError, ContractError) as error:
+        except OSError as error:
+            reason = Reason.INTERNAL if isinstance(error, FileNotFoundError) else Reason.STORAGE_ERROR
+            raise StepError(reason, f"the stored order {order.id} cannot be read: {error}") from error
+        except ContractError as error:
             raise StepError(Reason.INTERNAL, f"the stored order {order.id} cannot be read: {error}") from error
 
     def manifest(self, order: Assignment) -> tuple[Manifest, bytes]:

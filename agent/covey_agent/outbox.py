@@ -1,7 +1,7 @@
 """What the device has to tell the server and the server has not yet acknowledged: reports and telemetry, in SQLite on disk.
 
-Invariants: a sequence number is never used twice, not even after the spool was lost (a new one begins at the clock's milliseconds
-times 1024); a record leaves only when it is acknowledged, or, telemetry first and oldest first, when the spool is full.
+Invariants: a sequence number is never used twice, not even after the spool was lost (a new one begins at the milliseconds that
+`clock` gives, times 1024); a record leaves only when it is acknowledged, or, telemetry first and oldest first, when the spool is full.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from covey_contract.errors import TooLargeError
 from covey_contract.messages import Report, Telemetry
 from covey_contract.topics import Up
-from covey_contract.wire import encode
+from covey_contract.wire import decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS records (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind 
 CREATE INDEX IF NOT EXISTS records_kind ON records (kind, seq);
 """
 _HELD = 500
+LIMIT = 10_000  # telemetry records; four times as many reports
 
 
 class Record(NamedTuple):
@@ -41,7 +42,7 @@ class Record(NamedTuple):
 class Outbox:
     """Single-threaded. Records that the disk does not take are held in memory until it does."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], int], limit: int = 10_000, resend_s: float = 20.0) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], int], limit: int = LIMIT, resend_s: float = 20.0) -> None:
         self._path = path
         self._clock = clock
         self._limit = limit
@@ -50,10 +51,12 @@ class Outbox:
         self._held: deque[Report | Telemetry] = deque(maxlen=_HELD)
         self._database: sqlite3.Connection | None = None
 
-    def open(self) -> None:
-        """Open the spool; a damaged one is set aside and said so. Raises `OSError` or `sqlite3.Error` if none can be made."""
+    def open(self, *, check: bool = True) -> None:
+        """Open the spool; a damaged one is set aside and said so. `check`: look through all of it. Whoever does not call it, or in vain, has
+        it done by the first use that can.
+        Raises `OSError` or `sqlite3.Error` if none can be made."""
         try:
-            self._database = self._connect()
+            self._database = self._connect(check=check)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
@@ -61,9 +64,9 @@ class Outbox:
             for ending in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     Path(f"{self._path}{ending}").replace(f"{self._path}{ending}.damaged")
-            self._database = self._connect()
+            self._database = self._connect(check=False)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, *, check: bool) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, isolation_level=None, timeout=5.0, check_same_thread=False)
         try:
             database.execute("PRAGMA journal_mode=WAL")
@@ -74,7 +77,7 @@ class Outbox:
                 database.execute(
                     "INSERT INTO sqlite_sequence (name, seq) VALUES ('records', ?)", (self._clock() << 10,)
                 )
-            if database.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+            if check and database.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("quick_check failed")
         except sqlite3.Error:
             database.close()
@@ -96,8 +99,9 @@ class Outbox:
         while self._held:
             try:
                 self._store(self._held[0])
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 log.warning("the spool takes nothing (%s); %d records are held in memory", error, len(self._held))
+                self._give_up()
                 return
             self._held.popleft()
 
@@ -137,10 +141,9 @@ class Outbox:
             database.execute("BEGIN IMMEDIATE")
             database.executemany("DELETE FROM records WHERE seq = ?", [(seq,) for seq in numbers])
             database.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             log.warning("acknowledged records could not be removed: %s", error)
-            with contextlib.suppress(sqlite3.Error):
-                self._open_database().execute("ROLLBACK")
+            self._give_up()
         for seq in numbers:
             self._sent.pop(seq, None)
 
@@ -149,14 +152,19 @@ class Outbox:
         self._sent.clear()
 
     def due(self, now: float, limit: int = 50) -> list[Record]:
-        """What to send now, reports first; marks it as sent. At most `limit` records are unacknowledged on the way at once."""
+        """What to send now, reports first; marks it as sent. At most `limit` records are unacknowledged on the way at once.
+        Raises nothing: what cannot be read now is sent later."""
         self._sent = {seq: at for seq, at in self._sent.items() if now - at < self._resend_s}
         room = limit - len(self._sent)
         if room <= 0:
             return []
-        rows = self._open_database().execute(
-            "SELECT seq, kind, body FROM records ORDER BY kind = 'telemetry', seq LIMIT ?", (room + len(self._sent),)
-        )
+        query = "SELECT seq, kind, body FROM records ORDER BY kind = 'telemetry', seq LIMIT ?"
+        try:
+            rows = self._open_database().execute(query, (room + len(self._sent),)).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            log.warning("the spool cannot be read: %s", error)
+            self._give_up()
+            return []
         records = [Record(seq, Up(kind), body) for seq, kind, body in rows if seq not in self._sent][:room]
         self._sent.update((record.seq, now) for record in records)
         return records
@@ -165,16 +173,41 @@ class Outbox:
         """The highest number that was given to a record; None if the spool cannot be read."""
         try:
             found = self._open_database().execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             log.warning("the spool does not say its last number: %s", error)
+            self._give_up()
             return None
         return int(found[0])
+
+    def newest_reports(self, limit: int = 200) -> list[Report]:
+        """Of the reports that are not acknowledged, the newest first. Raises nothing: none, if the spool cannot be read now."""
+        query = "SELECT body FROM records WHERE kind = ? ORDER BY seq DESC LIMIT ?"
+        try:
+            rows = self._open_database().execute(query, (Up.REPORT, limit)).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            log.warning("the spool cannot be read: %s", error)
+            self._give_up()
+            return []
+        return [decode(Report, body) for (body,) in rows]
+
+    @property
+    def held(self) -> int:
+        """How many records are in memory alone."""
+        return len(self._held)
 
     def waiting(self) -> int:
         """How many records are not acknowledged."""
         count: int = self._open_database().execute("SELECT count(*) FROM records").fetchone()[0]
         return count + len(self._held)
 
+    def _give_up(self) -> None:
+        """An error may outlive its cause in a connection (SQLite reads only, if it could not open for writing): the next use opens anew."""
+        with contextlib.suppress(sqlite3.Error):
+            self.close()
+
     def _open_database(self) -> sqlite3.Connection:
-        assert self._database is not None  # noqa: S101  # `open` comes first
+        """Raises `OSError` or `sqlite3.Error`."""
+        if self._database is None:
+            self.open(check=False)
+        assert self._database is not None  # noqa: S101  # it is open now
         return self._database

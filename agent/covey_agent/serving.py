@@ -126,6 +126,8 @@ class Serving:
             self.ask(Settle(model=model))
         elif slots.candidate is not None and slots.candidate != on_trial:
             self.ask(Unload(model=model, build=slots.candidate))
+        elif record.broken:
+            self._count(model, record.active, 0)  # it did start, and control was killed before it noted that
 
     def load(self, model: str, build: str, *, background: bool, in_place: bool = False) -> None:
         """Verify the build's bytes and let the gateway load it. In the jobs' thread. Raises what went wrong."""
@@ -147,7 +149,10 @@ class Serving:
             return
         self._not_before[model] = now + _PAUSE_S
         # Counted before it is tried, so that a build that takes the whole device down is not tried for ever.
-        self._count(model, build, self._book.state.record(model).broken.get(build, 0) + 1)
+        try:
+            self._count(model, build, self._book.state.record(model).broken.get(build, 0) + 1)
+        except OSError as error:
+            log.error("%s: the start of %s could not be counted: %s", model, build[:12], error)
 
         def work() -> None:
             self.load(model, build, background=False)
@@ -172,9 +177,12 @@ class Serving:
         corrupt = isinstance(finished.trouble, CorruptError)
         if tries < self._settings.max_starts and not corrupt:
             return
-        reason = Reason.DIGEST_MISMATCH if corrupt else Reason.QUARANTINED
-        detail = f"{finished.trouble}; tried {tries} times, not started again until a newer assignment"
-        event = Event.FELL_BACK if record.previous else Event.BROKE
+        if corrupt:
+            reason, event = Reason.DIGEST_MISMATCH, Event.ROTTED
+            detail = f"{finished.trouble}; it is fetched again"
+        else:
+            reason, event = Reason.QUARANTINED, Event.FELL_BACK if record.previous else Event.BROKE
+            detail = f"{finished.trouble}; tried {tries} times, not started again until a newer assignment"
         if record.deployment is not None and record.deployment.state is State.ACTIVE:
             new = moved(record, event, now_ms=self._clock(), reason=reason, detail=detail[:1900])
         else:

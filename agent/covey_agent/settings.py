@@ -30,8 +30,12 @@ class Settings:
     max_starts: int = 3  # of one build under one order
     retry_first_s: float = 30.0
     retry_most_s: float = 900.0
+    poll_starting_s: float = 0.05  # while there is none
     poll_busy_s: float = 0.25  # the gateway's status, while something is on its way
     poll_idle_s: float = 2.0
+    scrub_every_s: float = (
+        86_400.0  # so often every file of the builds in the slots is read and compared with its digest
+    )
     fetch: FetchLimits = field(default_factory=FetchLimits)
 
     @property

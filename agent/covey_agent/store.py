@@ -55,9 +55,10 @@ class Store:
         return self._builds / digest
 
     def has_blob(self, entry: FileEntry) -> bool:
+        """Raises `OSError` if the disk does not say: what is only not readable now must not be taken for missing."""
         try:
             return self.blob(entry.sha256).stat().st_size == entry.size
-        except OSError:
+        except FileNotFoundError:
             return False
 
     def has_build(self, digest: str) -> bool:
@@ -80,10 +81,7 @@ class Store:
         """
         digest = build_digest(manifest_bytes)
         for entry in manifest.files:
-            blob = self.blob(entry.sha256)
-            if not self.has_blob(entry) or digest_of(blob) != entry.sha256:
-                self.discard(entry.sha256)
-                raise CorruptError(entry.path, entry.sha256)
+            self.scrub(entry)
         if self._is_whole(digest, manifest, manifest_bytes):
             return self.build(digest)
         temporary = self._builds / f".{digest}{durable.TEMPORARY}"
@@ -113,11 +111,12 @@ class Store:
                 and (folder / MANIFEST_FILE).read_bytes() == manifest_bytes
                 and all((folder / entry.path).samefile(self.blob(entry.sha256)) for entry in manifest.files)
             )
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def verify(self, digest: str) -> Manifest:
-        """Read every byte of a staged build again. Raises `CorruptError` if it is not what was staged."""
+        """Read every byte of a staged build again. Raises `CorruptError` if it is not what was staged, `OSError` if that cannot
+        be told now."""
         folder = self.build(digest)
         try:
             manifest_bytes = (folder / MANIFEST_FILE).read_bytes()
@@ -125,9 +124,16 @@ class Store:
                 raise CorruptError(MANIFEST_FILE, digest)
             manifest = decode(Manifest, manifest_bytes)
             self.stage(manifest, manifest_bytes)
-        except (OSError, ContractError) as error:
+        except (FileNotFoundError, NotADirectoryError, ContractError) as error:
             raise CorruptError(f"build {digest[:12]} ({error})", digest) from error
         return manifest
+
+    def scrub(self, entry: FileEntry) -> None:
+        """Read a blob whole. Raises `CorruptError` after removing it if it is not what its name says, or gone; `OSError` if it cannot be
+        read now."""
+        if not self.has_blob(entry) or digest_of(self.blob(entry.sha256)) != entry.sha256:
+            self.discard(entry.sha256)
+            raise CorruptError(entry.path, entry.sha256)
 
     def manifest(self, digest: str) -> Manifest | None:
         """The manifest of a staged build, if it is here and readable."""

@@ -24,6 +24,7 @@ class Event(StrEnum):
     FETCHED = "fetched"  # all bytes are here
     CORRUPT = "corrupt"  # a file on disk is not what was fetched
     VERIFIED = "verified"  # the build is staged, whole and read-only
+    MENDED = "mended"  # the active build is whole again, and has served meanwhile
     HELD = "held"  # a condition of the order does not hold yet
     WARM = "warm"  # its conditions hold, and the gateway is ready to load it
     LOADED = "loaded"  # it is warm and its golden outputs are right
@@ -32,6 +33,8 @@ class Event(StrEnum):
     REVERTED = "reverted"  # the build before serves again
     FAIL = "fail"
     SUPERSEDED = "superseded"  # a newer order has come
+    DAMAGED = "damaged"  # a file of the active build has changed on disk; its runner holds it in memory and serves
+    ROTTED = "rotted"  # likewise, but it cannot be started so: the one before serves until it is fetched again
     FELL_BACK = "fell_back"  # an active build starts no more, and the one before serves
     BROKE = "broke"  # an active build starts no more, and there is none before
     RETRY = "retry"  # what was in the way may be gone
@@ -57,6 +60,7 @@ TABLE: dict[tuple[State, Event], State] = {
     (State.FETCHING, Event.FETCHED): State.VERIFYING,
     (State.VERIFYING, Event.VERIFIED): State.STAGED,
     (State.VERIFYING, Event.CORRUPT): State.FETCHING,
+    (State.VERIFYING, Event.MENDED): State.ACTIVE,
     (State.STAGED, Event.HELD): State.STAGED,
     (State.STAGED, Event.WARM): State.WARMING,
     (State.WARMING, Event.LOADED): State.PROBATION,
@@ -65,6 +69,8 @@ TABLE: dict[tuple[State, Event], State] = {
     (State.PROBATION, Event.INTERRUPTED): State.STAGED,
     (State.PROBATION, Event.REVERTED): State.ROLLED_BACK,
     (State.PROBATION, Event.SUPERSEDED): State.ROLLED_BACK,
+    (State.ACTIVE, Event.DAMAGED): State.FETCHING,
+    (State.ACTIVE, Event.ROTTED): State.FETCHING,
     (State.ACTIVE, Event.FELL_BACK): State.ROLLED_BACK,
     (State.ACTIVE, Event.BROKE): State.FAILED,
     (State.FAILED, Event.RETRY): State.ASSIGNED,

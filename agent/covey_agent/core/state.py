@@ -56,6 +56,7 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     counter: int = 0
     time_floor_ms: int = 0
     models: dict[str, ModelRecord] = {}
+    spool_start_ms: int = 0  # where the newest spool's numbers begin
     clean_stop: bool = False
     kernel_boot: str = ""
 
@@ -100,7 +101,7 @@ def moved(
         return msgspec.structs.replace(
             record, active=deployment.build, previous=previous, broken={}, release_floor=floor
         )
-    if event is Event.FELL_BACK:
+    if event in (Event.FELL_BACK, Event.ROTTED):
         return msgspec.structs.replace(record, active=record.previous, previous=None)
     if event is Event.BROKE or event is Event.REMOVE:
         return msgspec.structs.replace(record, active=None, previous=None)

@@ -134,10 +134,14 @@ def _own(run_dir: Path) -> Iterator[None]:
         except OSError as error:
             pid = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             raise StartError(f"a gateway already serves {run_dir} (process {pid or 'unknown'})") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:  # on a full disk it serves all the same
+            log.warning("the process id could not be noted: %s", error)
         yield
-        os.ftruncate(descriptor, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

@@ -37,6 +37,7 @@ class MetadataFolder:
             descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            durable.sweep(self.path)
             yield
         finally:
             os.close(descriptor)

@@ -51,6 +51,7 @@ from covey_contract.wire import encode
 from covey_hil.testing.random_builds import RandomBuild
 
 DIRECTOR, RELEASE = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+DEVICE = "d1"
 TRUST = Trust(release=(public_key(RELEASE),), director=(public_key(DIRECTOR),))
 MACHINE = Machine(
     Facts(architecture="x86_64", runtimes=(RuntimeFact(name="onnxruntime", version="1.20"),)), {"onnxruntime": "1.20"}
@@ -196,16 +197,24 @@ class InlineJobs:
 class World:
     """What outlives a kill: the disk, the gateway, the server and time."""
 
-    def __init__(self, folder: Path, vouching: Vouching | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        vouching: Vouching | None = None,
+        *,
+        gateway: PlayedGateway | None = None,
+        now: float = 1000.0,
+    ) -> None:
         self.folder = folder
         self.vouching = vouching
-        self.fuse = Fuse()
-        self.gateway = PlayedGateway(self.fuse)
+        self.fuse = gateway.fuse if gateway is not None else Fuse()
+        self.gateway = gateway if gateway is not None else PlayedGateway(self.fuse)
         self.builds: dict[str, RandomBuild] = {}
         self.newest: bytes | None = None
         self.order_id = ""
         self.counter = 0
-        self.now = 1000.0
+        self.now = now
+        self.clock_offset_s = 0.0  # of the device's clock of the day, which may be set
         self.reports: list[Report] = []
         self.free = 10**9
         self.memory_mb = 1e6
@@ -213,19 +222,25 @@ class World:
         self.idle_s = 1e6
         self.locked_until = 0.0
         self.connected = True
-        for name in ("fetch", "orders"):
-            (folder / name).mkdir()
         self.boot()
 
     def boot(self) -> None:
         """Start from the disk, as after a kill."""
-        settings = Settings(
-            state=self.folder, margin=0, retry_first_s=5.0, fetch=FetchLimits(silence_s=0.5, sync_blocks=4)
-        )
-        self.book = Book(self.folder)
-        self.book.load()
+        for name in ("fetch", "orders"):
+            (self.folder / name).mkdir(exist_ok=True)
+        book = Book(self.folder)
+        book.load()
         store = Store(self.folder)
         store.prepare()
+        self.wire(book, store)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(state=self.folder, margin=0, retry_first_s=5.0, fetch=FetchLimits(silence_s=0.5, sync_blocks=4))
+
+    def wire(self, book: Book, store: Store) -> None:
+        self.book = book
+        settings = self.settings
         self.jobs = InlineJobs()
         gateway: Any = self.gateway
         jobs: Any = self.jobs
@@ -233,7 +248,7 @@ class World:
         self.asked: deque[BlockRequest] = deque()
         self.read: deque[Block] = deque()  # from bundles, in threads of their own
         self.deployments = Deployments(
-            "d1",
+            DEVICE,
             TRUST,
             settings,
             book=self.book,
@@ -244,7 +259,7 @@ class World:
             surroundings=self._look_around,
             free=lambda: self.free,
             memory=lambda: self.memory_mb,
-            report=self.reports.append,
+            report=self.report,
             request=self.asked.append,
             clock=self.clock,
             vouching=self.vouching,
@@ -255,6 +270,9 @@ class World:
         self.read.append(block)
         return True
 
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
+
     def _look_around(self, clock_ms: int, floor_ms: int, gateway: GatewayStatus | None) -> Surroundings:
         return Surroundings(
             now_ms=max(clock_ms, floor_ms),
@@ -264,7 +282,7 @@ class World:
         )
 
     def clock(self) -> int:
-        return int(self.now * 1000)
+        return int((self.now + self.clock_offset_s) * 1000)
 
     def sealed(self, build: RandomBuild) -> Envelope:
         return seal_bytes(build.manifest_bytes, MANIFEST_TYPE, [RELEASE])
@@ -275,7 +293,7 @@ class World:
         self.counter += 1
         assignment = Assignment(
             id=f"a{self.counter}",
-            device="d1",
+            device=DEVICE,
             counter=self.counter,
             issued_ms=self.clock(),
             expires_ms=self.clock() + 10**9,

@@ -174,9 +174,26 @@ def test_an_active_build_that_rotted_is_not_loaded(world: World, random_build: M
     blob.write_bytes(b"x" * 100)
     world.gateway.lose_everything()
     world.gateway.loads.clear()
-    world.run(lambda: world.serving_build == one.digest)
-    assert two.digest not in world.gateway.loads
-    assert world.record.deployment.reason is Reason.DIGEST_MISMATCH
+    world.reports.clear()
+    world.run(lambda: world.is_settled(two))
+    assert world.gateway.loads == [one.digest, two.digest]
+    first = world.reports[0]
+    assert (first.state, first.reason, first.previous) == (State.FETCHING, Reason.DIGEST_MISMATCH, one.digest)
+    assert blob.read_bytes() == two.contents[1]
+
+
+def test_an_only_build_that_rotted_is_fetched_again(world: World, random_build: Make) -> None:
+    build = random_build((9_000, 100))
+    world.order(build)
+    world.run(lambda: world.is_settled(build))
+    blob = world.folder / "blobs" / build.manifest.files[0].sha256
+    blob.chmod(0o644)
+    blob.write_bytes(b"x" * 9_000)
+    world.gateway.lose_everything()
+    world.boot()
+    world.run(lambda: world.is_settled(build))
+    assert blob.read_bytes() == build.contents[1]
+    assert world.record.deployment.bytes_fetched < 2 * sum(map(len, build.contents))
 
 
 def test_the_gateway_goes_back_and_control_learns_of_it_later(world: World, random_build: Make) -> None:
@@ -192,6 +209,20 @@ def test_the_gateway_goes_back_and_control_learns_of_it_later(world: World, rand
     world.run(lambda: world.is_in(State.ROLLED_BACK))
     last = world.reports[-1]
     assert (last.state, last.reason, last.previous) == (State.ROLLED_BACK, Reason.RUNNER_CRASHED, one.digest)
+
+
+def test_what_a_kill_kept_from_the_spool_is_told_at_the_next_start(world: World, random_build: Make) -> None:
+    build = random_build((100,))
+    world.order(build)
+    world.run(lambda: world.is_settled(build))
+    told = list(world.reports)
+    world.reports.clear()
+    world.deployments.tell_again(reversed(told))
+    assert not world.reports  # the newest that is on its way says it
+    world.deployments.tell_again(())
+    assert not world.reports  # nothing is on its way: the hello says it
+    world.deployments.tell_again(reversed(told[:-1]))
+    assert [(report.state, report.assignment) for report in world.reports] == [(State.ACTIVE, world.order_id)]
 
 
 def test_no_space_is_refused_and_tried_again_when_there_is_some(world: World, random_build: Make) -> None:

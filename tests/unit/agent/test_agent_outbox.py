@@ -127,3 +127,30 @@ def test_a_record_that_is_too_large_is_dropped_alone(outbox: Outbox) -> None:
     outbox.add(Telemetry(seq=0, boot_id="b", start_ms=0, end_ms=1, windows=(window,) * 200))
     outbox.add(REPORT)
     assert [record.kind for record in outbox.due(0.0)] == [Up.REPORT]
+
+
+def test_after_an_error_the_spool_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite falls back to reading only where it may not open for writing, and stays with it."""
+    box = opened(tmp_path)
+    box.add(REPORT)
+    read_only = sqlite3.connect(f"file:{tmp_path / 'outbox.db'}?mode=ro", uri=True, isolation_level=None)
+    monkeypatch.setattr(box, "_database", read_only)
+    box.add(REPORT)
+    assert box.held == 1
+    box.flush()
+    assert (box.held, box.waiting()) == (0, 2)
+    box.close()
+
+
+def test_a_spool_that_cannot_be_read_now_says_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    box = opened(tmp_path)
+    box.add(REPORT)
+    box.close()
+    kept = (tmp_path / "outbox.db").rename(tmp_path / "elsewhere")
+    (tmp_path / "outbox.db").mkdir()
+    assert (box.due(0.0), box.newest_reports()) == ([], [])
+    (tmp_path / "outbox.db").rmdir()
+    kept.rename(tmp_path / "outbox.db")
+    assert len(box.due(1.0)) == 1
+    assert [report.state for report in box.newest_reports()] == [State.ACTIVE]
+    box.close()

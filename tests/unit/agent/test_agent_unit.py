@@ -1,4 +1,4 @@
-"""The agent's systemd unit: hardened, and as systemd itself reads it."""
+"""The systemd units: hardened, and as systemd itself reads them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ from pathlib import Path
 
 import pytest
 
-UNIT = Path(__file__).resolve().parents[3] / "deploy" / "covey-agent.service"
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
+UNIT = DEPLOY / "covey-agent.service"
+UNITS = sorted(DEPLOY.glob("*.service"))
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 
 
 @needs_systemd
-def test_the_unit_is_hardened() -> None:
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_the_unit_is_hardened(unit: Path) -> None:
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNIT)],
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    found = re.search(r"Overall exposure level for covey-agent\.service: ([\d.]+)", done.stdout)
+    found = re.search(rf"Overall exposure level for {re.escape(unit.name)}: ([\d.]+)", done.stdout)
     if found is None:
         pytest.skip(f"this systemd cannot judge a file: {done.stderr[:200]}")
     assert float(found[1]) < 3
 
 
 @needs_systemd
-def test_systemd_understands_every_line(tmp_path: Path) -> None:
-    unit = tmp_path / UNIT.name
-    unit.write_text(re.sub(r"/opt/covey/bin/covey-agent", "/bin/true", UNIT.read_text()))
+@pytest.mark.parametrize("given", UNITS, ids=lambda unit: unit.name)
+def test_systemd_understands_every_line(tmp_path: Path, given: Path) -> None:
+    unit = tmp_path / given.name
+    unit.write_text(re.sub(r"/opt/[\w-]+/bin/[\w-]+", "/bin/true", given.read_text()))
     done = subprocess.run(
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False, timeout=60
     )
