@@ -199,6 +199,15 @@ class Assignment(Message, frozen=True, kw_only=True, omit_defaults=True):
 ASSIGNMENT_TYPE = "application/vnd.covey.assignment.v1+json"
 
 
+class DeltaOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that makes most of the build out of another one, `base` (covey_contract.delta). It is asked for as file 0 of a build with its
+    own digest, and comes whichever way blocks come."""
+
+    base: Sha256
+    sha256: Sha256
+    size: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the build's bytes may be had beside asking for blocks. A hint, unsigned: it decides where bytes come from, never which.
 
@@ -209,6 +218,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     broadcast: bool = False  # they are about to be broadcast, or are being so: listen before you ask
     url: Annotated[str, msgspec.Meta(max_length=1024)] = ""
     token: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    delta: DeltaOffer | None = None  # where it is there, `broadcast` is about it
 
 
 class Order(Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -25,6 +25,7 @@ from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database
 from covey_server.db.tables import Device
+from covey_server.deltas.desk import Deltas
 from covey_server.errors import ServerError, StartError, TooMany
 from covey_server.fleet import enrolment
 from covey_server.fleet.amqtt_broker import TrialBroker
@@ -149,10 +150,12 @@ class FleetService:
             bytes_per_s=settings.broadcast_bytes_per_s,
             gather_s=settings.broadcast_gather_s,
         )
+        self.deltas = Deltas(database, blobs, settings.data / "deltas")
         self._delivery = Delivery(
             *(database, blobs, self.counters, self._block_requests, self._send_block, limits),
             broadcasts=Broadcasts(broadcast),
             send_all=self._send_all,
+            delta_of=self.deltas.of,
         )
 
     def start(self) -> None:
@@ -174,6 +177,8 @@ class FleetService:
             self._reconciler.wake,
         )
         self._ingest.start()
+        if self.settings.deltas:
+            self.deltas.start()
         self._delivery.start()
         self._reconciler.start()
         self._link.start()
@@ -186,6 +191,7 @@ class FleetService:
             self._link.stop()
         self._reconciler.stop()
         self._delivery.stop()
+        self.deltas.stop()
         self._ingest.stop()
         if self._broker is not None:
             self._broker.stop()
@@ -284,15 +290,16 @@ class FleetService:
     def _send_all(self, topic: str, payload: bytes, qos: int) -> Sending | None:
         return None if self._link is None else self._link.publish(topic, payload, qos)
 
-    def _offer(self, build: str, devices: int, rate: float | None) -> Offer:
-        """How that many devices, which are told to run the build now, may get its bytes."""
-        if self._delivery.ordered(build, devices, rate):
-            return Offer(broadcast=True)
+    def _offer(self, build: str, base: str | None, devices: int, rate: float | None) -> Offer:
+        """How that many devices, which run `base` and are told to run `build` now, may get its bytes."""
         settings = self.settings
+        delta = self.deltas.between(base, build) if base is not None and settings.deltas else None
+        if self._delivery.ordered(build if delta is None else delta.sha256, devices, rate):
+            return Offer(broadcast=True, delta=delta)
         if not settings.delivery_url or self._delivery.size_of(build) < settings.delivery_https_from:
-            return Offer()
+            return Offer(delta=delta)
         ours = settings.delivery_url.startswith("/")
-        return Offer(url=settings.delivery_url, token=self.tickets.issue(build) if ours else "")
+        return Offer(url=settings.delivery_url, token=self.tickets.issue(build) if ours else "", delta=delta)
 
     def _maintain(self) -> None:
         """On every tick: a fresh revocation list before the old one expires, and forgetting."""

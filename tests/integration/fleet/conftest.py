@@ -148,11 +148,16 @@ class World:
         return device
 
     def build(
-        self, target: str = "onnxruntime-fp32", size: int = 300_000, version: str = "1.0"
+        self,
+        target: str = "onnxruntime-fp32",
+        size: int = 300_000,
+        version: str = "1.0",
+        content: bytes | None = None,
     ) -> tuple[int, int, str]:
         """A signed build of `digits` in the store: (version id, build id, digest)."""
         now = system_clock()
-        data = secrets.token_bytes(size)
+        data = content or secrets.token_bytes(size)
+        size = len(data)
         blocks = [data[at : at + BLOCK_BYTES] for at in range(0, size, BLOCK_BYTES)]
         table = b"".join(hashlib.sha256(block).digest() for block in blocks)
         entries = []
