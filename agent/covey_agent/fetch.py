@@ -37,7 +37,8 @@ _TICK_MOST_S = 60.0
 class FetchLimits:
     """How a fetch behaves. Seconds are of the time in which the device is connected."""
 
-    silence_s: float = 3.0
+    silence_s: float = 3.0  # after which blocks are asked for again; twice as long each time that nothing comes
+    silence_most_s: float = 48.0
     deadline_s: float = 6 * 3600.0
     requests_in_flight: int = 3
     sync_blocks: int = 32  # so many blocks at most are written before they are flushed and the bitmap is stored
@@ -53,6 +54,7 @@ class _Asked:
     file: int
     blocks: set[int]
     deadline: float
+    came: bool = False  # some of them have
 
 
 @dataclass(slots=True)
@@ -105,6 +107,9 @@ class Fetcher:
     _table: bytes = b""
     _connected_s: float = 0.0
     _last: float | None = None
+    _silences: int = (
+        0  # one after the other: the way to here may be longer than was thought, and hold all that was asked for
+    )
 
     def open(self) -> None:
         """Make or take up the partial files. Raises `StepError` (no space, a broken disk)."""
@@ -157,7 +162,10 @@ class Fetcher:
             return
         if asked is not None:
             asked.blocks.discard(block.index)
-            asked.deadline = now + self.limits.silence_s
+            asked.came = True
+            asked.deadline = now + self._silence_s
+            if not asked.blocks:
+                self._silences = max(0, self._silences - 1)
         self._guarded(lambda: part.put(block.index, block.data))
         self.progress.bytes += len(block.data)
         self.progress.blocks += 1
@@ -194,13 +202,22 @@ class Fetcher:
                 Reason.FETCH_FAILED, f"not done after {self.limits.deadline_s:.0f} s; {self.fraction:.0%} is here"
             )
         self._check_pace()
+        if any(asked.blocks and not asked.came and asked.deadline <= now for asked in self._asked):
+            self._silences += 1
         self._asked = [asked for asked in self._asked if asked.blocks and asked.deadline > now]
         requests: list[BlockRequest] = []
         if self._listens(now):
             return requests
-        while len(self._asked) < self.limits.requests_in_flight and (request := self._next(now)) is not None:
+        while (
+            len(self._asked) < (1 if self._silences else self.limits.requests_in_flight)
+            and (request := self._next(now)) is not None
+        ):
             requests.append(request)
         return requests
+
+    @property
+    def _silence_s(self) -> float:
+        return float(min(self.limits.silence_s * 2 ** min(self._silences, 16), self.limits.silence_most_s))
 
     def _listens(self, now: float) -> bool:
         """Whether to wait for what is broadcast. Without the block table nothing of it can be checked: that is asked for at once when
@@ -242,7 +259,7 @@ class Fetcher:
             if wanted:
                 base = wanted[0]
                 wanted = [index for index in wanted if index - base < REQUEST_BLOCKS]
-                self._asked.append(_Asked(file, set(wanted), now + self.limits.silence_s))
+                self._asked.append(_Asked(file, set(wanted), now + self._silence_s))
                 self.progress.asked += len(wanted)
                 return BlockRequest(build=self.build, file=file, base=base, bitmap=bitmap_of(base, wanted))
         return None

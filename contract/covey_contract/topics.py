@@ -60,6 +60,11 @@ def down(device: str, what: Down) -> str:
     return f"{ROOT}/{check_device_id(device)}/down/{what}"
 
 
+def up_filter(what: Up) -> str:
+    """What all devices say of one kind."""
+    return f"{ROOT}/+/up/{what}"
+
+
 def down_filter(device: str) -> str:
     """All that the server says to this one device."""
     return f"{ROOT}/{check_device_id(device)}/down/#"

@@ -126,7 +126,9 @@ class FleetLink:
         if code.is_failure:
             log.error("the broker refuses the server: %s", code)
             return
-        client.subscribe(topics.UP_FILTER, qos=1)
+        # Most of what is said is telemetry, which devices keep until it is acknowledged and say again. The broker holds it for a busy server
+        # by count; what comes at QoS 1 it holds by bytes, and those are few, since every device may cost as many.
+        client.subscribe([(topics.up_filter(what), 0 if what is topics.Up.TELEMETRY else 1) for what in topics.Up])
 
     def _speaking(
         self, _client: mqtt.Client, _data: object, _flags: mqtt.ConnectFlags, code: ReasonCode, _p: Properties | None
