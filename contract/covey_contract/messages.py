@@ -148,6 +148,28 @@ class BlockRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
     bitmap: Annotated[int, msgspec.Meta(ge=1, lt=1 << REQUEST_BLOCKS)]
 
 
+Nonce = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class TimeRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What time is it? Asked on every connect, with a nonce that is never used twice."""
+
+    MAX_BYTES = 1024
+
+    nonce: Nonce
+
+
+class MetadataRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The repository's newest metadata that leads to a target, for a device that reaches nothing but the broker. `root`: the version of the
+    root that it trusts; it gets those that follow."""
+
+    MAX_BYTES = 2048
+
+    id: ShortText
+    path: Annotated[str, msgspec.Meta(max_length=512)]
+    root: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+
+
 class Reply(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to a command. `facts` answers the command of that name, `text` those that ask for words."""
 
@@ -260,6 +282,28 @@ class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 COMMAND_TYPE = "application/vnd.covey.command.v1+json"
+
+
+class TimeReply(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The server's time, signed by the director (`TIME_TYPE`) for one device and one nonce."""
+
+    MAX_BYTES = 1024
+
+    device: ShortText
+    nonce: Nonce
+    time_ms: Millis
+
+
+TIME_TYPE = "application/vnd.covey.time.v1+json"
+
+
+class MetadataPart(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A part of the answer to a `MetadataRequest` (covey_contract.bundle). Not signed: what is in it is."""
+
+    id: ShortText
+    part: Annotated[int, msgspec.Meta(ge=0, lt=256)]
+    parts: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    data: bytes
 
 
 class Ack(Message, frozen=True, kw_only=True, omit_defaults=True):

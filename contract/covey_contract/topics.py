@@ -30,6 +30,8 @@ class Up(StrEnum):
     STATUS = "status"
     BLOCK_REQUEST = "blkreq"
     REPLY = "reply"
+    TIME = "time"
+    METADATA = "meta"
 
 
 class Down(StrEnum):
@@ -40,6 +42,8 @@ class Down(StrEnum):
     BLOCK = "blk"
     ACK = "ack"
     BROADCAST = "cast"
+    TIME = "time"
+    METADATA = "meta"
 
 
 UP_FILTER = f"{ROOT}/+/up/+"

@@ -22,7 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from covey_contract import topics
 from covey_contract.enrolment import Broker as BrokerAddress
 from covey_contract.errors import ContractError
-from covey_contract.messages import BlockRequest
+from covey_contract.messages import BlockRequest, MetadataRequest, TimeRequest
 from covey_server.clock import Clock
 from covey_server.fleet.ca import SENDER_USER, SERVER_USER, KeyPair
 from covey_server.fleet.counters import Counters
@@ -53,6 +53,7 @@ class FleetLink:
         messages: queue.Queue[Incoming],
         block_requests: queue.Queue[Incoming],
         on_up: Callable[[], None],
+        questions: queue.Queue[Incoming] | None = None,
     ) -> None:
         self._address = address
         self._ca = ca
@@ -61,6 +62,7 @@ class FleetLink:
         self._messages = messages
         self._block_requests = block_requests
         self._on_up = on_up
+        self._questions: queue.Queue[Incoming] = queue.Queue(1) if questions is None else questions
         self._listener = self._session(SERVER_USER, listener)
         self._listener.on_connect = self._listening
         self._listener.on_subscribe = self._on_subscribed
@@ -167,6 +169,8 @@ class FleetLink:
         try:
             if isinstance(incoming.message, BlockRequest):
                 self._block_requests.put_nowait(incoming)  # devices ask again
+            elif isinstance(incoming.message, (TimeRequest, MetadataRequest)):
+                self._questions.put_nowait(incoming)  # likewise
             else:
                 self._messages.put(incoming, timeout=_FULL_QUEUE_PATIENCE_S)
         except queue.Full:

@@ -41,12 +41,14 @@ from covey_server.fleet.link import FleetLink
 from covey_server.fleet.mosquitto_config import Layout
 from covey_server.fleet.pacing import Gate
 from covey_server.fleet.precedence import Precedence
+from covey_server.fleet.questions import Questions
 from covey_server.fleet.reconcile import Reconciler
 from covey_server.fleet.retention import prune
 from covey_server.fleet.tickets import Tickets
 from covey_server.fleet.traffic import Traffic
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
+from covey_server.releases.bundle import Bundles
 from covey_server.releases.releases import Releases
 from covey_server.settings import Settings
 
@@ -54,6 +56,7 @@ log = logging.getLogger(__name__)
 
 _MESSAGES = 20_000
 _BLOCK_REQUESTS = 4_000
+_QUESTIONS = 20_000
 _LINK_S = 15.0
 _CRL_EVERY_MS = 12 * 3600 * 1000
 _PRUNE_EVERY_MS = 60_000
@@ -109,6 +112,7 @@ class FleetService:
         self._releases = releases
         self._messages: queue.Queue[Incoming] = queue.Queue(_MESSAGES)
         self._block_requests: queue.Queue[Incoming] = queue.Queue(_BLOCK_REQUESTS)
+        self._asked: queue.Queue[Incoming] = queue.Queue(_QUESTIONS)
         self._broker: Broker | None = None
         self._link: FleetLink | None = None
         self._gate = Gate(settings.enrol_per_minute)
@@ -142,6 +146,8 @@ class FleetService:
             profile_of,
             self.precedence,
         )
+        bundles = None if releases is None else Bundles(releases)
+        self._questions = Questions(self._asked, keys, bundles, clock, self.counters, self._send)
         limits = DeliveryLimits(
             settings.block_device_bytes_per_s, settings.block_total_bytes_per_s, settings.block_outstanding
         )
@@ -175,8 +181,10 @@ class FleetService:
             self._messages,
             self._block_requests,
             self._reconciler.wake,
+            self._asked,
         )
         self._ingest.start()
+        self._questions.start()
         if self.settings.deltas:
             self.deltas.start()
         self._delivery.start()
@@ -191,6 +199,7 @@ class FleetService:
             self._link.stop()
         self._reconciler.stop()
         self._delivery.stop()
+        self._questions.stop()
         self.deltas.stop()
         self._ingest.stop()
         if self._broker is not None:

@@ -69,6 +69,11 @@ from covey_server.fleet.enrolment import new_claim_token
 from covey_server.fleet.service import FleetService
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
+from covey_server.releases.bootstrap import create_for_development
+from covey_server.releases.keyring import Keyring
+from covey_server.releases.policy import Policy
+from covey_server.releases.releases import Releases
+from covey_server.releases.shelf import Shelf
 from covey_server.settings import Settings
 
 
@@ -99,7 +104,7 @@ class World:
 
     until = staticmethod(until)
 
-    def __init__(self, data: Path, **settings: Any) -> None:
+    def __init__(self, data: Path, *, releases: bool = False, **settings: Any) -> None:
         data.mkdir(parents=True, exist_ok=True)
         self.settings = Settings(data=data, fleet_tick_s=0.2, **settings)
         self.database = Database(self.settings.database)
@@ -108,6 +113,11 @@ class World:
         self.keys = SigningKeys.load_or_create(data / "keys")
         self.ca = FleetCA.load_or_create(data / "ca", system_clock())
         self.bus = Bus()
+        self.releases: Releases | None = None
+        if releases:
+            keyring = Keyring.load(data / "release-keys")
+            self.releases = Releases(Shelf(data / "releases"), keyring, Policy(), system_clock)
+            create_for_development(self.releases, self.keys)
         self.fleet = FleetService(
             self.settings,
             self.database,
@@ -117,6 +127,7 @@ class World:
             self.blobs,
             self.ca,
             lambda facts: (f"generic-{facts.architecture}", "because the test says so"),
+            self.releases,
         )
 
     def start(self) -> None:
