@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
 from sqlalchemy import func, select
 
 from covey_contract.enrolment import Broker as BrokerAddress
@@ -263,6 +264,17 @@ class FleetService:
             trust=self._keys.trust,
             root=self._releases.root_bytes() if self._releases is not None else b"",
         )
+
+    def renew(self, held: x509.Certificate, csr_pem: str, name: str | None, origin: str) -> str:
+        """A new certificate in PEM for whoever has shown the old one. Raises as `enrolment.renew` does."""
+        now = self._clock()
+        with self._database.session() as session:
+            device, certificate = enrolment.renew(
+                session, self.ca, held, csr_pem, name, now, self.settings.certificate_days
+            )
+            record(session, Actor(device, "device", origin), "device.renew", device, {}, now)
+        self.counters.add("covey_enrolments_total", outcome="renewed")
+        return certificate.pem
 
     def apply_revocations(self) -> None:
         """Have the broker cut off whoever is revoked now. After the commit."""
