@@ -30,8 +30,8 @@ class Up(StrEnum):
     STATUS = "status"
     BLOCK_REQUEST = "blkreq"
     REPLY = "reply"
-    TIME = "time"
-    METADATA = "meta"
+    TIME = "timereq"
+    METADATA = "metareq"
 
 
 class Down(StrEnum):
