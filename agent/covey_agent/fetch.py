@@ -196,6 +196,7 @@ class Fetcher:
         self._last = now
         if self.done or not connected:
             self._asked.clear()
+            self._silences = 0  # what was on its way is gone with the session
             return []
         if self._connected_s > self.limits.deadline_s:
             raise StepError(
