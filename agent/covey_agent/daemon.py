@@ -48,6 +48,8 @@ from covey_agent.settings import Settings
 from covey_agent.store import Store
 from covey_agent.supervisor import supervisor_of
 from covey_agent.surroundings import look_around
+from covey_agent.trusted_clock import TrustedClock
+from covey_agent.tuf.relay import Relay
 from covey_agent.tuf.vouching import Vouching
 from covey_agent.web_blocks import WebBlocks
 from covey_contract.blocks import Block, frame_of
@@ -98,9 +100,11 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             identity.server, lambda: ssl.create_default_context(cafile=str(settings.identity / CA)), arrived
         )
         bundles = Bundles(arrived)
-        vouching = vouching_of(settings, identity)
+        clock = TrustedClock(identity.device, system_clock, time.monotonic, lambda: book.state.time_floor_ms)
+        relay = Relay(lambda message: link.send(Up.METADATA, message))
+        vouching = vouching_of(settings, identity, relay, clock)
         trust = trust_of(identity, vouching)
-        serving = Serving(settings, book, store, gateway.client, jobs, system_clock)
+        serving = Serving(settings, book, store, gateway.client, jobs, clock)
         # The loop is made last, and is what reports go through.
         control: Control | None = None
 
@@ -125,13 +129,13 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             memory=available_mb,
             report=report,
             request=request,
-            clock=system_clock,
+            clock=clock,
             vouching=vouching,
             listen=link.listen,
             web=web.ask,
             bundles=bundles,
         )
-        manual = Manual(book, serving, system_clock, deployments.tell)
+        manual = Manual(book, serving, clock, deployments.tell)
         control = Control(
             identity.device,
             settings,
@@ -150,13 +154,14 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
                 facts=lambda: machine.read().facts,
                 logs=(settings.log_file, settings.gateway_log),
                 diagnose=lambda: _diagnosed(settings),
-                clock=system_clock,
+                clock=clock,
             ),
             machine=machine.read,
             meter=Meter(settings.state),
             supervisor=supervisor,
             asks=AskFolder(settings.state, Installer(identity.device, deployments, manual).obey),
-            clock=system_clock,
+            clock=clock,
+            relay=relay,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: control.stop())
@@ -204,7 +209,7 @@ def gateway_options(settings: Settings) -> list[str]:
     return words
 
 
-def vouching_of(settings: Settings, identity: Identity) -> Vouching | None:
+def vouching_of(settings: Settings, identity: Identity, relay: Relay, clock: TrustedClock) -> Vouching | None:
     """The repository of releases, for a device that enrolled with its root. What is trusted of one is kept apart from another's."""
     root = settings.identity / ROOT
     try:
@@ -212,7 +217,8 @@ def vouching_of(settings: Settings, identity: Identity) -> Vouching | None:
     except FileNotFoundError:
         log.warning("this device enrolled without a root of releases: it trusts the release key alone; enrol it again")
         return None
-    return Vouching(settings.state / "tuf" / name, root, settings.identity / CA, identity.server)
+    ca = settings.identity / CA
+    return Vouching(settings.state / "tuf" / name, root, ca, identity.server, relay.fetch, clock.corrected)
 
 
 def trust_of(identity: Identity, vouching: Vouching | None) -> Trust:

@@ -162,6 +162,11 @@ class Deployments:
                 self.tell(model, record)
 
     @property
+    def directors(self) -> tuple[bytes, ...]:
+        """The keys for orders, by the newest root."""
+        return self._trust.director
+
+    @property
     def busy(self) -> bool:
         """Whether anything is on its way, and does not wait for a condition."""
         return any(

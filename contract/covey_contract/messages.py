@@ -152,6 +152,28 @@ class BlockRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
     bitmap: Annotated[int, msgspec.Meta(ge=1, lt=1 << REQUEST_BLOCKS)]
 
 
+Nonce = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class TimeRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What time is it? Asked on every connect, with a nonce that is never used twice."""
+
+    MAX_BYTES = 1024
+
+    nonce: Nonce
+
+
+class MetadataRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The repository's newest metadata that leads to a target, for a device that reaches nothing but the broker. `root`: the version of the
+    root that it trusts; it gets those that follow."""
+
+    MAX_BYTES = 2048
+
+    id: ShortText
+    path: Annotated[str, msgspec.Meta(max_length=512)]
+    root: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+
+
 class Reply(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to a command. `facts` answers the command of that name, `text` those that ask for words."""
 
@@ -203,6 +225,15 @@ class Assignment(Message, frozen=True, kw_only=True, omit_defaults=True):
 ASSIGNMENT_TYPE = "application/vnd.covey.assignment.v1+json"
 
 
+class DeltaOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that makes most of the build out of another one, `base` (covey_contract.delta). It is asked for as file 0 of a build with its
+    own digest, and comes whichever way blocks come."""
+
+    base: Sha256
+    sha256: Sha256
+    size: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the build's bytes may be had beside asking for blocks. A hint, unsigned: it decides where bytes come from, never which.
 
@@ -213,6 +244,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     broadcast: bool = False  # they are about to be broadcast, or are being so: listen before you ask
     url: Annotated[str, msgspec.Meta(max_length=1024)] = ""
     token: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    delta: DeltaOffer | None = None  # where it is there, `broadcast` is about it
 
 
 class Order(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -255,6 +287,28 @@ class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 COMMAND_TYPE = "application/vnd.covey.command.v1+json"
+
+
+class TimeReply(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The server's time, signed by the director (`TIME_TYPE`) for one device and one nonce."""
+
+    MAX_BYTES = 1024
+
+    device: ShortText
+    nonce: Nonce
+    time_ms: Millis
+
+
+TIME_TYPE = "application/vnd.covey.time.v1+json"
+
+
+class MetadataPart(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A part of the answer to a `MetadataRequest` (covey_contract.metadata). Not signed: what is in it is."""
+
+    id: ShortText
+    part: Annotated[int, msgspec.Meta(ge=0, lt=256)]
+    parts: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    data: bytes
 
 
 class Ack(Message, frozen=True, kw_only=True, omit_defaults=True):
