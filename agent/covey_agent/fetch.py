@@ -158,6 +158,8 @@ class Fetcher:
         if part is None or (asked is None and not broadcast) or part.has(block.index):
             return
         if not part.fits(block.index, block.data):
+            if asked is not None:
+                asked.came = True  # it is damaged, not silent
             self._bad(f"block {block.index} of {self._entries[block.file].path}")
             return
         if asked is not None:
