@@ -45,7 +45,14 @@ class Unpin(msgspec.Struct, frozen=True, tag=True):
     model: ModelName
 
 
-Ask = GoBack | Pin | Unpin
+class Install(msgspec.Struct, frozen=True, tag=True):
+    """Follow the order for the model that is in a bundle. `path` as the agent sees it."""
+
+    model: ModelName
+    path: str
+
+
+Ask = GoBack | Pin | Unpin | Install
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -96,8 +97,20 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--quota-mb", type=int, metavar="MB", help="for all builds together (no limit but the disk's)")
     sub.add_argument("--margin-mb", type=int, default=64, metavar="MB", help="of the disk, never used (%(default)s)")
     sub.add_argument(
+        "--capture-share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="keep this share of the requests with their answers, for labelling: 0.01 is one in a hundred (none)",
+    )
+    sub.add_argument("--capture-mb", type=int, default=200, metavar="MB", help="of what is kept (%(default)s)")
+    sub.add_argument(
         "--keep-gateway", action="store_true", help="let the gateway go on serving when the agent is stopped"
     )
+
+    sub = command("grpc", grpc, "Let applications ask by gRPC too, until it is stopped (extra `grpc`).")
+    sub.add_argument("--port", type=int, default=8001, metavar="N", help="on 127.0.0.1; 0: any free one (%(default)s)")
+    sub.add_argument("--inference-socket", type=Path, metavar="PATH", help="as given to `run` (in the state folder)")
 
     sub = command("status", status, "What this device runs.")
     sub.add_argument("--json", action="store_true")
@@ -106,6 +119,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("model")
     sub.add_argument("file", type=Path, help="a .json request of the Open Inference Protocol, or one input as .npy")
     sub.add_argument("--input", metavar="NAME", help="the input that a .npy file is for")
+
+    sub = command("install", install, "Follow the orders for this device in a bundle, without a network.")
+    sub.add_argument("file", type=Path, metavar="FILE", help="written by `covey device bundle`")
+    sub.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="to wait for it to serve (%(default)s); exit code 3"
+    )
 
     sub = command("rollback", rollback, "Let the build before serve again; the server is told.")
     sub.add_argument("model")
@@ -126,6 +145,12 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("doctor", doctor, "Check everything that a working agent needs.")
     sub.add_argument("--json", action="store_true")
+    sub.add_argument("--margin-mb", type=int, default=64, metavar="MB")
+
+    sub = command("diagnose", diagnose, "Write what is to be known of a fault into a zip file: checks, state, logs.")
+    sub.add_argument(
+        "--output", "-o", type=Path, default=Path("covey-diagnostics.zip"), metavar="FILE", help="(%(default)s)"
+    )
     sub.add_argument("--margin-mb", type=int, default=64, metavar="MB")
 
     sub = command("tuf", tuf, "The update client: init, refresh, download.", state=False)
@@ -184,6 +209,8 @@ def run(options: argparse.Namespace) -> int:
     for name in ("telemetry_interval", "heartbeat", "retry", "silence", "load_timeout"):
         if not 0.1 <= getattr(options, name) <= 86_400:
             raise UsageError(f"--{name.replace('_', '-')} must be between 0.1 and 86400 seconds")
+    if not 0 <= options.capture_share <= 1 or options.capture_mb < 1:
+        raise UsageError("--capture-share must be between 0 and 1, --capture-mb at least 1")
     settings = Settings(
         state=options.state.resolve(),
         inference_port=options.inference_port,
@@ -196,10 +223,25 @@ def run(options: argparse.Namespace) -> int:
         load_timeout_s=options.load_timeout,
         swap=SwapMode(options.swap),
         runner_memory_mb=options.runner_memory_mb,
+        capture_share=options.capture_share,
+        capture_mb=options.capture_mb,
         retry_first_s=options.retry,
         fetch=FetchLimits(silence_s=options.silence),
     )
     daemon.run(settings, keep_gateway=options.keep_gateway)
+    return 0
+
+
+def grpc(options: argparse.Namespace) -> int:
+    from covey_agent.gateway_process import run_folder
+
+    try:
+        from covey_agent.grpc_door.server import run as serve
+    except ImportError as error:
+        raise AgentError(f"gRPC is not installed ({error}): pip install 'covey-agent[grpc]'") from error
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"port {options.port} is not between 0 and 65535")
+    serve(options.inference_socket or run_folder(options.state) / "inference.sock", "127.0.0.1", options.port)
     return 0
 
 
@@ -234,6 +276,13 @@ def infer(options: argparse.Namespace) -> int:
     return 0
 
 
+def install(options: argparse.Namespace) -> int:
+    from covey_agent.installing import install_bundle
+
+    _check_running(options.state)
+    return install_bundle(options.state, options.file.absolute(), options.timeout, partial(print, flush=True))
+
+
 def rollback(options: argparse.Namespace) -> int:
     from covey_agent.asks import GoBack
 
@@ -255,16 +304,21 @@ def unpin(options: argparse.Namespace) -> int:
 def _ask(options: argparse.Namespace, kind: Any, *more: str) -> int:
     """One thing of the running agent; 1 if it is not done."""
     from covey_agent.asks import ask_agent
-    from covey_agent.daemon import is_running
     from covey_contract.manifest import MODEL_NAME
 
     if not MODEL_NAME.fullmatch(options.model):
         raise UsageError(f"{options.model!r} is not the name of a model")
-    if not is_running(options.state):
-        raise AgentError(f"no agent runs on {options.state}")
+    _check_running(options.state)
     answer = ask_agent(options.state, kind(options.model, *more))
     print(answer.words, file=sys.stdout if answer.done else sys.stderr)
     return 0 if answer.done else 1
+
+
+def _check_running(state: Path) -> None:
+    from covey_agent.daemon import is_running
+
+    if not is_running(state):
+        raise AgentError(f"no agent runs on {state}")
 
 
 def lock(options: argparse.Namespace) -> int:
@@ -321,6 +375,23 @@ def doctor(options: argparse.Namespace) -> int:
         for check in checks:
             print(f"{'ok  ' if check.ok else 'FAIL'} {check.name:12} {check.words}")
     return 0 if all(check.ok for check in checks) else 1
+
+
+def diagnose(options: argparse.Namespace) -> int:
+    from covey_agent.diagnostics import archive
+
+    if not options.state.is_dir():
+        raise AgentError(f"{options.state} is not there; run `covey-agent enroll` first")
+    logging.disable(logging.ERROR)  # the checks say it themselves
+    try:
+        made = archive(options.state, margin=options.margin_mb * 1_000_000)
+        options.output.write_bytes(made)
+    except OSError as error:
+        raise AgentError(f"{options.output} cannot be written: {error.strerror}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    print(f"{options.output}: {len(made) / 1e3:.0f} kB")
+    return 0
 
 
 def tuf(options: argparse.Namespace) -> int:

@@ -40,12 +40,14 @@ class Commands:
         *,
         facts: Callable[[], Facts],
         logs: tuple[Path, ...],
+        diagnose: Callable[[], bytes],
         clock: Callable[[], int],
     ) -> None:
         self._device = device
         self._trust = trust
         self._facts = facts
         self._logs = logs
+        self._diagnose = diagnose
         self._clock = clock
         self._seen: deque[str] = deque(maxlen=1024)
 
@@ -69,7 +71,19 @@ class Commands:
             return msgspec.structs.replace(reply, facts=self._facts())
         if command.kind is CommandKind.LOGS:
             return msgspec.structs.replace(reply, text=tail(self._logs, command.lines))
+        if command.kind is CommandKind.DIAGNOSTICS:
+            return self._diagnosed(reply)
         return msgspec.structs.replace(reply, text=f"covey-agent {__version__}")
+
+    def _diagnosed(self, reply: Reply) -> Reply:
+        told = self._diagnose().decode("ascii", "backslashreplace")
+        if len(told) > _MAX_TEXT:
+            return msgspec.structs.replace(
+                reply,
+                reason=Reason.INTERNAL,
+                detail=f"{len(told)} bytes; `covey-agent diagnose` on the device has no limit",
+            )
+        return msgspec.structs.replace(reply, text=told)
 
     def _unknown(self, body: bytes, error: ContractError) -> Reply | None:
         log.warning("a command cannot be read: %s", error)

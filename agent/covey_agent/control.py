@@ -32,9 +32,11 @@ from covey_agent.outbox import Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.supervisor import Supervisor
+from covey_agent.trusted_clock import TrustedClock
+from covey_agent.tuf.relay import Relay
 from covey_contract.blocks import decode_block
 from covey_contract.errors import ContractError
-from covey_contract.messages import Ack, Broadcast, Hello, Status, Telemetry
+from covey_contract.messages import Ack, Broadcast, Hello, MetadataPart, Status, Telemetry
 from covey_contract.reasons import Reason
 from covey_contract.topics import Down, Up, is_broadcast, parse_down
 from covey_contract.wire import Message, decode
@@ -104,7 +106,8 @@ class Control:
         meter: Meter,
         supervisor: Supervisor,
         asks: AskFolder,
-        clock: Callable[[], int],
+        clock: TrustedClock,
+        relay: Relay,
     ) -> None:
         self._device = device
         self._settings = settings
@@ -124,6 +127,7 @@ class Control:
         self._asks = asks
         self._clock = clock
         self._watch = GatewayWatch(inbox.gateway_gone)
+        self._relay = relay
         self._connected = False
         self._stopping = False
         self._next_poll = 0.0
@@ -163,6 +167,7 @@ class Control:
             self._next_poll = now
         elif isinstance(event, Connected):
             self._connected = True
+            self._link.send(Up.TIME, self._clock.ask(), qos=0)
             self._hello()
             self._outbox.connected()
             self._next_heartbeat = now + self._settings.heartbeat_s
@@ -184,6 +189,10 @@ class Control:
                 self._next_poll = now
             elif what is Down.ACK:
                 self._outbox.acknowledged(decode(Ack, event.payload).seqs)
+            elif what is Down.TIME:
+                self._clock.heard(event.payload, self._deployments.directors)
+            elif what is Down.METADATA:
+                self._relay.take(decode(MetadataPart, event.payload))
             elif what is Down.COMMAND and (reply := self._commands.answer(event.payload)) is not None:
                 self._link.send(Up.REPLY, reply)
         except ContractError as error:

@@ -26,6 +26,7 @@ from covey_agent import __version__, durable
 from covey_agent.asks import FOLDER as ASKS
 from covey_agent.asks import AskFolder
 from covey_agent.book import Book
+from covey_agent.bundle import Bundles
 from covey_agent.commands import Commands
 from covey_agent.control import Control, Inbox
 from covey_agent.core.acceptance import Machine
@@ -35,6 +36,7 @@ from covey_agent.errors import AgentError, AlreadyRunningError
 from covey_agent.facts import installed_runtimes, measure_facts, read_facts
 from covey_agent.gateway_process import GatewayProcess, prepare_run_folder
 from covey_agent.identity import CA, FACTS, ROOT, Identity, load_identity
+from covey_agent.installing import Installer
 from covey_agent.jobs import Jobs
 from covey_agent.link import Arrived, Link
 from covey_agent.manual import Manual
@@ -46,9 +48,11 @@ from covey_agent.settings import Settings
 from covey_agent.store import Store
 from covey_agent.supervisor import supervisor_of
 from covey_agent.surroundings import look_around
+from covey_agent.trusted_clock import TrustedClock
+from covey_agent.tuf.relay import Relay
 from covey_agent.tuf.vouching import Vouching
 from covey_agent.web_blocks import WebBlocks
-from covey_contract.blocks import frame_of
+from covey_contract.blocks import Block, frame_of
 from covey_contract.messages import BlockRequest, Report
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust
@@ -88,14 +92,19 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             draw=random.SystemRandom(),
         )
         block_topic = down(identity.device, Down.BLOCK)
+
+        def arrived(block: Block) -> bool:
+            return inbox.offer(Arrived(block_topic, frame_of(block)))
+
         web = WebBlocks(
-            identity.server,
-            lambda: ssl.create_default_context(cafile=str(settings.identity / CA)),
-            lambda block: inbox.offer(Arrived(block_topic, frame_of(block))),
+            identity.server, lambda: ssl.create_default_context(cafile=str(settings.identity / CA)), arrived
         )
-        vouching = vouching_of(settings, identity)
+        bundles = Bundles(arrived)
+        clock = TrustedClock(identity.device, system_clock, time.monotonic, lambda: book.state.time_floor_ms)
+        relay = Relay(lambda message: link.send(Up.METADATA, message))
+        vouching = vouching_of(settings, identity, relay, clock)
         trust = trust_of(identity, vouching)
-        serving = Serving(settings, book, store, gateway.client, jobs, system_clock)
+        serving = Serving(settings, book, store, gateway.client, jobs, clock)
         # The loop is made last, and is what reports go through.
         control: Control | None = None
 
@@ -120,11 +129,13 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             memory=available_mb,
             report=report,
             request=request,
-            clock=system_clock,
+            clock=clock,
             vouching=vouching,
             listen=link.listen,
             web=web.ask,
+            bundles=bundles,
         )
+        manual = Manual(book, serving, clock, deployments.tell)
         control = Control(
             identity.device,
             settings,
@@ -142,13 +153,15 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
                 trust,
                 facts=lambda: machine.read().facts,
                 logs=(settings.log_file, settings.gateway_log),
-                clock=system_clock,
+                diagnose=lambda: _diagnosed(settings),
+                clock=clock,
             ),
             machine=machine.read,
             meter=Meter(settings.state),
             supervisor=supervisor,
-            asks=AskFolder(settings.state, Manual(book, serving, system_clock, deployments.tell).obey),
-            clock=system_clock,
+            asks=AskFolder(settings.state, Installer(identity.device, deployments, manual).obey),
+            clock=clock,
+            relay=relay,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: control.stop())
@@ -165,6 +178,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             supervisor.stopping()
             jobs.stop()
             web.stop()
+            bundles.stop()
             link.close()
             deployments.stop()
             outbox.flush()
@@ -176,16 +190,26 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
                 end(book)
 
 
+def _diagnosed(settings: Settings) -> bytes:
+    # Imported when it is asked for: it needs much that the daemon does not.
+    from covey_agent.diagnostics import collect
+
+    return msgspec.json.encode(collect(settings.state, margin=settings.margin, reach=False))
+
+
 def gateway_options(settings: Settings) -> list[str]:
     words: list[str] = []
     if settings.inference_socket is not None:
         words += ["--socket", str(settings.inference_socket)]
     if settings.runner_memory_mb is not None:
         words += ["--runner-memory-mb", str(settings.runner_memory_mb)]
+    if settings.capture_share > 0:
+        words += ["--capture", str(settings.state / "capture")]
+        words += ["--capture-share", str(settings.capture_share), "--capture-mb", str(settings.capture_mb)]
     return words
 
 
-def vouching_of(settings: Settings, identity: Identity) -> Vouching | None:
+def vouching_of(settings: Settings, identity: Identity, relay: Relay, clock: TrustedClock) -> Vouching | None:
     """The repository of releases, for a device that enrolled with its root. What is trusted of one is kept apart from another's."""
     root = settings.identity / ROOT
     try:
@@ -193,7 +217,8 @@ def vouching_of(settings: Settings, identity: Identity) -> Vouching | None:
     except FileNotFoundError:
         log.warning("this device enrolled without a root of releases: it trusts the release key alone; enrol it again")
         return None
-    return Vouching(settings.state / "tuf" / name, root, settings.identity / CA, identity.server)
+    ca = settings.identity / CA
+    return Vouching(settings.state / "tuf" / name, root, ca, identity.server, relay.fetch, clock.corrected)
 
 
 def trust_of(identity: Identity, vouching: Vouching | None) -> Trust:

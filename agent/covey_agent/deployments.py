@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import msgspec
 
 from covey_agent import fetch
 from covey_agent.book import Book
+from covey_agent.bundle import BundleError, Bundles
 from covey_agent.core.acceptance import (
     Machine,
     Refusal,
@@ -26,7 +28,7 @@ from covey_agent.core.acceptance import (
     release_path,
 )
 from covey_agent.core.conditions import Surroundings, Wait, binding, waits_for
-from covey_agent.core.lifecycle import PASSING, RESUME, Act, Event, may_retry
+from covey_agent.core.lifecycle import PASSING, RESUME, Act, Event, may_mend, may_retry
 from covey_agent.core.reports import report_of, report_of_refusal
 from covey_agent.core.state import AgentState, Deployment, ModelRecord, candidate_of, moved, protected
 from covey_agent.core.swap import Memory, SwapMode, choose
@@ -52,6 +54,8 @@ from covey_contract.wire import decode
 log = logging.getLogger(__name__)
 
 VERIFY, LOAD, VOUCH, REFRESH = "verify", "load", "vouch", "refresh"
+# In which a build's bytes may still be needed from where they come.
+FETCHED_IN = frozenset({State.ASSIGNED, State.FETCHING, State.VERIFYING})
 _CORRUPT_LIMIT = 3
 _STORAGE_PAUSE_S = 3.0
 # An order by an unknown key makes the device ask for the newest root, not more often than this.
@@ -66,7 +70,7 @@ class Deployments:
     """Called by the control loop alone. `vouching` asks the repository of releases; None: this device enrolled before there was one,
     and the release key's signature is what counts. `surroundings` is asked when an order has conditions; `free` gives the disk's free bytes,
     `memory` the available MB; `report` spools, `request` asks the server for blocks, `listen` begins or
-    ends to hear what is broadcast of a build, `web` gets blocks by HTTPS where it can."""
+    ends to hear what is broadcast of a build, `web` gets blocks by HTTPS where it can, `bundles` those of builds that came on a stick."""
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class Deployments:
         vouching: Vouching | None = None,
         listen: Callable[[str, bool], None] = lambda _build, _on: None,
         web: Callable[[BlockRequest, FileEntry, int, Offer], bool] = lambda _request, _entry, _size, _offer: False,
+        bundles: Bundles | None = None,
     ) -> None:
         self._device = device
         self._trust = trust
@@ -103,11 +108,17 @@ class Deployments:
         self._report = report
         self._clock = clock
         self._orders = OrderFolder(settings.state / "orders", trust)
-        self._downloads = Downloads(settings.state / "fetch", store, settings.fetch, request, listen, web)
+        self._bundles = bundles or Bundles(lambda _block: False)
+        self._downloads = Downloads(
+            *(settings.state / "fetch", store, settings.fetch, request, listen),
+            lambda *wanted: self._bundles.ask(*wanted) or web(*wanted),
+        )
         self._scrub = Scrub(store, jobs, settings.scrub_every_s)
         self._vouching = vouching
         self._vouched: dict[int, Vouched] = {}  # by the order's counter
-        self._unknown_key: bytes | None = None  # an order that waits for the newest root
+        self._unknown_key: tuple[bytes, Path | None] | None = (
+            None  # an order that waits for the newest root, and its bundle
+        )
         self._asked = -_ASK_AGAIN_S
         self._corrupt: dict[int, int] = {}
         self._judge_until: dict[int, float] = {}
@@ -151,6 +162,11 @@ class Deployments:
                 self.tell(model, record)
 
     @property
+    def directors(self) -> tuple[bytes, ...]:
+        """The keys for orders, by the newest root."""
+        return self._trust.director
+
+    @property
     def busy(self) -> bool:
         """Whether anything is on its way, and does not wait for a condition."""
         return any(
@@ -185,6 +201,58 @@ class Deployments:
             if refusal.reason is not Reason.BAD_SIGNATURE or not self._ask_for_keys(payload):
                 self._turn_away(order, refusal)
             return
+        self._accept(assignment, payload)
+
+    def install(self, payload: bytes, bundle: Path) -> Refusal | None:
+        """An order has come in a bundle: it is held to what one that came over the network is held to, and followed from there. None:
+        it is followed, or will be looked at again when the bundle's root has been read.
+
+        What is not signed as it should be is turned away before anything is written, the manifest too: the order may be good, and
+        come again. Raises `BundleError`, `ContractError`, `OSError`."""
+        order = decode(Order, payload)
+        counter = self._book.state.counter
+        known = self._known(order)
+        try:
+            assignment = authenticate(
+                order.assignment,
+                trust=self._trust,
+                device=self._device,
+                counter=counter if known is None else known.order.counter - 1,
+                now_ms=self._effective_time(),
+            )
+            open_manifest(assignment, order.manifest, self._trust)
+        except Refusal as refusal:
+            if refusal.reason is Reason.BAD_SIGNATURE and self._ask_for_keys(payload, bundle):
+                return None
+            self._turn_away(order, refusal)
+            return refusal
+        self._bundles.attach(assignment.build, bundle)
+        if known is None:
+            self._accept(assignment, payload)
+        else:
+            self._go_on(known, payload)
+        return None
+
+    def _known(self, order: Order) -> Deployment | None:
+        """The deployment that follows this very order. Nothing is believed of the order yet."""
+        try:
+            claimed = decode(Assignment, order.assignment.payload)
+        except ContractError:
+            return None
+        deployment = self._book.state.record(claimed.model).deployment
+        return deployment if deployment is not None and deployment.order == claimed else None
+
+    def _go_on(self, deployment: Deployment, payload: bytes) -> None:
+        """An order that is being followed has come once more, with a bundle: what was missing may be there. Raises `OSError`."""
+        model = deployment.order.model
+        if may_mend(deployment.state, deployment.reason):
+            self._orders.store(deployment.order, payload)
+            self._move(model, Event.RETRY)
+        elif deployment.state not in FETCHED_IN:
+            self._bundles.drop(deployment.build)
+        self.advance(model)
+
+    def _accept(self, assignment: Assignment, payload: bytes) -> None:
         try:
             self._take(assignment, payload)
         except OSError as error:
@@ -286,9 +354,11 @@ class Deployments:
 
     def _ask_for_release(self, vouching: Vouching, order: Assignment, path: str) -> None:
         floor_ms = self._effective_time()
+        # The network knows more than any stick.
+        bundle = self._bundles.path(order.build) if not self._connected else None
 
         def work() -> None:
-            self._vouched[order.counter] = vouching.ask(path, floor_ms)
+            self._vouched[order.counter] = vouching.ask(path, floor_ms, bundle)
 
         self._jobs.submit(_vouch_key(order), work)
 
@@ -314,21 +384,29 @@ class Deployments:
 
     # --- who may give orders ----------------------------------------------------------------------------------------
 
-    def _ask_for_keys(self, payload: bytes) -> bool:
+    def _ask_for_keys(self, payload: bytes, bundle: Path | None = None) -> bool:
         """An order by an unknown key: root may name another by now. Whether it is asked for; the order is looked at again then."""
         if self._vouching is None or self._now < self._asked + _ASK_AGAIN_S:
             return False
         self._asked = self._now
-        self._unknown_key = payload
+        self._unknown_key = (payload, bundle)
         vouching, floor_ms = self._vouching, self._effective_time()
-        return self._jobs.submit(Key("", REFRESH, ""), lambda: vouching.refresh(floor_ms))
+        return self._jobs.submit(Key("", REFRESH, ""), lambda: vouching.refresh(floor_ms, bundle))
 
     def _heard_of_keys(self) -> None:
-        payload, self._unknown_key = self._unknown_key, None
+        waiting, self._unknown_key = self._unknown_key, None
         if self._vouching is not None:
             self._trust_directors(self._vouching.directors())
-        if payload is not None:
+        if waiting is None:
+            return
+        payload, bundle = waiting
+        if bundle is None:
             self.order(payload)
+            return
+        try:
+            self.install(payload, bundle)
+        except (BundleError, ContractError) as error:
+            log.warning("an order from %s is not followed: %s", bundle, error)
 
     def _trust_directors(self, keys: tuple[bytes, ...]) -> None:
         if keys and keys != self._trust.director:
@@ -339,7 +417,7 @@ class Deployments:
         manifest, _ = self._orders.manifest(deployment.order)
         if self._downloads.go_on(
             *(model, deployment.build, manifest, self._now),
-            connected=self._connected,
+            connected=self._connected or self._bundles.path(deployment.build) is not None,
             offer=lambda: self._orders.read(deployment.order).offer,
         ):
             self._stop_fetching(model)
@@ -517,6 +595,8 @@ class Deployments:
             )
 
         self._book.change(edit)
+        if current is not None and current.build != order.build:
+            self._bundles.drop(current.build)
         self._not_before.pop(model, None)
         log.info("%s: order %s (%s %s, build %s)", model, order.id, order.action, order.version, order.build[:12])
         self.tell(model, self._book.state.record(model))
@@ -592,6 +672,8 @@ class Deployments:
         old = self._book.state.record(model)
         new = moved(old, event, now_ms=self._clock(), reason=reason, detail=detail[:1900], until_ms=until_ms)
         self._book.change(lambda state: state.with_record(model, new))
+        if new.deployment is not None and new.deployment.state not in FETCHED_IN and event is not Event.SUPERSEDED:
+            self._bundles.drop(new.deployment.build)
         self.tell(model, new)
 
     def _fail(self, model: str, error: StepError | GatewayError) -> None:

@@ -31,8 +31,8 @@ class Check(NamedTuple):
     words: str
 
 
-def examine(state: Path, book: AgentState, *, running: bool, margin: int) -> Iterator[Check]:
-    """All checks, in the order in which one needs the other."""
+def examine(state: Path, book: AgentState, *, running: bool, margin: int, reach: bool = True) -> Iterator[Check]:
+    """All checks, in the order in which one needs the other. `reach`: also whether the broker answers."""
     identity: Identity | None = None
     try:
         identity = load_identity(state / "identity")
@@ -42,7 +42,8 @@ def examine(state: Path, book: AgentState, *, running: bool, margin: int) -> Ite
     if identity is not None:
         yield _checked("key", lambda: _key(state / "identity"))
         yield _checked("certificate", lambda: _certificate(state / "identity"))
-        yield _checked("broker", lambda: _broker(identity, state / "identity"))
+        if reach:
+            yield _checked("broker", lambda: _broker(identity, state / "identity"))
     yield Check("agent", running, "running" if running else "not running (covey-agent run)")
     yield _checked("gateway", lambda: _gateway(state, book))
     runtimes = ", ".join(f"{name} {version}" for name, version in sorted(installed_runtimes().items()))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from covey_agent import fetch
+from covey_agent.delta import DeltaFetch, can_apply
 from covey_agent.errors import StepError
 from covey_agent.store import Store
 from covey_contract.blocks import Block
 from covey_contract.manifest import FileEntry, Manifest
 from covey_contract.messages import BlockRequest, Broadcast, Offer
+
+log = logging.getLogger(__name__)
 
 _PROGRESS_STEP = 0.1
 
@@ -36,6 +40,8 @@ class Downloads:
         self._web = web
         self._offers: dict[str, Offer] = {}
         self._fetchers: dict[str, fetch.Fetcher] = {}
+        self._deltas: dict[str, DeltaFetch] = {}
+        self._delta_bytes: dict[str, int] = {}  # fetched, of those that are over
         self._told: dict[str, float] = {}
 
     def folder(self, build: str) -> Path:
@@ -61,30 +67,80 @@ class Downloads:
             self._told[model] = fetcher.fraction
             self._fetchers[model] = fetcher
             if not fetcher.done:
-                self._listen(build, True)
-                self._offers[model] = offer()
-                if self._offers[model].broadcast:
-                    fetcher.expect_broadcast(now)
-        for request in fetcher.tick(now, connected=connected):
-            entry = manifest.wire_files()[request.file]
-            if not self._web(request, entry, manifest.block_size, self._offers[model]):
-                self._request(request)
+                self._begin(model, fetcher, offer(), now)
+        if model in self._deltas:
+            self._go_on_with_delta(model, fetcher, now, connected=connected)
+        self._ask(fetcher, self._offers.get(model, Offer()), now, connected=connected)
         return fetcher.done
+
+    def _begin(self, model: str, fetcher: fetch.Fetcher, offer: Offer, now: float) -> None:
+        self._offers[model] = offer
+        about = fetcher
+        if offer.delta is not None and self._store.has_build(offer.delta.base) and can_apply():
+            delta = DeltaFetch(offer.delta, fetcher.folder, self._store, self._limits)
+            if not delta.over:
+                self._deltas[model] = delta
+                fetcher.only_table = True
+                about = delta.fetcher
+        self._listen(about.build, True)
+        # A broadcast that is about the other of the two is of no use to this device.
+        if offer.broadcast and (about is not fetcher or offer.delta is None):
+            about.expect_broadcast(now)
+
+    def _go_on_with_delta(self, model: str, fetcher: fetch.Fetcher, now: float, *, connected: bool) -> None:
+        """The block table first, then the delta, before anything else is asked for. Raises `StepError`."""
+        if not fetcher.knows_blocks:
+            return
+        delta = self._deltas[model]
+        try:
+            delta.open()
+            self._ask(delta.fetcher, self._offers[model], now, connected=connected)
+        except StepError as error:
+            log.warning("the delta is given up: %s", error)
+            delta.end()
+        if delta.fetcher.done:
+            delta.apply(fetcher)
+        if delta.over:
+            self._end_delta(model)
+            fetcher.only_table = False
+            self._listen(fetcher.build, True)
+
+    def _end_delta(self, model: str) -> None:
+        delta = self._deltas.pop(model, None)
+        if delta is not None:
+            self._listen(delta.fetcher.build, False)
+            self._delta_bytes[model] = delta.fetcher.progress.bytes
+            delta.close()
+
+    def _ask(self, fetcher: fetch.Fetcher, offer: Offer, now: float, *, connected: bool) -> None:
+        for request in fetcher.tick(now, connected=connected):
+            entry = fetcher.manifest.wire_files()[request.file]
+            if not self._web(request, entry, fetcher.manifest.block_size, offer):
+                self._request(request)
+
+    def _all(self) -> list[tuple[str, fetch.Fetcher]]:
+        """What is fetched now: models and fetchers."""
+        deltas = [(model, delta.fetcher) for model, delta in self._deltas.items()]
+        return [*self._fetchers.items(), *deltas]
 
     def note(self, message: Broadcast, now: float) -> None:
         """How a broadcast stands."""
-        for fetcher in self._fetchers.values():
+        for _, fetcher in self._all():
             if fetcher.build == message.build:
                 fetcher.note(message, now)
 
     def take(self, block: Block, now: float, *, broadcast: bool = False) -> list[tuple[str, StepError | None]]:
         """Give the block to whom it belongs. The models that can go on, with what went wrong."""
         eager: list[tuple[str, StepError | None]] = []
-        for model, fetcher in self._fetchers.items():
+        for model, fetcher in self._all():
             try:
                 fetcher.block(block, now, broadcast=broadcast)
             except StepError as error:
-                eager.append((model, error))
+                if fetcher is self._fetchers[model]:
+                    eager.append((model, error))
+                else:
+                    log.warning("the delta is given up: %s", error)
+                    self._deltas[model].end()
             else:
                 if fetcher.hungry:
                     eager.append((model, None))
@@ -103,10 +159,11 @@ class Downloads:
         fetcher = self._fetchers.pop(model, None)
         if fetcher is None:
             return 0
+        self._end_delta(model)
         self._listen(fetcher.build, False)
         self._offers.pop(model, None)
         fetcher.close()
-        return fetcher.progress.bytes
+        return fetcher.progress.bytes + self._delta_bytes.pop(model, 0)
 
     def stop_all(self) -> None:
         for model in list(self._fetchers):

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from covey_agent.errors import StepError
 from covey_agent.partial import DIGEST_BYTES, Partial
@@ -36,7 +37,8 @@ _TICK_MOST_S = 60.0
 class FetchLimits:
     """How a fetch behaves. Seconds are of the time in which the device is connected."""
 
-    silence_s: float = 3.0
+    silence_s: float = 3.0  # after which blocks are asked for again; twice as long each time that nothing comes
+    silence_most_s: float = 48.0
     deadline_s: float = 6 * 3600.0
     requests_in_flight: int = 3
     sync_blocks: int = 32  # so many blocks at most are written before they are flushed and the bitmap is stored
@@ -52,6 +54,7 @@ class _Asked:
     file: int
     blocks: set[int]
     deadline: float
+    came: bool = False  # some of them have
 
 
 @dataclass(slots=True)
@@ -63,6 +66,22 @@ class Progress:
     bad: int = 0
     asked: int = 0
     reused: int = 0  # bytes that were here already, in other builds
+    made: int = 0  # bytes that a delta gave
+
+
+class Listing(Protocol):
+    """What there is to fetch: a manifest's files, the first of which is the table of the digests of the others' blocks."""
+
+    @property
+    def table(self) -> FileEntry: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]: ...
+
+    def wire_files(self) -> tuple[FileEntry, ...]: ...
 
 
 @dataclass(slots=True)
@@ -70,12 +89,13 @@ class Fetcher:
     """One build on its way. Use: `open`, then `block` for each that arrives and `tick` now and then, until `done`."""
 
     build: str
-    manifest: Manifest
+    manifest: Listing
     folder: Path  # of this build alone
     store: Store
     limits: FetchLimits
     progress: Progress = field(default_factory=Progress)
     done: bool = False
+    only_table: bool = False  # the rest is not asked for yet: it may be made out of what is here
     draw: random.Random = field(default_factory=random.Random)  # when to ask, among many; nothing secret
     _beyond_table: bool = False  # a broadcast has gone on to the files
     _quiet_until: float | None = None  # while it is heard, nothing is asked for
@@ -87,6 +107,9 @@ class Fetcher:
     _table: bytes = b""
     _connected_s: float = 0.0
     _last: float | None = None
+    _silences: int = (
+        0  # one after the other: the way to here may be longer than was thought, and hold all that was asked for
+    )
 
     def open(self) -> None:
         """Make or take up the partial files. Raises `StepError` (no space, a broken disk)."""
@@ -135,38 +158,69 @@ class Fetcher:
         if part is None or (asked is None and not broadcast) or part.has(block.index):
             return
         if not part.fits(block.index, block.data):
+            if asked is not None:
+                asked.came = True  # it is damaged, not silent
             self._bad(f"block {block.index} of {self._entries[block.file].path}")
             return
         if asked is not None:
             asked.blocks.discard(block.index)
-            asked.deadline = now + self.limits.silence_s
+            asked.came = True
+            asked.deadline = now + self._silence_s
+            if not asked.blocks:
+                self._silences = max(0, self._silences - 1)
         self._guarded(lambda: part.put(block.index, block.data))
         self.progress.bytes += len(block.data)
         self.progress.blocks += 1
         if part.complete:
             self._guarded(lambda: self._completed(block.file, part))
 
+    def put(self, file: int, index: int, data: bytes) -> None:
+        """A block that was made here. One that is not the right one is not kept, and will be asked for. Raises `StepError`."""
+        part = self._parts.get(file)
+        if part is None or part.has(index) or not part.fits(index, data):
+            return
+        self._guarded(lambda: part.put(index, data))
+        self.progress.made += len(data)
+        if part.complete:
+            self._guarded(lambda: self._completed(file, part))
+
+    @property
+    def knows_blocks(self) -> bool:
+        """Whether the block table is here, by which blocks are judged."""
+        return 0 not in self._parts
+
     def tick(self, now: float, *, connected: bool) -> list[BlockRequest]:
         """What to ask for now. Raises `StepError` when the deadline has passed."""
         if self._last is not None and connected:
             self._connected_s += max(0.0, now - self._last)
-            self._paced_s += min(max(0.0, now - self._last), _TICK_MOST_S)
+            if not self.only_table:
+                self._paced_s += min(max(0.0, now - self._last), _TICK_MOST_S)
         self._last = now
         if self.done or not connected:
             self._asked.clear()
+            self._silences = 0  # what was on its way is gone with the session
             return []
         if self._connected_s > self.limits.deadline_s:
             raise StepError(
                 Reason.FETCH_FAILED, f"not done after {self.limits.deadline_s:.0f} s; {self.fraction:.0%} is here"
             )
         self._check_pace()
+        if any(asked.blocks and not asked.came and asked.deadline <= now for asked in self._asked):
+            self._silences += 1
         self._asked = [asked for asked in self._asked if asked.blocks and asked.deadline > now]
         requests: list[BlockRequest] = []
         if self._listens(now):
             return requests
-        while len(self._asked) < self.limits.requests_in_flight and (request := self._next(now)) is not None:
+        while (
+            len(self._asked) < (1 if self._silences else self.limits.requests_in_flight)
+            and (request := self._next(now)) is not None
+        ):
             requests.append(request)
         return requests
+
+    @property
+    def _silence_s(self) -> float:
+        return float(min(self.limits.silence_s * 2 ** min(self._silences, 16), self.limits.silence_most_s))
 
     def _listens(self, now: float) -> bool:
         """Whether to wait for what is broadcast. Without the block table nothing of it can be checked: that is asked for at once when
@@ -174,7 +228,7 @@ class Fetcher:
         if self._quiet_until is None or now >= self._quiet_until:
             self._quiet_until = None
             return False
-        return not (self._beyond_table and 0 in self._parts)
+        return not (self._beyond_table and not self.knows_blocks)
 
     def _check_pace(self) -> None:
         """Slow retrieval: a fetch that goes on, and never comes to an end."""
@@ -195,18 +249,20 @@ class Fetcher:
         """0..1 of the build's bytes that are here."""
         total = sum(entry.size for entry in self._entries) or 1
         open_ = sum(part.missing_bytes for part in self._parts.values())
-        if 0 in self._parts:  # the files themselves are not even begun
-            open_ += sum(entry.size for entry in self.store.missing(self.manifest))
+        if not self.knows_blocks:  # the files themselves are not even begun
+            open_ += sum(entry.size for entry in self.manifest.files if not self.store.has_blob(entry))
         return 1.0 - open_ / total
 
     def _next(self, now: float) -> BlockRequest | None:
         for file, part in self._parts.items():
+            if file and self.only_table:
+                break
             busy = {index for asked in self._asked if asked.file == file for index in asked.blocks}
             wanted = part.missing(REQUEST_BLOCKS, busy)
             if wanted:
                 base = wanted[0]
                 wanted = [index for index in wanted if index - base < REQUEST_BLOCKS]
-                self._asked.append(_Asked(file, set(wanted), now + self.limits.silence_s))
+                self._asked.append(_Asked(file, set(wanted), now + self._silence_s))
                 self.progress.asked += len(wanted)
                 return BlockRequest(build=self.build, file=file, base=base, bitmap=bitmap_of(base, wanted))
         return None
@@ -227,7 +283,7 @@ class Fetcher:
         self._check_done()
 
     def _take_table(self, part: Partial) -> None:
-        self._table = part.read_all()
+        self._table = part.read_all() if self.manifest.files else b""
         part.close()
         self._parts.clear()
         start = 0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from covey_agent.asks import Answer, Ask, GoBack, Pin
+from covey_agent.asks import Answer, GoBack, Pin, Unpin
 from covey_agent.book import Book
 from covey_agent.core.lifecycle import Event
 from covey_agent.core.state import ModelRecord, moved
@@ -33,7 +33,7 @@ class Manual:
         self._clock = clock
         self._changed = changed
 
-    def obey(self, ask: Ask) -> Answer:
+    def obey(self, ask: GoBack | Pin | Unpin) -> Answer:
         if ask.model not in self._book.state.models:
             return Answer(False, f"there is no model {ask.model!r} on this device")
         try:

@@ -24,6 +24,8 @@ class Settings:
     load_timeout_s: float = 120.0
     swap: SwapMode = SwapMode.AUTO
     runner_memory_mb: int | None = None  # that each runner may have; None: no limit
+    capture_share: float = 0.0  # of the requests, kept with their answers; 0: none
+    capture_mb: int = 200  # of all that is kept
     memory_margin_mb: float = 64.0  # to be left when two builds are loaded side by side
     max_starts: int = 3  # of one build under one order
     retry_first_s: float = 30.0

@@ -1,8 +1,8 @@
 """What it costs to deliver one build to many devices.
 
 `./dev bench delivery [--quick] [--json] [--only WAY …]`. Ways: `broadcast`, `pull` and `push` (plain MQTT, for comparison), by builds of
-20 and 200 MB and by 1, 50 and 200 devices; `slow`, 50 devices of which every fifth reads at a quarter of the broadcast's rate; `flaky`, 50
-devices that lose their connection every 2 s; `deltas`, what a new version costs (deltas.py). A real mosquitto, the server's own link and delivery in one process, devices with the
+20 and 200 MB and by 1, 50 and 200 devices; `slow`, 50 devices of which every fifth reads at a quarter of the broadcast's rate; `behind`, the
+largest fleet, all of which read at a tenth of it; `flaky`, 50 devices that lose their connection every 2 s; `deltas`, what a new version costs (deltas.py). A real mosquitto, the server's own link and delivery in one process, devices with the
 agent's own fetcher in another; MQTT without TLS. Server CPU is of the delivery: orders and reports, which each device has whatever
 way its bytes come, are not in it. With `--quick` builds are smaller and devices fewer, and the figures say so.
 """
@@ -25,7 +25,8 @@ from benchmarks.delivery.site import opened
 from covey_hil.simulator.fleet import allow_files
 
 MB = 1_000_000
-WAYS = ("broadcast", "pull", "push", "nginx", "slow", "flaky", "deltas")
+WAYS = ("broadcast", "pull", "push", "nginx", "slow", "behind", "flaky", "deltas")
+_HABITS = ("slow", "behind", "flaky")  # of devices; measured with one size and one fleet
 SIZES, QUICK_SIZES = (20 * MB, 200 * MB), (4 * MB,)
 FLEETS, QUICK_FLEETS = (1, 50, 200), (1, 10, 40)
 RATE = 1e6  # bytes a second of a broadcast: 200 devices are 200 MB/s for the broker
@@ -66,8 +67,8 @@ def measured(ways: tuple[str, ...], sizes: tuple[int, ...], fleets: tuple[int, .
                 say("deltas: training …")
                 found["deltas"] = deltas.table(folder)
                 continue
-            for size in sizes if way not in ("slow", "flaky") else sizes[:1]:
-                for fleet in fleets if way not in ("slow", "flaky") else (_middle(fleets),):
+            for size in sizes if way not in _HABITS else sizes[:1]:
+                for fleet in fleets if way not in _HABITS else (fleets[-1] if way == "behind" else _middle(fleets),):
                     say(f"{way}: {size / MB:g} MB to {fleet} devices …")
                     rows += _rows(way, folder / f"{way}-{size}-{fleet}", size, fleet, rate)
                     say(json.dumps(rows[-1]))
@@ -80,6 +81,8 @@ def measured(ways: tuple[str, ...], sizes: tuple[int, ...], fleets: tuple[int, .
     if len(slow) == 2:
         found["slow_penalty"] = round(slow["slow"] / slow["none slow"] - 1, 3)
     for row in rows:
+        if row.get("habit") == "behind":
+            found["behind_broker_mb"] = row["broker_mb"]
         if row.get("habit") == "flaky":
             found["flaky_waste"] = row["waste"]
             found["flaky_done"] = f"{row['done']} of {row['devices']}"
@@ -96,6 +99,9 @@ def _rows(way: str, folder: Path, size: int, fleet: int, rate: float) -> list[di
             {"habit": name, **_measure(folder.with_name(f"{folder.name}-{at}"), size, rate, "broadcast", habits)}
             for at, (name, habits) in enumerate((("none slow", [good] * fleet), ("slow", slow)))
         ]
+    if way == "behind":
+        lagging = Habit(bytes_per_s=rate / 10)
+        return [{"habit": way, **_measure(folder, size, rate, "broadcast", [lagging] * fleet)}]
     if way == "flaky":
         return [{"habit": way, **_measure(folder, size, rate, "broadcast", [Habit(drops_every_s=FLAKY_S)] * fleet)}]
     return [_measure(folder, size, rate, way, [good] * fleet)]

@@ -2,15 +2,19 @@
 
 A network of 1.2 million weights reads scikit-learn's digits. Its successor is made three ways: only the head is trained on, all weights
 are trained on at a small rate, or all is trained anew. Each pair is written as ONNX in FP32, FP16 and INT8 (weights by channel), and
-counted: the whole build; the blocks of 64 KiB that the device does not have, which is what the agent fetches; the whole build by
-`zstd -19`; the difference by `zstd -19 --patch-from`. The last two are for comparison: the agent does not use them.
+counted: the whole build; the blocks of 64 KiB that the device does not have; what it fetches with a delta, by the server's own maker and
+applied by the agent's own code; the whole build by `zstd -19`; the difference by `zstd -19 --patch-from`. The last two are for
+comparison: nothing here uses them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import subprocess
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
 
-from covey_contract.manifest import BLOCK_BYTES
+from covey_agent.delta import made_blocks
+from covey_agent.store import Store
+from covey_contract.delta import MAGIC
+from covey_contract.manifest import BLOCK_BYTES, DataType, FileEntry, Manifest, Runtime, TensorSpec, block_count
+from covey_server.deltas.making import make
+from covey_server.registry.blobs import BlobStore
 
 Weights = list[NDArray[np.float32]]  # weight (in, out) and bias (out) of each layer
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -55,12 +64,67 @@ def compared(old: Path, new: Path) -> dict[str, Any]:
     """Bytes of each way from one file to the other; None where zstd is not installed."""
     here = set(_digests(old.read_bytes()))
     data = new.read_bytes()
+    fetched, made_s = _with_delta(old, new)
     missing = sum(
         len(data[at : at + BLOCK_BYTES])
         for at, digest in zip(range(0, len(data), BLOCK_BYTES), _digests(data), strict=True)
         if digest not in here
     )
-    return {"full": len(data), "blocks": missing, "zstd": _zstd(new), "zstd_patch": _zstd(new, f"--patch-from={old}")}
+    return {
+        "full": len(data),
+        "blocks": missing,
+        "fetched": fetched,
+        "made_s": made_s,
+        "zstd": _zstd(new),
+        "zstd_patch": _zstd(new, f"--patch-from={old}"),
+    }
+
+
+def _with_delta(old: Path, new: Path) -> tuple[int, float]:
+    """Bytes that a device fetches that is offered a delta, and the processor time that the server takes to make it, in seconds. Fails
+    if what the agent makes of it is not the new file's own blocks."""
+    with tempfile.TemporaryDirectory(prefix="covey-deltas-") as name:
+        blobs, store = BlobStore(Path(name) / "blobs"), Store(Path(name) / "store")
+        store.prepare()
+        store.blob(hashlib.sha256(old.read_bytes()).hexdigest()).write_bytes(old.read_bytes())
+        before, after = _manifest(blobs, old), _manifest(blobs, new)
+        began = time.process_time()
+        with (Path(name) / "delta").open("wb") as out:
+            make(blobs, before, after, out)
+        took = time.process_time() - began
+        blocks = {
+            index: new.read_bytes()[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+            for index in range(block_count(new.stat().st_size))
+        }
+        here = set(_digests(old.read_bytes()))
+        left = {index: data for index, data in blocks.items() if hashlib.sha256(data).digest() not in here}
+        for _, index, data in made_blocks(Path(name) / "delta", store):
+            assert blocks[index] == data
+            left.pop(index, None)
+        size = (Path(name) / "delta").stat().st_size
+        useful = size if size > len(MAGIC) else 0  # one that gives nothing is not offered
+        return useful + sum(len(data) for data in left.values()), round(took, 2)
+
+
+def _manifest(blobs: BlobStore, path: Path) -> Manifest:
+    data = path.read_bytes()
+    entries = []
+    for name, content in (("model.onnx", data), ("blocks.bin", b"".join(_digests(data)))):
+        sha256, size = blobs.put(io.BytesIO(content), 1 << 30)
+        entries.append(FileEntry(path=name, size=size, sha256=sha256))
+    tensor = (TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, _WIDTHS[0])),)
+    return Manifest(
+        model="digits",
+        version="1",
+        target="onnxruntime-fp32",
+        runtime=Runtime.ONNXRUNTIME,
+        precision="fp32",
+        entry="model.onnx",
+        files=(entries[0],),
+        table=entries[1],
+        inputs=tensor,
+        outputs=tensor,
+    )
 
 
 def fresh(seed: int) -> Weights:

@@ -45,6 +45,10 @@ class SharedPartial(Partial):
         del data
         self._have.add(index)
 
+    def matches(self, sha256: str) -> bool:
+        del sha256
+        return True
+
     def read_all(self) -> bytes:
         return bytes(self._content)
 

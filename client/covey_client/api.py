@@ -33,6 +33,7 @@ __all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "Json", "Unreachabl
 
 V1 = "/api/v1"
 MAX_BLOB_BYTES = 8 << 30
+MAX_BUNDLE_BYTES = 64 << 30
 _COMMAND_S = 30.0  # a command waits for the device's reply
 _UPLOAD_S = 300.0  # the server checks and signs before it answers
 CampaignAction = Literal["start", "approve", "pause", "resume", "abort", "rollback", "skip-soak", "retry", "close"]
@@ -250,7 +251,14 @@ class Client:
         body = _given(model=model, version=version, target=target, probation_s=probation_s)
         return self._post(f"/devices/{_name(device)}/assignments", body)
 
-    def command(self, device: str, kind: Literal["ping", "facts", "logs"], lines: int | None = None) -> Json:
+    def bundle(self, devices: Sequence[str], to: Path, model: str | None = None) -> int:
+        """Write the orders of these devices that are not done, with all that is needed to follow them, to a file; its size."""
+        body = _given(devices=list(devices), model=model)
+        return self._api.save(f"{V1}/bundles", to, MAX_BUNDLE_BYTES, "POST", json=body, timeout=_UPLOAD_S)
+
+    def command(
+        self, device: str, kind: Literal["ping", "facts", "logs", "diagnostics"], lines: int | None = None
+    ) -> Json:
         """Send a command and wait for the device's reply; an `ApiError` if it is away or silent."""
         body = _given(kind=kind, lines=lines)
         return self._api.json("POST", f"{V1}/devices/{_name(device)}/commands", json=body, timeout=_COMMAND_S)

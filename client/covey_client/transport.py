@@ -143,13 +143,13 @@ class Transport:
             part.unlink(missing_ok=True)
         return size
 
-    def save(self, path: str, to: Path, limit: int) -> int:
+    def save(self, path: str, to: Path, limit: int, method: str = "GET", **options: Any) -> int:
         """Stream an answer to `to`, which appears only once all of it is there; its size."""
         part = to.with_name(f"{to.name}.part")
         size = 0
         try:
             with part.open("wb") as file:
-                for chunk in self._stream("GET", path, limit, {}):
+                for chunk in self._stream(method, path, limit, options):
                     size += file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())

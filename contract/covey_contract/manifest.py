@@ -23,9 +23,11 @@ from covey_contract.wire import Message
 
 BLOCK_BYTES = 64 * 1024
 MAX_FILES = 256
+MAX_BATCH = 256
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+Batch = Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)]  # rows along the first axis of every input and output
 # Names of models and versions stand in paths, URLs and topics.
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 VersionName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
@@ -127,6 +129,7 @@ class Manifest(Message, frozen=True, kw_only=True, omit_defaults=True):
     tolerance: dict[str, Tolerance] = {}  # by output name
     labels: str | None = None  # path of a text file, one label a line
     metadata: dict[str, str] = {}  # for applications: preprocessing and the like
+    max_batch: Batch = 1  # rows of several requests that may be computed together, each for itself; 1: no dynamic batch
     memory_mb: float | None = None  # measured peak of the runner on the building machine
     provenance_sha256: Sha256 | None = None
     reference: Reference | None = None  # what its inputs and outputs look like on the evaluation set
@@ -138,6 +141,9 @@ class Manifest(Message, frozen=True, kw_only=True, omit_defaults=True):
         for what in (self.entry, self.golden, self.labels):
             if what is not None and what not in paths:
                 raise ValueError(f"{what!r} is not among the build's files")
+        tensors = (*self.inputs, *self.outputs)
+        if self.max_batch > 1 and not all(spec.shape[:1] == (-1,) and _keeps_rows(spec) for spec in tensors):
+            raise ValueError("max_batch is for inputs and outputs whose first dimension is open and stays the first")
         if not 4096 <= self.block_size <= BLOCK_BYTES:
             raise ValueError(f"block size {self.block_size} is not between 4096 and {BLOCK_BYTES}")
         blocks = sum(block_count(file.size, self.block_size) for file in self.files)
@@ -154,6 +160,10 @@ class Manifest(Message, frozen=True, kw_only=True, omit_defaults=True):
     def wire_files(self) -> tuple[FileEntry, ...]:
         """The files by their index on the wire: the block table first."""
         return (self.table, *self.files)
+
+
+def _keeps_rows(spec: TensorSpec) -> bool:
+    return spec.permutation is None or spec.permutation[:1] == (0,)
 
 
 def _check_reference(reference: Reference, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:

@@ -15,9 +15,9 @@ from covey_contract.conditions import Conditions
 from covey_contract.drift import MAX_TENSORS, InputCounts, OutputCounts, TensorName
 from covey_contract.envelope import Envelope
 from covey_contract.facts import Facts
-from covey_contract.histogram import Histogram
+from covey_contract.histogram import Count, Histogram
 from covey_contract.lifecycle import State
-from covey_contract.manifest import ModelName, Sha256, VersionName
+from covey_contract.manifest import Batch, ModelName, Sha256, VersionName
 from covey_contract.reasons import Reason
 from covey_contract.strenum import StrEnum
 from covey_contract.wire import Message
@@ -93,7 +93,9 @@ class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """What one build did in one window. Histograms are in seconds.
 
     `ok` and `errors` count requests by what their caller got; `fallbacks` those of them that this build failed and the
-    previous build answered. `outputs` and `inputs` are counted for those that the build's manifest has a reference of, by name.
+    previous build answered. `batches` counts inferences by the rows that went in, of builds
+    whose manifest lets rows go together.
+    `outputs` and `inputs` are counted for those that the build's manifest has a reference of, by name.
     """
 
     model: ModelName
@@ -103,6 +105,7 @@ class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     ok: int = 0
     errors: dict[ShortText, int] = {}
     fallbacks: int = 0
+    batches: dict[Batch, Count] = {}
     queue: Histogram = Histogram()
     compute: Histogram = Histogram()
     end_to_end: Histogram = Histogram()
@@ -147,6 +150,28 @@ class BlockRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
     file: Annotated[int, msgspec.Meta(ge=0, le=256)]
     base: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
     bitmap: Annotated[int, msgspec.Meta(ge=1, lt=1 << REQUEST_BLOCKS)]
+
+
+Nonce = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class TimeRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What time is it? Asked on every connect, with a nonce that is never used twice."""
+
+    MAX_BYTES = 1024
+
+    nonce: Nonce
+
+
+class MetadataRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The repository's newest metadata that leads to a target, for a device that reaches nothing but the broker. `root`: the version of the
+    root that it trusts; it gets those that follow."""
+
+    MAX_BYTES = 2048
+
+    id: ShortText
+    path: Annotated[str, msgspec.Meta(max_length=512)]
+    root: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
 
 class Reply(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -200,6 +225,15 @@ class Assignment(Message, frozen=True, kw_only=True, omit_defaults=True):
 ASSIGNMENT_TYPE = "application/vnd.covey.assignment.v1+json"
 
 
+class DeltaOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that makes most of the build out of another one, `base` (covey_contract.delta). It is asked for as file 0 of a build with its
+    own digest, and comes whichever way blocks come."""
+
+    base: Sha256
+    sha256: Sha256
+    size: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the build's bytes may be had beside asking for blocks. A hint, unsigned: it decides where bytes come from, never which.
 
@@ -210,6 +244,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     broadcast: bool = False  # they are about to be broadcast, or are being so: listen before you ask
     url: Annotated[str, msgspec.Meta(max_length=1024)] = ""
     token: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    delta: DeltaOffer | None = None  # where it is there, `broadcast` is about it
 
 
 class Order(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -235,6 +270,7 @@ class CommandKind(StrEnum):
     PING = "ping"
     FACTS = "facts"
     LOGS = "logs"
+    DIAGNOSTICS = "diagnostics"  # `text` is a JSON object
 
 
 class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -251,6 +287,28 @@ class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 COMMAND_TYPE = "application/vnd.covey.command.v1+json"
+
+
+class TimeReply(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The server's time, signed by the director (`TIME_TYPE`) for one device and one nonce."""
+
+    MAX_BYTES = 1024
+
+    device: ShortText
+    nonce: Nonce
+    time_ms: Millis
+
+
+TIME_TYPE = "application/vnd.covey.time.v1+json"
+
+
+class MetadataPart(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A part of the answer to a `MetadataRequest` (covey_contract.metadata). Not signed: what is in it is."""
+
+    id: ShortText
+    part: Annotated[int, msgspec.Meta(ge=0, lt=256)]
+    parts: Annotated[int, msgspec.Meta(ge=1, le=256)]
+    data: bytes
 
 
 class Ack(Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -30,6 +30,8 @@ class Up(StrEnum):
     STATUS = "status"
     BLOCK_REQUEST = "blkreq"
     REPLY = "reply"
+    TIME = "timereq"
+    METADATA = "metareq"
 
 
 class Down(StrEnum):
@@ -40,6 +42,8 @@ class Down(StrEnum):
     BLOCK = "blk"
     ACK = "ack"
     BROADCAST = "cast"
+    TIME = "time"
+    METADATA = "meta"
 
 
 UP_FILTER = f"{ROOT}/+/up/+"
@@ -58,6 +62,11 @@ def up(device: str, what: Up) -> str:
 
 def down(device: str, what: Down) -> str:
     return f"{ROOT}/{check_device_id(device)}/down/{what}"
+
+
+def up_filter(what: Up) -> str:
+    """What all devices say of one kind."""
+    return f"{ROOT}/+/up/{what}"
 
 
 def down_filter(device: str) -> str:

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from covey_server.app import WORKER_TOKEN_FILE, build_services, create_app, loca
 from covey_server.errors import EXIT_IN_USE, StartError
 from covey_server.fleet.broker import broker_hosts
 from covey_server.fleet.durable import write_durably
+from covey_server.peer_certificate import PeerCertificateProtocol
 from covey_server.registry.worker_child import WorkerChild, find_worker
 from covey_server.services import Services
 from covey_server.settings import Settings
@@ -161,12 +163,12 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 def _uvicorn_config(app: Callable[..., object], settings: Settings, services: Services) -> uvicorn.Config:
     """HTTPS with a certificate of the fleet's own CA, unless only this machine can reach us."""
-    certificate = key = None
+    certificate = key = authority = None
     if not settings.loopback and services.fleet is not None:
         # The broker's own list of names, since both use the same certificate.
         hosts = broker_hosts(settings.reachable_host, settings.broker_interface, settings.host)
         pair = services.fleet.ca.server_certificate(hosts, services.clock())
-        certificate, key = pair.certificate, pair.key
+        certificate, key, authority = pair.certificate, pair.key, str(services.fleet.ca.ca_path)
     return uvicorn.Config(
         app,
         lifespan="off",  # `running` is entered here, so that a failure is a line and not a traceback
@@ -179,6 +181,10 @@ def _uvicorn_config(app: Callable[..., object], settings: Settings, services: Se
         timeout_graceful_shutdown=_GRACE_S,
         ssl_certfile=certificate,
         ssl_keyfile=key,
+        # Devices may show their certificate, and need to for one thing alone: to have it renewed.
+        ssl_ca_certs=authority,
+        ssl_cert_reqs=ssl.CERT_NONE if authority is None else ssl.CERT_OPTIONAL,
+        http=PeerCertificateProtocol,
     )
 
 

@@ -167,6 +167,9 @@ class Settings:
     broadcast_gather_s: float = _set(
         3.0, "How long a broadcast waits after the last order, so that devices can begin to listen."
     )
+    deltas: bool = _set(
+        True, "Make differences between builds, for devices that run an older one and fetch a newer one."
+    )
     delivery_url: str = _set(
         "/api/v1/delivery/{sha256}",
         "Where devices fetch files by HTTPS; {sha256} stands for a file's digest. With / at its beginning: from this server; else "

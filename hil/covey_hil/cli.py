@@ -68,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     docs = commands.add_parser("docs", help="regenerate what the docs quote from the code")
     docs.add_argument("folder", type=Path)
     docs.set_defaults(run=_docs)
+    sbom = commands.add_parser("sbom", help="write bills of materials of agent and server, in CycloneDX")
+    sbom.add_argument("lock", type=Path)
+    sbom.add_argument("folder", type=Path)
+    sbom.set_defaults(run=_sbom)
 
     shots = commands.add_parser("screenshots", help="take pictures of the console, of the demo's story by default")
     shots.add_argument("--url", help="a server that runs; without it the demo's story is told on one of its own first")
@@ -147,6 +151,18 @@ def _samples(options: argparse.Namespace) -> int:
     models = [shutil.copy(model_path(version), options.folder) for version in ("1.0", "1.1", "1.2")]
     for path in (*models, *write_samples(options.folder)):
         print(path)
+    return 0
+
+
+def _sbom(options: argparse.Namespace) -> int:
+    from covey_hil.sbom import SbomError, write_sboms
+
+    try:
+        for path in write_sboms(options.lock, options.folder):
+            print(path)
+    except SbomError as error:
+        print(f"covey-hil: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from covey_contract.manifest import MANIFEST_TYPE
-from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE
+from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE, TIME_TYPE
 from covey_contract.reasons import Reason
 from covey_contract.topics import Down, Up
 from covey_profiles import load_profiles
@@ -74,7 +74,7 @@ def reference() -> str:
             "",
             "## Types of signed payloads",
             "",
-            *_bullets(f"`{name}`" for name in (MANIFEST_TYPE, ASSIGNMENT_TYPE, COMMAND_TYPE)),
+            *_bullets(f"`{name}`" for name in (MANIFEST_TYPE, ASSIGNMENT_TYPE, COMMAND_TYPE, TIME_TYPE)),
             "",
             "## Reasons",
             "",
@@ -104,10 +104,14 @@ _MESSAGES = {
     Up.STATUS: "`Status`, heartbeat and last will",
     Up.BLOCK_REQUEST: "`BlockRequest`, up to 16 missing blocks",
     Up.REPLY: "`Reply` to a command",
+    Up.TIME: "`TimeRequest`, on every connect",
+    Up.METADATA: "`MetadataRequest`, where the repository cannot be reached otherwise",
     Down.ASSIGNMENT: "`Order`: the director's assignment and the release key's manifest",
     Down.COMMAND: "a `Command` in its envelope",
     Down.BLOCK: "one block of a build, binary",
     Down.ACK: "`Ack`: the records that are stored",
+    Down.TIME: "a `TimeReply` in its envelope",
+    Down.METADATA: "`MetadataPart`, a part of the answer to a `MetadataRequest`",
 }
 
 

@@ -100,6 +100,20 @@ RESUME: dict[State, Act] = {
 PASSING = frozenset(
     {Reason.NO_SPACE, Reason.STORAGE_ERROR, Reason.FETCH_FAILED, Reason.METADATA_UNAVAILABLE, Reason.PINNED}
 )
+# What another bundle with the same order may mend.
+_MENDED = PASSING | {
+    Reason.BAD_SIGNATURE,
+    Reason.WRONG_MANIFEST,
+    Reason.NOT_RELEASED,
+    Reason.OLD_RELEASE,
+    Reason.METADATA_INVALID,
+    Reason.METADATA_UNSIGNED,
+    Reason.METADATA_EXPIRED,
+    Reason.METADATA_ROLLBACK,
+    Reason.METADATA_MISMATCH,
+    Reason.METADATA_TOO_LARGE,
+    Reason.DIGEST_MISMATCH,
+}
 
 
 class LifecycleError(Exception):
@@ -117,3 +131,8 @@ def after(state: State, event: Event) -> State:
 def may_retry(state: State, reason: Reason) -> bool:
     """Whether a deployment that ended so may be tried again under the same order."""
     return (state, Event.RETRY) in TABLE and reason in PASSING
+
+
+def may_mend(state: State, reason: Reason) -> bool:
+    """Whether a deployment that ended so may be tried again when its order comes once more, with other bytes beside it."""
+    return (state, Event.RETRY) in TABLE and reason in _MENDED

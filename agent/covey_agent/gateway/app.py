@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.control import ControlServer
@@ -26,6 +27,10 @@ from covey_agent.gateway.models import Models, system_ms
 from covey_agent.gateway.routes import Routes, refuse
 from covey_agent.gateway.settings import Settings
 from covey_agent.gateway.shared_memory import SharedMemory
+from covey_agent.runner.priority import idle_command
+
+if TYPE_CHECKING:
+    from covey_agent.gateway.capture import Capture
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +65,13 @@ async def _serve_on(
     settings: Settings, tcp: socket.socket, inference: socket.socket, orders: socket.socket, stop: asyncio.Event
 ) -> None:
     loop, limits = asyncio.get_running_loop(), settings.limits
-    models = Models(settings, loop.time)
+    models = Models(settings, loop.time, idle=idle_command())
     activity = Activity(loop.time)
     locks = Locks(settings.run_dir / LOCK_FILE, system_ms)
     locks.load()
     memory = SharedMemory(limits.buffered_bytes)
-    routes = Routes(models, limits, loop.time, activity=activity, locks=locks, memory=memory)
+    capture = _capturing(settings)
+    routes = Routes(models, limits, loop.time, activity=activity, locks=locks, memory=memory, capture=capture)
     connections = Connections(routes.handle, refuse, limits, loop.time)
     port = tcp.getsockname()[1]
     control = ControlServer(
@@ -93,7 +99,20 @@ async def _serve_on(
         server.close()
     await connections.drain(DRAIN_S)
     await models.close(DRAIN_S)
+    if capture is not None:
+        capture.stop()
     sweeper.cancel()
+
+
+def _capturing(settings: Settings) -> Capture | None:
+    """None where it is off. Imported only where it is on: what writes files takes memory."""
+    if settings.capture is None:
+        return None
+    import random
+
+    from covey_agent.gateway.capture import started
+
+    return started(settings.capture, random.random, system_ms)
 
 
 def _after_the_answer(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from covey_agent.gateway.app import StartError, serve
-from covey_agent.gateway.settings import Limits, Settings
+from covey_agent.gateway.settings import Limits, Sampling, Settings
 
 # As everywhere in Covey: another process has what this one needs.
 EXIT_CANNOT_START = 3
@@ -38,8 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=Limits.switch_s,
         help="until a build in another's place is given up (%(default)s)",
     )
+    parser.add_argument(
+        "--capture", type=Path, metavar="FOLDER", help="keep samples of requests and answers there (off)"
+    )
+    parser.add_argument("--capture-share", type=float, default=0.01, help="of the requests (default: %(default)s)")
+    parser.add_argument("--capture-mb", type=int, default=200, help="of all samples (default: %(default)s)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s gateway %(levelname)s %(message)s")
+    capture = None
+    if options.capture is not None:
+        capture = Sampling(options.capture.absolute(), options.capture_share, options.capture_mb * 1_000_000)
     settings = Settings(
         run_dir=options.run_dir.absolute(),
         host=options.host,
@@ -47,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         socket=options.socket.absolute() if options.socket is not None else None,
         threads=options.threads,
         runner_memory_bytes=options.runner_memory_mb * 1_000_000 if options.runner_memory_mb else None,
+        capture=capture,
         limits=Limits(queue=options.queue, deadline_s=options.deadline_s, switch_s=options.switch_s),
     )
     with contextlib.suppress(PermissionError):  # we lead a session already

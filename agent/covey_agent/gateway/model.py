@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from covey_agent.gateway.batching import merged, parted, rows_of, together
 from covey_agent.gateway.control_api import Load, Loaded, ModelSlots, Reverted, RunnerStatus
 from covey_agent.gateway.errors import (
     BY_FAILING,
@@ -24,7 +25,7 @@ from covey_agent.gateway.errors import (
     OrderError,
     ServeError,
 )
-from covey_agent.gateway.line import Line, Turn
+from covey_agent.gateway.line import Line, Ride, Turn
 from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.probation import REASONS, Failing, Judge, Verdict, hang_after, patience
@@ -70,6 +71,7 @@ class Model:
         *,
         threads: int,
         memory: MemoryLimit,
+        idle: Sequence[str],
         limits: Limits,
         clock: Callable[[], float],
         now_ms: Callable[[], int],
@@ -79,6 +81,7 @@ class Model:
         self.statistics = Statistics()
         self._threads = threads
         self._memory = memory
+        self._idle = idle
         self._limits = limits
         self._clock = clock
         self._now_ms = now_ms
@@ -163,6 +166,7 @@ class Model:
             spec,
             threads=self._threads,
             memory=self._memory,
+            idle=self._idle,
             retire_s=self._limits.retire_s,
             on_free=self._pump,
             on_lost=self._lost,
@@ -291,10 +295,14 @@ class Model:
         asked = self.active_spec()
         queue_s = 0.0
         try:
-            runner = await self._turn(deadline)
+            turn = await self._turn(request, deadline)
             queue_s = self._clock() - arrived
-            asked = self._asked(runner)
-            answer = await self._answer(request, runner, deadline)
+            if isinstance(turn, Ride):
+                asked = turn.runner.spec
+                answer = await self._ride(turn, request, deadline)
+            else:
+                asked = self._asked(turn)
+                answer = await self._lead(request, turn, deadline)
         except ServeError as error:
             self.stats_of(asked).failed(error.code)
             raise
@@ -305,6 +313,42 @@ class Model:
             now_ms=self._now_ms(),
         )
         return answer
+
+    async def _lead(self, request: InferRequest, runner: RunnerProcess, deadline: float) -> Answer:
+        """Answer the request, and others that wait for the same build with it."""
+        manifest = runner.spec.manifest
+        # In probation each request is judged alone, and so it is where a build has another's place.
+        alone = manifest.max_batch == 1 or self._judge is not None or self._line.is_empty or not request.fits(manifest)
+        riders = [] if alone else self._line.take_along(runner, lambda waiting: together(request, waiting, manifest))
+        if not riders:
+            return await self._answer(request, runner, deadline)
+        requests = [request, *(other for other, _ in riders)]
+        replies: list[Reply] | None = None
+        try:
+            reply = await self._ask(runner, merged(requests), deadline, may_fall_back=False)
+            replies = parted(reply, [rows_of(one) for one in requests])
+        except InferFailed as failure:
+            log.info("%s: %d requests put together failed (%s); each is asked alone", self.name, len(requests), failure)
+        finally:
+            for index, (_, ride) in enumerate(riders, start=1):
+                ride.reply.set_result(replies[index] if replies is not None else None)
+        if replies is not None:
+            return Answer(runner.spec, replies[0])
+        return await self._again_alone(request, deadline)
+
+    async def _ride(self, ride: Ride, request: InferRequest, deadline: float) -> Answer:
+        remaining = max(deadline - self._clock(), 0.0)
+        try:
+            # Not cancelled with the one who waits: the one who leads still gives it.
+            reply = await asyncio.wait_for(asyncio.shield(ride.reply), remaining)
+        except asyncio.TimeoutError as error:
+            raise DeadlineError("the model did not answer in the time there was") from error
+        return Answer(ride.runner.spec, reply) if reply is not None else await self._again_alone(request, deadline)
+
+    async def _again_alone(self, request: InferRequest, deadline: float) -> Answer:
+        turn = await self._turn(request, deadline, again=True)
+        assert isinstance(turn, RunnerProcess)  # noqa: S101  # who goes again is never taken along
+        return await self._answer(request, turn, deadline)
 
     async def _answer(self, request: InferRequest, runner: RunnerProcess, deadline: float) -> Answer:
         strike: Strike | None = None
@@ -326,7 +370,9 @@ class Model:
                     strike = Strike(runner, failure.how, str(failure))
                 elif attempt + 1 == ATTEMPTS:
                     raise CrashedError(str(failure)) from failure
-                runner = await self._turn(deadline, again=True)
+                turn = await self._turn(request, deadline, again=True)
+                assert isinstance(turn, RunnerProcess)  # noqa: S101  # as above
+                runner = turn
                 continue
             if strike is not None and runner is not strike.runner:
                 self._count(strike)
@@ -343,7 +389,7 @@ class Model:
             hang_s=self._hang_s if runner.spec.build == self.slots.active else self._limits.hang_s,
         )
         compute_s = reply.result.compute_s
-        self.stats_of(runner.spec).computed(reply.result)
+        self.stats_of(runner.spec).computed(reply.result, rows_of(request))
         if (lifetime := self._lifetimes.get(runner.spec.build)) is not None:
             lifetime.record(compute_s)
         if self._judge is not None and runner.spec.build == self.slots.active:
@@ -372,13 +418,13 @@ class Model:
 
     # --- the line ---------------------------------------------------------------------------------------------------
 
-    async def _turn(self, deadline: float, *, again: bool = False) -> RunnerProcess:
-        """A free runner, marked busy for the caller. `again`: the active build has failed this request, so it goes first and
-        prefers the previous one."""
+    async def _turn(self, request: InferRequest, deadline: float, *, again: bool = False) -> RunnerProcess | Ride:
+        """A free runner, marked busy for the caller, or a ride with another request. `again`: the active build has failed this request,
+        so it goes first, alone, and prefers the previous one."""
         if not again and self._line.is_empty and (runner := self._target()) is not None and not runner.busy:
             runner.busy = True
             return runner
-        turn = self._line.join(again=again)
+        turn = self._line.join(request, again=again)
         timer = asyncio.get_running_loop().call_later(max(deadline - self._clock(), 0.0), self._expire, turn)
         self._pump()
         try:

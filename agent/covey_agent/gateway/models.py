@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from covey_agent.gateway.control_api import Load, Loaded
@@ -26,10 +26,20 @@ def system_ms() -> int:
 
 
 class Models:
-    def __init__(self, settings: Settings, clock: Callable[[], float], now_ms: Callable[[], int] = system_ms) -> None:
+    """`idle`: what to write before a command that is to begin at idle priority (`runner.priority.idle_command`)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float],
+        now_ms: Callable[[], int] = system_ms,
+        *,
+        idle: Sequence[str] = (),
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._now_ms = now_ms
+        self._idle = tuple(idle)
         self._memory = MemoryLimit(settings.runner_memory_bytes)
         self._models: dict[str, Model] = {}
         self._window_start_ms = now_ms()
@@ -49,6 +59,7 @@ class Models:
                 order.model,
                 threads=self._settings.threads,
                 memory=self._memory,
+                idle=self._idle,
                 limits=self._settings.limits,
                 clock=self._clock,
                 now_ms=self._now_ms,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,6 +24,9 @@ from covey_agent.gateway.shared_memory import SharedMemory, Visit
 from covey_agent.gateway.shared_memory_door import SharedMemoryDoor
 from covey_agent.runner.protocol import split_payload
 from covey_contract.manifest import MODEL_NAME
+
+if TYPE_CHECKING:
+    from covey_agent.gateway.capture import Capture
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Routes:
         activity: Activity,
         locks: Locks,
         memory: SharedMemory,
+        capture: Capture | None = None,
     ) -> None:
         self._models = models
         self._limits = limits
@@ -60,6 +64,7 @@ class Routes:
         self._locks = locks
         self._lock_door = LockDoor(locks)
         self._memory = memory
+        self._capture = capture
         self._memory_door = SharedMemoryDoor(memory)
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
@@ -113,6 +118,8 @@ class Routes:
         if call.timeout_s is not None:
             deadline = min(deadline, self._clock() + call.timeout_s)
         answer = await model.infer(call, deadline)
+        if self._capture is not None:
+            self._capture.offer(answer.spec, call, answer.reply)
         outputs = answer.reply.result.outputs
         data = split_payload(outputs, answer.reply.payload)
         try:
@@ -209,7 +216,7 @@ def _statistics(model: Model) -> dict[str, Any]:
         "version": spec.manifest.version,
         "last_inference": totals.last_ms,
         "inference_count": count,
-        "execution_count": count,
+        "execution_count": totals.computations,
         "inference_stats": {
             "success": duration(totals.queue_s + totals.compute_s),
             "fail": duration(0.0, totals.failed),
@@ -218,7 +225,10 @@ def _statistics(model: Model) -> dict[str, Any]:
             "compute_infer": duration(totals.compute_s),
             "compute_output": duration(0.0),
         },
-        "batch_stats": [],
+        "batch_stats": [
+            {"batch_size": rows, "compute_infer": {"count": number, "ns": 0}}
+            for rows, number in sorted(totals.batches.items())
+        ],
     }
 
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,7 @@ class RunnerProcess(asyncio.Protocol):
         *,
         threads: int,
         memory: MemoryLimit,
+        idle: Sequence[str],
         retire_s: float,
         on_free: Callable[[], None],
         on_lost: Callable[[RunnerProcess, Failing, str], None],
@@ -106,6 +107,7 @@ class RunnerProcess(asyncio.Protocol):
         self.ended = asyncio.Event()
         self._threads = threads
         self._memory = memory
+        self._idle = tuple(idle)
         self._retire_s = retire_s
         self._on_free = on_free
         self._on_lost = on_lost
@@ -152,9 +154,10 @@ class RunnerProcess(asyncio.Protocol):
             shared = [self._arena.descriptor] if self._arena is not None else []
             manner = "background" if background else "serving"
             words = [str(theirs.fileno()), str(self.spec.folder), manner, *map(str, shared)]
+            before = self._idle if background else ()
             try:
                 self._process = subprocess.Popen(  # noqa: ASYNC220  # vfork and exec: about a millisecond
-                    [sys.executable, "-m", "covey_agent.runner", *words],
+                    [*before, sys.executable, "-m", "covey_agent.runner", *words],
                     cwd="/",  # `-m` looks for modules there first
                     pass_fds=[theirs.fileno(), *shared],
                     stdin=subprocess.DEVNULL,

@@ -26,6 +26,15 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """What is kept of requests and their answers (`capture`). `share`: of the answered requests, 0..1; `limit_bytes`: of all samples."""
+
+    folder: Path
+    share: float
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
 class Settings:
     run_dir: Path
     host: str = "127.0.0.1"
@@ -33,4 +42,5 @@ class Settings:
     socket: Path | None = None  # where applications find the Unix socket; None: `inference.sock` in the run folder
     threads: int = 1  # of each runner
     runner_memory_bytes: int | None = None  # of each runner; None: no limit
+    capture: Sampling | None = None  # None: nothing is kept
     limits: Limits = field(default_factory=Limits)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from covey_agent.gateway.tally import Tally
 from covey_agent.runner.protocol import Result
 from covey_contract.histogram import Recorder
-from covey_contract.manifest import Manifest
+from covey_contract.manifest import MAX_BATCH, Manifest
 from covey_contract.messages import BuildWindow
 
 MAX_BUILDS = 32
@@ -32,6 +32,8 @@ class Totals:
     end_to_end_s: float = 0.0
     last_ms: int = 0
     fallbacks: int = 0
+    computations: int = 0
+    batches: dict[int, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
     durations: list[int] = field(default_factory=lambda: [0] * (len(DURATION_BOUNDS_S) + 1))  # of answered requests
 
@@ -47,6 +49,7 @@ class BuildStats:
     fallbacks: int = 0
     computations: int = 0  # also those that answered for another build
     errors: dict[str, int] = field(default_factory=dict)
+    batches: dict[int, int] = field(default_factory=dict)  # inferences by rows, where rows may go together
     queue: Recorder = field(default_factory=Recorder)
     compute: Recorder = field(default_factory=Recorder)
     end_to_end: Recorder = field(default_factory=Recorder)
@@ -68,8 +71,13 @@ class BuildStats:
         totals.durations[bisect_left(DURATION_BOUNDS_S, end_to_end_s)] += 1
         totals.last_ms = now_ms
 
-    def computed(self, result: Result) -> None:
+    def computed(self, result: Result, rows: int = 1) -> None:
+        """One inference, of so many rows."""
         self.computations += 1
+        if self.manifest.max_batch > 1 and 1 <= rows <= MAX_BATCH:
+            self.batches[rows] = self.batches.get(rows, 0) + 1
+            self.totals.batches[rows] = self.totals.batches.get(rows, 0) + 1
+        self.totals.computations += 1
         self.compute.record(result.compute_s)
         self.totals.compute_s += result.compute_s
         self._tally.add(result)
@@ -94,6 +102,7 @@ class BuildStats:
             ok=self.ok,
             errors=dict(self.errors),
             fallbacks=self.fallbacks,
+            batches=dict(sorted(self.batches.items())),
             queue=self.queue.snapshot(),
             compute=self.compute.snapshot(),
             end_to_end=self.end_to_end.snapshot(),
@@ -103,6 +112,7 @@ class BuildStats:
         self.probation = probation
         self.ok = self.fallbacks = self.computations = 0
         self.errors.clear()
+        self.batches.clear()
         for recorder in (self.queue, self.compute, self.end_to_end):
             recorder.reset()
         return window

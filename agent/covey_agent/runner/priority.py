@@ -1,7 +1,8 @@
 """Loading beside a build that serves, without taking its time: idle scheduling for the thread that loads.
 
 Linux schedules threads, not processes, and one without privileges may not come back from SCHED_IDLE. So a build loads in a
-thread of its own that ends there, while the main thread, which will serve, never leaves normal priority. Threads that a runtime
+thread of its own that ends there, while the main thread, which will serve, never leaves normal priority; where a process may come back,
+it begins at idle priority as a whole (`idle_command`), since an interpreter's start alone takes long enough to be felt. Threads that a runtime
 starts while it loads inherit the idle policy and would keep it for their life: `restore` takes them back, and where that is not
 allowed (`may_return`), a runtime that computes in such threads is loaded at normal priority instead.
 """
@@ -9,11 +10,14 @@ allowed (`may_return`), a runtime that computes in such threads is loaded at nor
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from pathlib import Path
 
 # Above every ordinary process, where SCHED_IDLE is not to be had (gVisor, some containers).
 FALLBACK_NICE = 19
+CHRT = "chrt"  # of util-linux
+_TRIAL_S = 5.0
 
 
 def make_idle() -> None:
@@ -36,6 +40,20 @@ def may_return() -> bool:
     thread.start()
     thread.join()
     return outcome == [True]
+
+
+def idle_command() -> tuple[str, ...]:
+    """What to write before a command so that it is at idle priority from its first instruction on, an interpreter's start included; nothing
+    where that is not to be had, or where the process might never come back from there. Tried out: it starts a process."""
+    found = next((path for folder in os.get_exec_path() if os.access(path := f"{folder}/{CHRT}", os.X_OK)), None)
+    if found is None or not may_return():
+        return ()
+    words = (found, "--idle", "0")
+    try:
+        done = subprocess.run([*words, "true"], capture_output=True, timeout=_TRIAL_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return words if done.returncode == 0 else ()
 
 
 def restore() -> bool:

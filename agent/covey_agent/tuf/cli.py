@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-dir", type=Path, metavar="DIR", help="where verified targets are put")
     parser.add_argument("--root", type=Path, metavar="FILE", help="the root that trust begins with, instead of `init`")
     parser.add_argument("--floor-ms", type=int, default=0, metavar="MS", help="it is not earlier than this (Unix time)")
+    parser.add_argument("--time-ms", type=int, metavar="MS", help="it is that time, whatever the system's clock says")
     parser.add_argument("--ca", type=Path, metavar="FILE", help="trust this authority for https, not the system's")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     init = commands.add_parser("init", help="begin to trust a root")
@@ -128,7 +129,10 @@ def _updating(options: argparse.Namespace) -> Iterator[Updater]:
     with folder.locked(), source_at(url, Patience(), time.monotonic, _context(options)) as source:
         floor_ms = max(folder.time_floor_ms(), options.floor_ms)
         floor = datetime.fromtimestamp(floor_ms / 1000, timezone.utc)
-        yield Updater(folder, source, max(datetime.now(timezone.utc), floor), embedded=_embedded(options))
+        now = datetime.now(timezone.utc)
+        if options.time_ms is not None:
+            now = datetime.fromtimestamp(options.time_ms / 1000, timezone.utc)
+        yield Updater(folder, source, max(now, floor), embedded=_embedded(options))
 
 
 def _embedded(options: argparse.Namespace) -> bytes | None:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
+from covey_agent.bundle import SCHEME as BUNDLE_SCHEME
+from covey_agent.bundle import Bundle, BundleError
 from covey_agent.errors import UsageError
 from covey_agent.tuf.errors import Missing, Refused, Unavailable
+from covey_contract.bundle import metadata_name
 from covey_contract.reasons import Reason
 
 _PIECE = 64 * 1024
@@ -179,6 +182,25 @@ class FolderSource:
             raise Unavailable(f"{self._folder / name} cannot be read: {error.strerror}") from error
 
 
+class BundleSource:
+    """The metadata in a bundle (`covey_contract.bundle`)."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def pieces(self, name: str, limit: int) -> Iterator[bytes]:
+        member = metadata_name(name)
+        size = self._bundle.size(member)
+        if size is None:
+            raise Missing(f"{self._bundle.path} has no {name}")
+        if size > limit:
+            raise _too_large(name, limit)
+        try:
+            yield self._bundle.read(member, 0, size)
+        except BundleError as error:
+            raise Unavailable(str(error)) from error
+
+
 class HeldSource:
     """Files that are here already: what the server pushed over MQTT, say. What is not among them is asked of `otherwise`."""
 
@@ -202,9 +224,17 @@ class HeldSource:
 def source_at(
     url: str, patience: Patience, clock: Callable[[], float], context: ssl.SSLContext | None = None
 ) -> Iterator[Source]:
-    """By the address's scheme: http, https or file. Raises `UsageError`."""
+    """By the address's scheme: http, https, file or bundle. Raises `UsageError`."""
     if url.startswith("file://"):
         yield FolderSource(Path(urlsplit(url).path))
+        return
+    if url.startswith(BUNDLE_SCHEME):
+        try:
+            bundle = Bundle(Path(url.removeprefix(BUNDLE_SCHEME)))
+        except BundleError as error:
+            raise Unavailable(str(error)) from error
+        with bundle:
+            yield BundleSource(bundle)
         return
     source = HttpSource(url, patience, clock, context)
     try:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import zipfile
+from datetime import datetime
+from pathlib import Path
 
 from covey_client.arguments import FAILED, OK, USAGE, Adder, Run, duration, label, pair
-from covey_client.output import Json, ago, moment
+from covey_client.errors import ClientError
+from covey_client.output import Json, ago, moment, size
+from covey_contract.bundle import SUFFIX, metadata_name, order_of
+from covey_contract.errors import ContractError
+from covey_contract.messages import Assignment, Order
+from covey_contract.wire import decode
 
 
 def add(commands: Adder) -> None:
@@ -50,9 +59,27 @@ def add(commands: Adder) -> None:
         "--probation", type=duration, help="how long after the swap it may go back by itself (10s; default: 30s)"
     )
 
+    bundle = devices.command(
+        "bundle",
+        _bundle,
+        "write devices' orders and builds to one file, for `covey-agent install` where there is no network",
+    )
+    bundle.add_argument("device", nargs="+")
+    bundle.add_argument("--model", help="only the order for this model")
+    bundle.add_argument("--output", "-o", type=Path, metavar="FILE", help="default: DEVICE.bundle, or devices.bundle")
+
     logs = devices.command("logs", _logs, "show the end of a device's log")
     logs.add_argument("device")
     logs.add_argument("--lines", "-n", type=int, default=200)
+
+    facts = devices.command("facts", _facts, "ask a device for its facts, anew")
+    facts.add_argument("device")
+
+    diagnose = devices.command(
+        "diagnose", _diagnose, "ask a device for all that is to be known of a fault (exit code 1 if a check fails)"
+    )
+    diagnose.add_argument("device")
+    diagnose.add_argument("--output", "-o", type=Path, metavar="FILE", help="write it all there, as JSON")
 
 
 def _list(run: Run) -> int:
@@ -194,6 +221,38 @@ def _assign(run: Run) -> int:
     return OK
 
 
+def _bundle(run: Run) -> int:
+    names = run.options.device
+    to: Path = run.options.output or Path(f"{names[0] if len(names) == 1 else 'devices'}{SUFFIX}")
+    try:
+        written = run.client.bundle(names, to, run.options.model)
+        made = {"file": str(to), "size": written, **_contents(to)}
+    except (OSError, ContractError) as error:
+        raise ClientError(f"{to} cannot be written: {error}") from error
+
+    def show() -> None:
+        orders = ", ".join(f"{one['model']} for {one['device']}" for one in made["orders"])
+        run.out.say(f"{to}: {size(written)}, {orders}; good until {moment(made['good_until_ms'])}")
+
+    run.out.result(made, show)
+    return OK
+
+
+def _contents(path: Path) -> Json:
+    """Whose orders a bundle has, and until when all of it lasts."""
+    orders, ends = [], []
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if (known := order_of(name)) is not None:
+                orders.append({"device": known[0], "model": known[1]})
+                order = decode(Order, archive.read(name))
+                ends.append(decode(Assignment, order.assignment.payload).expires_ms)
+            elif name.startswith(metadata_name("")) and not name.endswith(".root.json"):
+                expires = json.loads(archive.read(name))["signed"]["expires"]
+                ends.append(int(datetime.fromisoformat(expires).timestamp() * 1000))
+    return {"orders": orders, "good_until_ms": min(ends)}
+
+
 def _logs(run: Run) -> int:
     reply = run.client.command(run.options.device, "logs", run.options.lines)
     bad = reply.get("reason", "none") != "none"
@@ -205,6 +264,33 @@ def _logs(run: Run) -> int:
 
     run.out.result(reply, show)
     return FAILED if bad else OK
+
+
+def _facts(run: Run) -> int:
+    reply = run.client.command(run.options.device, "facts")
+    facts = reply.get("facts") or {}
+    run.out.result(reply, lambda: run.out.facts([(name, str(value)) for name, value in facts.items()]))
+    return OK
+
+
+def _diagnose(run: Run) -> int:
+    """The object as the device told it; with `--output` it goes to a file."""
+    reply = run.client.command(run.options.device, "diagnostics")
+    if reply.get("reason", "none") != "none":
+        raise ClientError(f"{run.options.device}: {reply.get('detail') or reply['reason']}")
+    try:
+        told = json.loads(reply.get("text", ""))
+    except ValueError as error:
+        raise ClientError(f"{run.options.device} answered no diagnostics: {error}") from error
+    checks = told.get("checks") or []
+    if run.options.output is not None:
+        try:
+            run.options.output.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ClientError(f"{run.options.output} cannot be written: {error.strerror}") from error
+    rows = [["ok" if one["ok"] else "FAIL", one["name"], one["words"]] for one in checks]
+    run.out.result(told, lambda: run.out.table(["", "check", "found"], rows))
+    return OK if all(one["ok"] for one in checks) else FAILED
 
 
 def _state(device: Json) -> str:

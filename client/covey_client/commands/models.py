@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from covey_client.arguments import FAILED, OK, TIMED_OUT, Adder, Run, duration, file, pair
-from covey_client.output import Json, make_table, moment, size
+from covey_client.arguments import FAILED, OK, TIMED_OUT, Adder, Run, UsageError, duration, file, pair
+from covey_client.model_signing import sign, verify
+from covey_client.output import Json, Output, make_table, moment, size
 from covey_client.waiting import TimedOut, wait
 from covey_contract.building import METRIC_KEY
 
@@ -45,6 +48,13 @@ def add(commands: Adder) -> None:
         help="what builds are judged by: classification, detection:LAYOUT, regions, characters, decisions, embedding, or a function "
         "module:function of the builder's (default: what the evaluation declares, or its labels)",
     )
+    push.add_argument(
+        "--signature",
+        type=file,
+        metavar="FILE",
+        help="an OpenSSF Model Signing signature of the source: pushed only if it is good",
+    )
+    push.add_argument("--signer", type=file, metavar="FILE", help="for --signature: the signer's public key (.pem)")
     push.add_argument("--description")
     push.add_argument(
         "--metadata", action="append", type=pair, default=[], metavar="KEY=VALUE", help="for applications"
@@ -56,6 +66,16 @@ def add(commands: Adder) -> None:
         "for was not built (without --target, those that wait for a builder of their kind do not count)",
     )
     push.add_argument("--timeout", type=duration, default=1800.0, help="for --wait (default 30m); exit code 3")
+
+    signing = models.command(
+        "sign", _sign, "sign a trained model by OpenSSF Model Signing, for whoever it is handed to"
+    )
+    signing.add_argument("source", type=file, help="the trained model")
+    signing.add_argument(
+        "--key", type=file, required=True, metavar="FILE", help="a private key on P-256, P-384 or P-521 (.pem)"
+    )
+    signing.add_argument("--out", type=Path, metavar="FILE", help="where the signature goes (default: SOURCE.sig)")
+    signing.set_defaults(without_server=_sign_here)
 
     builds = commands.family("build", "builds: one for each version and target")
     listing = builds.command("list", _list_builds, "list builds")
@@ -90,8 +110,25 @@ def _show(run: Run) -> int:
     return OK
 
 
+def _sign(run: Run) -> int:
+    return _sign_here(run.options)
+
+
+def _sign_here(options: argparse.Namespace) -> int:
+    """It needs no server."""
+    path = options.out or options.source.with_name(f"{options.source.name}.sig")
+    sign(options.source, options.key, path)
+    out = Output(getattr(options, "json", False))
+    out.result({"signature": str(path)}, lambda: out.say(str(path)))
+    return OK
+
+
 def _push(run: Run) -> int:
     options = run.options
+    if (options.signature is None) != (options.signer is None):
+        raise UsageError("--signature and --signer belong together")
+    if options.signature is not None:
+        verify(options.source, options.signature, options.signer)
     files = {
         name: path
         for name in ("source", "calibration", "evaluation", "labels")

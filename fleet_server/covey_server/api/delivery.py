@@ -34,9 +34,13 @@ def get_blob(use: Use, sha256: str, authorization: Annotated[str, Header(max_len
     if use.fleet is None:
         raise Unavailable("this server has no fleet")
     build = use.fleet.tickets.build_of(ticket)
+    delta = use.fleet.deltas.of(sha256)
     with use.database.reading() as session:
         manifest = session.scalar(select(Build.manifest).where(Build.digest == build))
-    if manifest is None or sha256 not in {entry.sha256 for entry in decode(Manifest, manifest).wire_files()}:
+    is_delta = delta is not None and delta.new == build
+    if manifest is None or (
+        not is_delta and sha256 not in {entry.sha256 for entry in decode(Manifest, manifest).wire_files()}
+    ):
         raise NotFound("the build has no such file")
     use.blobs.size(sha256)  # raises, if the file is gone
     headers = {"ETag": f'"{sha256}"', "Cache-Control": _FOR_EVER}

@@ -83,7 +83,7 @@ class AssignmentView(BaseModel):
 
 
 class CommandBody(_Body):
-    kind: Literal["ping", "facts", "logs"]
+    kind: Literal["ping", "facts", "logs", "diagnostics"]
     lines: int = Field(default=200, ge=1, le=2000, description="of the log")
 
 

@@ -17,13 +17,13 @@ from covey_server.services import Use
 router = APIRouter(prefix="/api/v1", tags=["devices"])
 
 
-def _fleet(use: Use) -> FleetService:
+def fleet_of(use: Use) -> FleetService:
     if use.fleet is None:
         raise Unavailable("the fleet service does not run")
     return use.fleet
 
 
-async def _body(request: Request) -> bytes:
+async def body_of(request: Request) -> bytes:
     """The raw body, no larger than an enrolment may be."""
     held = bytearray()
     async for piece in request.stream():
@@ -34,7 +34,7 @@ async def _body(request: Request) -> bytes:
 
 
 @router.get("/ca", summary="The certificate of the fleet's authority, in PEM", response_class=Response)
-def get_ca(fleet: Annotated[FleetService, Depends(_fleet)]) -> Response:
+def get_ca(fleet: Annotated[FleetService, Depends(fleet_of)]) -> Response:
     return Response(fleet.ca_pem, media_type="application/x-pem-file")
 
 
@@ -67,8 +67,8 @@ def get_ca(fleet: Annotated[FleetService, Depends(_fleet)]) -> Response:
 )
 def enrol(
     request: Request,
-    fleet: Annotated[FleetService, Depends(_fleet)],
-    body: Annotated[bytes, Depends(_body)],
+    fleet: Annotated[FleetService, Depends(fleet_of)],
+    body: Annotated[bytes, Depends(body_of)],
 ) -> Response:
     origin = request.client.host if request.client else "unknown"
     fleet.admit(origin)

@@ -36,6 +36,11 @@ class BroadcastLimits:
     gather_most_s: float = 15.0  # after the first
     repair_s: float = 1.0  # for so long what is asked for is put together
     note_s: float = 1.0
+    over_notes: int = (
+        6  # that it is over is said so often, every `over_s`: a broker that holds too much for a device drops notes too
+    )
+    over_s: float = 2.0
+    least_bytes_per_s: float = 64e3  # to which repairs of repairs slow down
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class _Stream:
     listeners: int = 0
     rate: float | None = None  # bytes a second; None: the limit
     over_at: float | None = None
+    over_said: int = 0
     noted: float = float("-inf")
 
     @property
@@ -95,6 +101,7 @@ class Broadcasts:
         self._streams: dict[str, _Stream] = {}
         self._asked: dict[str, _Asked] = {}
         self._sought: dict[str, _Sought] = {}
+        self._ended: dict[str, _Stream] = {}  # the latest of each build
 
     def ordered(self, build: str, devices: int, blocks: Sequence[int], now: float, rate: float | None = None) -> bool:
         """So many more devices are told to fetch a build whose files have that many blocks. Whether they shall listen."""
@@ -108,6 +115,7 @@ class Broadcasts:
                 stream = _Stream(blocks, now, now, list(_places(blocks)), rate=rate)
                 self._streams[build] = stream
                 self._asked.pop(build, None)
+                self._ended.pop(build, None)
             if not stream.at:
                 stream.starts = min(now + limits.gather_s, stream.first + limits.gather_most_s)
             stream.listeners += devices
@@ -172,10 +180,17 @@ class Broadcasts:
                     self._sought[build] = _Sought(now + _SOUGHT_S, hold=False)  # each its own: at once from now on
                 else:
                     again = _Stream(asked.counts, now, now, sorted(shared))
-                    if stream is not None:
-                        again.listeners, again.rate = stream.listeners, stream.rate
+                    ended = self._ended.get(build)
+                    if ended is not None:
+                        again.listeners, again.rate = ended.listeners, self._slower(ended, len(shared))
                     self._streams[build] = again
         return alone
+
+    def _slower(self, ended: _Stream, lost: int) -> float | None:
+        """How fast to repeat what many lost of a stream: as fast as the rest of it arrived. Else the broker would drop it once more."""
+        rate = self._limits.bytes_per_s if ended.rate is None else min(ended.rate, self._limits.bytes_per_s)
+        share = lost / max(len(ended.todo), 1)
+        return max(rate * max(1.0 - share, 0.25), min(rate, self._limits.least_bytes_per_s))
 
     def _shared(self, asked: _Asked) -> set[Place]:
         enough = self._limits.from_devices
@@ -187,9 +202,9 @@ class Broadcasts:
         return shared
 
     def builds(self) -> list[str]:
-        """Of which there are streams."""
+        """Of which there is more to send."""
         with self._lock:
-            return list(self._streams)
+            return [build for build, stream in self._streams.items() if stream.over_at is None]
 
     def rate(self, build: str) -> float:
         """Bytes a second."""
@@ -206,6 +221,9 @@ class Broadcasts:
                 return None
             if stream.at >= len(stream.todo):
                 stream.over_at = now
+                if len(self._ended) >= _STREAMS:
+                    del self._ended[next(iter(self._ended))]
+                self._ended[build] = stream
                 self._sought[build] = _Sought(now + _SOUGHT_S, after_stream=True)
                 return None
             stream.at += 1
@@ -219,16 +237,18 @@ class Broadcasts:
                 stream.at -= 1
 
     def notes(self, now: float) -> list[Note]:
-        """What is to be said now; streams that are over are forgotten with it."""
+        """What is to be said now; streams that are over are forgotten after the last of it."""
         said = []
         with self._lock:
             for build, stream in list(self._streams.items()):
                 over = stream.over_at is not None
-                if not over and now - stream.noted < self._limits.note_s:
+                pause = self._limits.over_s if stream.over_said else 0.0 if over else self._limits.note_s
+                if now - stream.noted < pause:
                     continue
                 stream.noted = now
                 said.append(Note(build, len(stream.todo) - stream.at, over, stream.listeners))
-                if over:
+                stream.over_said += over
+                if stream.over_said >= self._limits.over_notes:
                     del self._streams[build]
         return said
 

@@ -22,12 +22,13 @@ from sqlalchemy import select
 
 from covey_contract.blocks import blocks_of, encode_block
 from covey_contract.errors import DecodeError
-from covey_contract.manifest import FileEntry, Manifest, block_count
+from covey_contract.manifest import BLOCK_BYTES, FileEntry, Manifest, block_count
 from covey_contract.messages import BlockRequest, Broadcast
 from covey_contract.topics import broadcast_blocks, broadcast_notes
 from covey_contract.wire import decode, encode
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Build, Desired, Device
+from covey_server.deltas.desk import Made, entry_of
 from covey_server.errors import NotFound
 from covey_server.fleet.broadcasts import BroadcastLimits, Broadcasts, places_of
 from covey_server.fleet.counters import Counters
@@ -82,7 +83,8 @@ class _BuildFiles(NamedTuple):
 
 
 class Delivery:
-    """`send` publishes one block to a device at QoS 0, `send_all` something on a topic of all; None: there is no session."""
+    """`send` publishes one block to a device at QoS 0, `send_all` something on a topic of all; None: there is no session. `delta_of` knows
+    deltas by their digests; they are delivered as builds of one file."""
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class Delivery:
         *,
         broadcasts: Broadcasts | None = None,
         send_all: Callable[[str, bytes, int], Sending | None] = lambda _topic, _payload, _qos: None,
+        delta_of: Callable[[str], Made | None] = lambda _sha256: None,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -113,6 +116,7 @@ class Delivery:
         self._unsent: deque[Sending] = deque()
         self._broadcasts = broadcasts or Broadcasts(BroadcastLimits(from_devices=0))
         self._send_all = send_all
+        self._delta_of = delta_of
         self._streams: dict[str, TokenBucket] = {}
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -308,6 +312,9 @@ class Delivery:
         return bucket
 
     def _may_have(self, device: str, build: str) -> bool:
+        delta = self._delta_of(build)
+        if delta is not None:
+            build = delta.new
         now = self._monotonic()
         known = self._rights.get((device, build))
         if known is not None and now - known[1] < _RIGHT_S:
@@ -331,6 +338,9 @@ class Delivery:
         known = self._builds.get(build)
         if known is not None:
             return known
+        delta = self._delta_of(build)
+        if delta is not None:
+            return _BuildFiles(BLOCK_BYTES, (entry_of(delta),), (block_count(delta.size),))
         with self._database.reading() as session:
             manifest_bytes = session.scalar(select(Build.manifest).where(Build.digest == build))
         if manifest_bytes is None:

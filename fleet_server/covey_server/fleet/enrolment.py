@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from cryptography import x509
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
@@ -156,6 +157,28 @@ def enrol(
     _note_certificate(session, device, certificate, now_ms)
     _join_groups(session, device, token.groups)
     return Enrolled(device, certificate, again)
+
+
+def renew(
+    session: Session, ca: FleetCA, held: x509.Certificate, csr_pem: str, name: str | None, now_ms: int, days: int
+) -> tuple[str, IssuedCertificate]:
+    """A new certificate for the device whose certificate is `held`, on the request's key, which may be a new one. The old one stays good until
+    it expires. Raises `Forbidden` unless the fleet gave it out and neither it nor the device is revoked, `Invalid` for a request by another
+    name."""
+    row = session.get(Certificate, f"{held.serial_number:x}")
+    device = None if row is None else session.get(Device, row.device)
+    if row is None or device is None or row.revoked_ms is not None or device.revoked_ms is not None:
+        raise Forbidden("this certificate is no device's, or is revoked", code="bad_certificate")
+    if name is not None and name != device.id:
+        raise Invalid(
+            f"the certificate request is for {name[:80]!r}, the certificate is of {device.id!r}", field="csr_pem"
+        )
+    try:
+        certificate = ca.sign_device_csr(csr_pem, device.id, now_ms, days)
+    except CertificateRequestError as error:
+        raise Invalid(str(error), field="csr_pem") from error
+    _note_certificate(session, device.id, certificate, now_ms)
+    return device.id, certificate
 
 
 def revoke(session: Session, device: str, now_ms: int) -> bool:

@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from covey_contract import topics
-from covey_contract.messages import BlockRequest, Hello, Reply, Report, Status, Telemetry
+from covey_contract.messages import (
+    BlockRequest,
+    Hello,
+    MetadataRequest,
+    Reply,
+    Report,
+    Status,
+    Telemetry,
+    TimeRequest,
+)
 from covey_contract.wire import decode
 
-UpMessage = Hello | Report | Telemetry | Status | Reply | BlockRequest
+UpMessage = Hello | Report | Telemetry | Status | Reply | BlockRequest | TimeRequest | MetadataRequest
 
 _KINDS: dict[topics.Up, type[UpMessage]] = {
     topics.Up.HELLO: Hello,
@@ -17,6 +26,8 @@ _KINDS: dict[topics.Up, type[UpMessage]] = {
     topics.Up.STATUS: Status,
     topics.Up.BLOCK_REQUEST: BlockRequest,
     topics.Up.REPLY: Reply,
+    topics.Up.TIME: TimeRequest,
+    topics.Up.METADATA: MetadataRequest,
 }
 
 

@@ -22,7 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from covey_contract import topics
 from covey_contract.enrolment import Broker as BrokerAddress
 from covey_contract.errors import ContractError
-from covey_contract.messages import BlockRequest
+from covey_contract.messages import BlockRequest, MetadataRequest, TimeRequest
 from covey_server.clock import Clock
 from covey_server.fleet.ca import SENDER_USER, SERVER_USER, KeyPair
 from covey_server.fleet.counters import Counters
@@ -53,6 +53,7 @@ class FleetLink:
         messages: queue.Queue[Incoming],
         block_requests: queue.Queue[Incoming],
         on_up: Callable[[], None],
+        questions: queue.Queue[Incoming] | None = None,
     ) -> None:
         self._address = address
         self._ca = ca
@@ -61,6 +62,7 @@ class FleetLink:
         self._messages = messages
         self._block_requests = block_requests
         self._on_up = on_up
+        self._questions: queue.Queue[Incoming] = queue.Queue(1) if questions is None else questions
         self._listener = self._session(SERVER_USER, listener)
         self._listener.on_connect = self._listening
         self._listener.on_subscribe = self._on_subscribed
@@ -126,7 +128,9 @@ class FleetLink:
         if code.is_failure:
             log.error("the broker refuses the server: %s", code)
             return
-        client.subscribe(topics.UP_FILTER, qos=1)
+        # Most of what is said is telemetry, which devices keep until it is acknowledged and say again. The broker holds it for a busy server
+        # by count; what comes at QoS 1 it holds by bytes, and those are few, since every device may cost as many.
+        client.subscribe([(topics.up_filter(what), 0 if what is topics.Up.TELEMETRY else 1) for what in topics.Up])
 
     def _speaking(
         self, _client: mqtt.Client, _data: object, _flags: mqtt.ConnectFlags, code: ReasonCode, _p: Properties | None
@@ -165,6 +169,8 @@ class FleetLink:
         try:
             if isinstance(incoming.message, BlockRequest):
                 self._block_requests.put_nowait(incoming)  # devices ask again
+            elif isinstance(incoming.message, (TimeRequest, MetadataRequest)):
+                self._questions.put_nowait(incoming)  # likewise
             else:
                 self._messages.put(incoming, timeout=_FULL_QUEUE_PATIENCE_S)
         except queue.Full:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covey_contract.blocks import REQUEST_BLOCKS
+from covey_contract.manifest import BLOCK_BYTES
 from covey_contract.wire import MAX_MESSAGE_BYTES
 from covey_server.fleet.ca import SERVER_USERS, KeyPair
 
@@ -20,9 +21,10 @@ MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + 1024
 # Messages held for one slow client. What is dropped is said again by its device, later and on top of the rest; so this is what ten
 # thousand devices say within seconds while the server is busy. Devices' sessions are clean: for one that sleeps nothing is held.
 MAX_QUEUED_MESSAGES = 100_000
-MAX_INFLIGHT_MESSAGES = REQUEST_BLOCKS  # of 64 KiB, for each client that reads slowly
-# And by bytes: the blocks of a broadcast are held once for all who are slow. What is dropped they ask for.
-MAX_QUEUED_BYTES = 128 * 1024 * 1024
+MAX_INFLIGHT_MESSAGES = REQUEST_BLOCKS
+# And by bytes, of QoS 1. What waits for a client is kept once for all, but mosquitto 2.0.11 hands it to a slow client's connection in one go,
+# a copy for each, as soon as that acknowledges anything; so this is what each slow client can cost. What is dropped is asked for.
+MAX_QUEUED_BYTES = REQUEST_BLOCKS * BLOCK_BYTES
 
 
 @dataclass(frozen=True)

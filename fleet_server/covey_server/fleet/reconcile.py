@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
-from sqlalchemy import BigInteger, Row, Select, case, literal, or_, select, update
+from sqlalchemy import BigInteger, Row, Select, and_, case, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from covey_contract.conditions import Conditions
@@ -28,8 +28,9 @@ from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.core.spec.values import parse_byte_rate
 from covey_server.db.engine import Database
-from covey_server.db.tables import AssignmentRow, Build, Campaign, Desired, Device, Version
-from covey_server.fleet.assignments import ISSUED, RENEW_MS, action_of, counts_for, reissue
+from covey_server.db.tables import AssignmentRow, Build, Campaign, Desired, Device, Reported, Version
+from covey_server.fleet.assignments import FINISHED, ISSUED, RENEW_MS, action_of, counts_for, reissue
+from covey_server.fleet.bundles import SignedOrder
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.moved import note_presence_where
 from covey_server.fleet.precedence import Precedence
@@ -53,7 +54,7 @@ class AssignmentSigner(Protocol):
 
 class Reconciler:
     """`send` hands bytes to the link and says whether it took them; `maintain` is called on every tick; `offer` says how so many
-    devices that are told to run a build at once may get its bytes, no faster together than the rate that is given."""
+    devices that run one build (or none) and are told to run another may get its bytes, no faster together than the rate that is given."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Reconciler:
         maintain: Callable[[], None],
         release_again: Callable[[str, str], bool] = lambda _model, _version: False,
         precedence: Precedence | None = None,
-        offer: Callable[[str, int, float | None], Offer] = lambda _build, _devices, _rate: Offer(),
+        offer: Callable[[str, str | None, int, float | None], Offer] = lambda _build, _base, _devices, _rate: Offer(),
     ) -> None:
         self._database = database
         self._clock = clock
@@ -109,6 +110,20 @@ class Reconciler:
 
     def wake(self) -> None:
         self._woken.set()
+
+    def orders_of(self, devices: Sequence[str], model: str | None) -> list[SignedOrder]:
+        """Signed, what these devices should do and have not done, of one model or of all; expired orders are issued anew."""
+        query = _orders().where(AssignmentRow.device.in_(devices), AssignmentRow.state.not_in(FINISHED))
+        if model is not None:
+            query = query.where(AssignmentRow.model == model)
+        query = query.order_by(AssignmentRow.device, AssignmentRow.model)
+        now = self._clock()
+        with self._database.session() as session:
+            rows = session.execute(query).all()
+            if expired := [row.id for row in rows if row.expires_ms <= now]:
+                reissue(session, expired, now)
+                rows = session.execute(query).all()
+        return [SignedOrder(row.device, row.model, row.digest, self._order(row, Offer())) for row in rows]
 
     def _run(self) -> None:
         last_tick = 0.0
@@ -227,7 +242,7 @@ class Reconciler:
         sent = []
         offers = self._offers(rows)
         for row in rows:
-            if not self._send(row.device, Down.ASSIGNMENT, self._order(row, offers[row.digest])):
+            if not self._send(row.device, Down.ASSIGNMENT, self._order(row, offers[row.digest, _base(row)])):
                 break
             sent.append(row.id)
         if sent:
@@ -237,8 +252,8 @@ class Reconciler:
                 _note_sent(session, sent, self._clock())
         return len(sent)
 
-    def _offers(self, rows: Sequence[Row[Any]]) -> dict[str, Offer]:
-        """By build."""
+    def _offers(self, rows: Sequence[Row[Any]]) -> dict[tuple[str, str | None], Offer]:
+        """By the build that is to run, and the one that does."""
         named = {row.campaign for row in rows if row.campaign is not None}
         caps: dict[str, float | None] = {}
         if named:
@@ -248,10 +263,10 @@ class Reconciler:
                 ):
                     caps[name] = bandwidth_of(spec, stage)
         offers = {}
-        for build, devices in Tally(row.digest for row in rows).items():
+        for (build, base), devices in Tally((row.digest, _base(row)) for row in rows).items():
             capped = {caps.get(row.campaign) for row in rows if row.digest == build and row.campaign is not None}
             rates = [rate for rate in capped if rate is not None]
-            offers[build] = self._offer(build, devices, min(rates, default=None))
+            offers[build, base] = self._offer(build, base, devices, min(rates, default=None))
         return offers
 
     def _order(self, row: Row[Any], offer: Offer) -> bytes:
@@ -280,6 +295,11 @@ def bandwidth_of(spec: dict[str, Any], stage: int) -> float | None:
     own = stages[stage].get("pace") if 0 <= stage < len(stages) else None
     text = (own or spec.get("pace") or {}).get("bandwidth")
     return None if text is None else float(parse_byte_rate(text).per_s)
+
+
+def _base(row: Row[Any]) -> str | None:
+    """The build that a difference could be made from. Who goes back has the other one still."""
+    return None if row.kind == "rollback" else row.base
 
 
 def _refused_as_old_release(row: Row[Any], model: str, version: str) -> bool:
@@ -311,12 +331,14 @@ def _orders() -> Select[Any]:
             Build.digest,
             Build.envelope,
             Campaign.name.label("campaign"),
+            Reported.active.label("base"),
         )
         .join(Desired, counts_for())
         .join(Device, Device.id == AssignmentRow.device)
         .join(Version, Version.id == AssignmentRow.version_id)
         .join(Build, Build.id == AssignmentRow.build_id)
         .outerjoin(Campaign, Campaign.id == AssignmentRow.campaign_id)
+        .outerjoin(Reported, and_(Reported.device == AssignmentRow.device, Reported.model == AssignmentRow.model))
         .where(Device.revoked_ms.is_(None), Build.digest.is_not(None), Build.envelope.is_not(None))
     )
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
 from sqlalchemy import func, select
 
 from covey_contract.enrolment import Broker as BrokerAddress
@@ -25,11 +26,13 @@ from covey_server.bus import Bus
 from covey_server.clock import Clock
 from covey_server.db.engine import Database
 from covey_server.db.tables import Device
+from covey_server.deltas.desk import Deltas
 from covey_server.errors import ServerError, StartError, TooMany
 from covey_server.fleet import enrolment
 from covey_server.fleet.amqtt_broker import TrialBroker
 from covey_server.fleet.broadcasts import BroadcastLimits, Broadcasts
 from covey_server.fleet.broker import Broker, ExternalBroker, MosquittoBroker, Revocations, broker_hosts, find_mosquitto
+from covey_server.fleet.bundles import SignedOrder
 from covey_server.fleet.ca import FleetCA
 from covey_server.fleet.commands import CommandDesk
 from covey_server.fleet.counters import Counters
@@ -40,12 +43,14 @@ from covey_server.fleet.link import FleetLink
 from covey_server.fleet.mosquitto_config import Layout
 from covey_server.fleet.pacing import Gate
 from covey_server.fleet.precedence import Precedence
+from covey_server.fleet.questions import Questions
 from covey_server.fleet.reconcile import Reconciler
 from covey_server.fleet.retention import prune
 from covey_server.fleet.tickets import Tickets
 from covey_server.fleet.traffic import Traffic
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
+from covey_server.releases.answers import Answers
 from covey_server.releases.releases import Releases
 from covey_server.settings import Settings
 
@@ -53,6 +58,7 @@ log = logging.getLogger(__name__)
 
 _MESSAGES = 20_000
 _BLOCK_REQUESTS = 4_000
+_QUESTIONS = 20_000
 _LINK_S = 15.0
 _CRL_EVERY_MS = 12 * 3600 * 1000
 _PRUNE_EVERY_MS = 60_000
@@ -108,6 +114,7 @@ class FleetService:
         self._releases = releases
         self._messages: queue.Queue[Incoming] = queue.Queue(_MESSAGES)
         self._block_requests: queue.Queue[Incoming] = queue.Queue(_BLOCK_REQUESTS)
+        self._asked: queue.Queue[Incoming] = queue.Queue(_QUESTIONS)
         self._broker: Broker | None = None
         self._link: FleetLink | None = None
         self._gate = Gate(settings.enrol_per_minute)
@@ -141,6 +148,8 @@ class FleetService:
             profile_of,
             self.precedence,
         )
+        answers = None if releases is None else Answers(releases)
+        self._questions = Questions(self._asked, keys, answers, clock, self.counters, self._send)
         limits = DeliveryLimits(
             settings.block_device_bytes_per_s, settings.block_total_bytes_per_s, settings.block_outstanding
         )
@@ -149,10 +158,12 @@ class FleetService:
             bytes_per_s=settings.broadcast_bytes_per_s,
             gather_s=settings.broadcast_gather_s,
         )
+        self.deltas = Deltas(database, blobs, settings.data / "deltas")
         self._delivery = Delivery(
             *(database, blobs, self.counters, self._block_requests, self._send_block, limits),
             broadcasts=Broadcasts(broadcast),
             send_all=self._send_all,
+            delta_of=self.deltas.of,
         )
 
     def start(self) -> None:
@@ -172,8 +183,12 @@ class FleetService:
             self._messages,
             self._block_requests,
             self._reconciler.wake,
+            self._asked,
         )
         self._ingest.start()
+        self._questions.start()
+        if self.settings.deltas:
+            self.deltas.start()
         self._delivery.start()
         self._reconciler.start()
         self._link.start()
@@ -186,6 +201,8 @@ class FleetService:
             self._link.stop()
         self._reconciler.stop()
         self._delivery.stop()
+        self._questions.stop()
+        self.deltas.stop()
         self._ingest.stop()
         if self._broker is not None:
             self._broker.stop()
@@ -193,6 +210,10 @@ class FleetService:
     def wake(self) -> None:
         """New assignments were committed: send them now."""
         self._reconciler.wake()
+
+    def orders_of(self, devices: Sequence[str], model: str | None = None) -> list[SignedOrder]:
+        """Signed, what these devices should do and have not done."""
+        return self._reconciler.orders_of(devices, model)
 
     @property
     def broker(self) -> Broker:
@@ -249,6 +270,17 @@ class FleetService:
             root=self._releases.root_bytes() if self._releases is not None else b"",
         )
 
+    def renew(self, held: x509.Certificate, csr_pem: str, name: str | None, origin: str) -> str:
+        """A new certificate in PEM for whoever has shown the old one. Raises as `enrolment.renew` does."""
+        now = self._clock()
+        with self._database.session() as session:
+            device, certificate = enrolment.renew(
+                session, self.ca, held, csr_pem, name, now, self.settings.certificate_days
+            )
+            record(session, Actor(device, "device", origin), "device.renew", device, {}, now)
+        self.counters.add("covey_enrolments_total", outcome="renewed")
+        return certificate.pem
+
     def apply_revocations(self) -> None:
         """Have the broker cut off whoever is revoked now. After the commit."""
         self.broker.apply(self._revocations())
@@ -284,15 +316,16 @@ class FleetService:
     def _send_all(self, topic: str, payload: bytes, qos: int) -> Sending | None:
         return None if self._link is None else self._link.publish(topic, payload, qos)
 
-    def _offer(self, build: str, devices: int, rate: float | None) -> Offer:
-        """How that many devices, which are told to run the build now, may get its bytes."""
-        if self._delivery.ordered(build, devices, rate):
-            return Offer(broadcast=True)
+    def _offer(self, build: str, base: str | None, devices: int, rate: float | None) -> Offer:
+        """How that many devices, which run `base` and are told to run `build` now, may get its bytes."""
         settings = self.settings
+        delta = self.deltas.between(base, build) if base is not None and settings.deltas else None
+        if self._delivery.ordered(build if delta is None else delta.sha256, devices, rate):
+            return Offer(broadcast=True, delta=delta)
         if not settings.delivery_url or self._delivery.size_of(build) < settings.delivery_https_from:
-            return Offer()
+            return Offer(delta=delta)
         ours = settings.delivery_url.startswith("/")
-        return Offer(url=settings.delivery_url, token=self.tickets.issue(build) if ours else "")
+        return Offer(url=settings.delivery_url, token=self.tickets.issue(build) if ours else "", delta=delta)
 
     def _maintain(self) -> None:
         """On every tick: a fresh revocation list before the old one expires, and forgetting."""

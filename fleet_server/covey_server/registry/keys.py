@@ -1,4 +1,4 @@
-"""The server's signing keys: `release` signs manifests, `director` signs assignments and commands.
+"""The server's signing keys: `release` signs manifests, `director` signs assignments, commands and the time.
 
 Two keys on purpose: a director alone cannot make a device run bytes that no release key has signed. These are development
 keys, made at the first start and kept in the data folder, readable by its owner alone.
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from covey_contract.envelope import Envelope
 from covey_contract.manifest import MANIFEST_TYPE
-from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE, Assignment, Command
+from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE, TIME_TYPE, Assignment, Command, TimeReply
 from covey_contract.signing import Trust, key_id, public_key, seal, seal_bytes
 from covey_server.errors import StartError
 from covey_server.fleet.durable import write_durably
@@ -47,6 +47,9 @@ class SigningKeys:
 
     def sign_assignment(self, assignment: Assignment) -> Envelope:
         return seal(assignment, ASSIGNMENT_TYPE, [self._director])
+
+    def sign_time(self, reply: TimeReply) -> Envelope:
+        return seal(reply, TIME_TYPE, [self._director])
 
     def sign_command(self, command: Command) -> Envelope:
         return seal(command, COMMAND_TYPE, [self._director])

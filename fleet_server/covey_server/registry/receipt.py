@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any, Literal
+
+import msgspec
 
 from covey_contract.building import PROVENANCE_MAX_BYTES, BuildReport, Outcome
 from covey_contract.errors import ContractError
@@ -10,6 +13,29 @@ from covey_contract.manifest import FileEntry, Manifest, check_target
 from covey_contract.wire import decode
 from covey_server.errors import Invalid, NotFound
 from covey_server.registry.blobs import BlobStore
+
+
+class _Subject(msgspec.Struct):
+    name: str
+    digest: dict[str, str]
+
+
+class _Definition(msgspec.Struct, rename="camel"):
+    external_parameters: dict[str, Any]
+
+
+class _Predicate(msgspec.Struct, rename="camel"):
+    build_definition: _Definition
+
+
+class _Statement(msgspec.Struct, rename="camel"):
+    """As much of an in-toto Statement v1 with SLSA provenance v1 as is checked (https://in-toto.io/Statement/v1,
+    https://slsa.dev/provenance/v1)."""
+
+    kind: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type")
+    predicate_type: Literal["https://slsa.dev/provenance/v1"]
+    subject: list[_Subject]
+    predicate: _Predicate
 
 
 def check_report(data: bytes, target: str, *, has_manifest: bool) -> BuildReport:
@@ -49,7 +75,7 @@ def check_files(blobs: BlobStore, manifest: Manifest) -> None:
     for entry in manifest.wire_files():
         _check_size(blobs, entry)
     if manifest.provenance_sha256 is not None:
-        _check_provenance(blobs, manifest.provenance_sha256)
+        _check_provenance(blobs, manifest, manifest.provenance_sha256)
     with blobs.open(manifest.table.sha256) as table:
         for entry in manifest.files:
             with blobs.open(entry.sha256) as file:
@@ -58,13 +84,30 @@ def check_files(blobs: BlobStore, manifest: Manifest) -> None:
                         raise Invalid(f"the block table does not fit {entry.path}", field="manifest")
 
 
-def _check_provenance(blobs: BlobStore, sha256: str) -> None:
+def _check_provenance(blobs: BlobStore, manifest: Manifest, sha256: str) -> None:
+    """It is a statement about these very files, this model, version and target: what is signed must not point to somebody else's origin."""
     try:
         size = blobs.size(sha256)
     except NotFound as error:
         raise Invalid(f"the statement of provenance was not delivered ({sha256})", field="manifest") from error
     if size > PROVENANCE_MAX_BYTES:
         raise Invalid(f"the statement of provenance has {size} bytes; at most {PROVENANCE_MAX_BYTES}", field="manifest")
+    with blobs.open(sha256) as file:
+        data = file.read()
+    try:
+        statement = msgspec.json.decode(data, type=_Statement)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"the statement of provenance is none: {str(error)[:300]}", field="manifest") from error
+    subjects = {subject.name: subject.digest.get("sha256") for subject in statement.subject}
+    for entry in manifest.files:
+        if subjects.pop(entry.path, None) != entry.sha256:
+            raise Invalid(f"the statement of provenance is not about this {entry.path}", field="manifest")
+    if subjects:
+        raise Invalid(f"the statement of provenance is about {next(iter(subjects))[:80]!r} too", field="manifest")
+    told = statement.predicate.build_definition.external_parameters
+    for what, wanted in (("model", manifest.model), ("version", manifest.version), ("target", manifest.target)):
+        if told.get(what) != wanted:
+            raise Invalid(f"the statement of provenance tells of another {what}", field="manifest")
 
 
 def _check_size(blobs: BlobStore, entry: FileEntry) -> None:

@@ -17,13 +17,14 @@ from covey_agent.asks import Answer, Ask, AskFolder
 from covey_agent.core.state import AgentState, ModelRecord, status_of
 from covey_agent.daemon import take_up
 from covey_agent.gateway.control_api import Load, Loaded, Request
+from covey_agent.installing import Installer
 from covey_agent.manual import Manual
 from covey_contract.messages import Hello, Report, Telemetry
 from covey_contract.reasons import Reason
 from covey_contract.topics import Up
 from covey_contract.wire import decode, encode
 from covey_hil.faults.journal import Added, Adding, Journal, Sent, Served, Trouble, Written
-from covey_hil.testing.agent_world import MACHINE, Fuse, PlayedGateway, World
+from covey_hil.testing.agent_world import DEVICE, MACHINE, Fuse, PlayedGateway, World
 
 SPOOL_LIMIT = 16
 MODEL = "m"
@@ -87,9 +88,10 @@ class Device(World):
         self.wire(taken.book, taken.store)
         self.store = taken.store
         manual = Manual(taken.book, self.serving, self.clock, self.deployments.tell)
+        installer = Installer(DEVICE, self.deployments, manual)
 
         def obey(ask: Ask) -> Answer:
-            answer = manual.obey(ask)
+            answer = installer.obey(ask)
             self.refused = self.refused or not answer.done
             return answer
 

@@ -14,6 +14,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from covey_agent.book import Book, read_state
+from covey_agent.bundle import Bundles
 from covey_agent.core.acceptance import Machine
 from covey_agent.core.conditions import Surroundings
 from covey_agent.deployments import Deployments
@@ -38,6 +39,7 @@ from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import CorruptError, Store
 from covey_agent.tuf.vouching import Vouching
+from covey_contract.blocks import Block
 from covey_contract.envelope import Envelope
 from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.lifecycle import State
@@ -49,6 +51,7 @@ from covey_contract.wire import encode
 from covey_hil.testing.random_builds import RandomBuild
 
 DIRECTOR, RELEASE = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+DEVICE = "d1"
 TRUST = Trust(release=(public_key(RELEASE),), director=(public_key(DIRECTOR),))
 MACHINE = Machine(
     Facts(architecture="x86_64", runtimes=(RuntimeFact(name="onnxruntime", version="1.20"),)), {"onnxruntime": "1.20"}
@@ -218,6 +221,7 @@ class World:
         self.mains_power = True
         self.idle_s = 1e6
         self.locked_until = 0.0
+        self.connected = True
         self.boot()
 
     def boot(self) -> None:
@@ -242,8 +246,9 @@ class World:
         jobs: Any = self.jobs
         self.serving = Serving(settings, self.book, store, gateway, jobs, self.clock)
         self.asked: deque[BlockRequest] = deque()
+        self.read: deque[Block] = deque()  # from bundles, in threads of their own
         self.deployments = Deployments(
-            "d1",
+            DEVICE,
             TRUST,
             settings,
             book=self.book,
@@ -258,7 +263,12 @@ class World:
             request=self.asked.append,
             clock=self.clock,
             vouching=self.vouching,
+            bundles=Bundles(self._take),
         )
+
+    def _take(self, block: Block) -> bool:
+        self.read.append(block)
+        return True
 
     def report(self, report: Report) -> None:
         self.reports.append(report)
@@ -283,7 +293,7 @@ class World:
         self.counter += 1
         assignment = Assignment(
             id=f"a{self.counter}",
-            device="d1",
+            device=DEVICE,
             counter=self.counter,
             issued_ms=self.clock(),
             expires_ms=self.clock() + 10**9,
@@ -307,7 +317,9 @@ class World:
             self.serving.seen(self.gateway.status())
         except GatewayError:
             self.serving.seen(None)
-        self.deployments.tick(self.now, connected=True)
+        self.deployments.tick(self.now, connected=self.connected)
+        while self.read:
+            self.deployments.block(self.read.popleft())
         while self.asked:
             request = self.asked.popleft()
             for block in self.builds[request.build].answers(request):

@@ -25,15 +25,16 @@ class RandomBuild:
         self._make([draw.randbytes(size) for size in sizes], version, changes)
 
     @classmethod
-    def of(cls, files: list[bytes], version: str = "1") -> RandomBuild:
+    def of(cls, files: list[bytes], version: str = "1", block: int = BLOCK) -> RandomBuild:
         """Of these files."""
         made = cls.__new__(cls)
-        made._make(files, version, {})
+        made._make(files, version, {}, block)
         return made
 
-    def _make(self, files: list[bytes], version: str, changes: dict[str, Any]) -> None:
+    def _make(self, files: list[bytes], version: str, changes: dict[str, Any], block: int = BLOCK) -> None:
+        self.block = block
         table = b"".join(
-            hashlib.sha256(data[at : at + BLOCK]).digest() for data in files for at in range(0, len(data), BLOCK)
+            hashlib.sha256(data[at : at + block]).digest() for data in files for at in range(0, len(data), block)
         )
         self.contents = [table, *files]
         tensor = (TensorSpec(name="x", datatype=DataType.FP32, shape=(1,)),)
@@ -48,7 +49,7 @@ class RandomBuild:
             table=self._entry("blocks.bin", table),
             inputs=tensor,
             outputs=tensor,
-            block_size=BLOCK,
+            block_size=block,
             **changes,
         )
         self.manifest_bytes = encode(self.manifest)
@@ -62,7 +63,7 @@ class RandomBuild:
         content = self.contents[request.file]
         prefix = bytes.fromhex(self.digest[:16])
         return [
-            Block(prefix, request.file, index, content[index * BLOCK : (index + 1) * BLOCK])
+            Block(prefix, request.file, index, content[index * self.block : (index + 1) * self.block])
             for index in blocks_of(request.base, request.bitmap)
         ]
 

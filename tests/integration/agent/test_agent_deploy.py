@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -189,13 +192,37 @@ def test_commands(site: Site, wait_for: Wait) -> None:
     send(Command(id="twice", kind=CommandKind.PING, **fields), times=3)
     send(Command(id="facts", kind=CommandKind.FACTS, **fields))
     send(Command(id="logs", kind=CommandKind.LOGS, lines=5, **fields))
-    wait_for(lambda: len(server.replies) >= 3, "three replies")
-    assert [reply.id for reply in server.replies] == ["twice", "facts", "logs"]
+    send(Command(id="diagnostics", kind=CommandKind.DIAGNOSTICS, **fields))
+    wait_for(lambda: len(server.replies) >= 4, "four replies")
+    assert [reply.id for reply in server.replies] == ["twice", "facts", "logs", "diagnostics"]
     facts = server.replies[1].facts
     assert facts is not None
     assert not facts.simulated
     assert facts.digest() == server.hellos[0].facts_digest
     assert "agent.log" in server.replies[2].text
+    told = json.loads(server.replies[3].text)
+    assert {check["name"]: check["ok"] for check in told["checks"]}["agent"]
+    assert told["status"]["device"] == "press-7"
+    assert {"run", "gateway"} <= {word for one in told["processes"] for word in re.split(r"[ .]", one["words"])}
+
+
+def test_diagnostics_by_hand_hold_no_secret(site: Site, make: Make, tmp_path: Path) -> None:
+    device = site.device
+    device.start()
+    site.server.reached(site.server.order(make("1.0", 2.0)), State.ACTIVE)
+    path = tmp_path / "d.zip"
+    done = device.command("diagnose", "-o", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    with zipfile.ZipFile(path) as archive:
+        assert sorted(archive.namelist()) == ["agent.log", "diagnostics.json", "gateway.log"]
+        told = json.loads(archive.read("diagnostics.json"))
+        everything = b"".join(archive.read(name) for name in archive.namelist())
+    assert all(check["ok"] for check in told["checks"]), told["checks"]
+    assert told["models"]["scale"]["active"] == device.serving
+    assert told["disk"]["folders_mb"]["blobs"] >= 0
+    assert b"PRIVATE KEY" not in everything
+    for line in (device.state / "identity" / "key.pem").read_bytes().splitlines():
+        assert line not in everything
 
 
 @pytest.mark.parametrize("what", [Down.ASSIGNMENT, Down.COMMAND, Down.BLOCK, Down.ACK])

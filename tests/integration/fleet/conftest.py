@@ -70,6 +70,11 @@ from covey_server.fleet.enrolment import new_claim_token
 from covey_server.fleet.service import FleetService
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
+from covey_server.releases.bootstrap import create_for_development
+from covey_server.releases.keyring import Keyring
+from covey_server.releases.policy import Policy
+from covey_server.releases.releases import Releases
+from covey_server.releases.shelf import Shelf
 from covey_server.settings import Settings
 
 
@@ -100,7 +105,7 @@ class World:
 
     until = staticmethod(until)
 
-    def __init__(self, data: Path, **settings: Any) -> None:
+    def __init__(self, data: Path, *, releases: bool = False, **settings: Any) -> None:
         data.mkdir(parents=True, exist_ok=True)
         self.settings = Settings(data=data, fleet_tick_s=0.2, **settings)
         self.database = Database(self.settings.database)
@@ -109,6 +114,11 @@ class World:
         self.keys = SigningKeys.load_or_create(data / "keys")
         self.ca = FleetCA.load_or_create(data / "ca", system_clock())
         self.bus = Bus()
+        self.releases: Releases | None = None
+        if releases:
+            keyring = Keyring.load(data / "release-keys")
+            self.releases = Releases(Shelf(data / "releases"), keyring, Policy(), system_clock)
+            create_for_development(self.releases, self.keys)
         self.fleet = FleetService(
             self.settings,
             self.database,
@@ -118,6 +128,7 @@ class World:
             self.blobs,
             self.ca,
             lambda facts: (f"generic-{facts.architecture}", "because the test says so"),
+            self.releases,
         )
 
     def start(self) -> None:
@@ -149,11 +160,16 @@ class World:
         return device
 
     def build(
-        self, target: str = "onnxruntime-fp32", size: int = 300_000, version: str = "1.0"
+        self,
+        target: str = "onnxruntime-fp32",
+        size: int = 300_000,
+        version: str = "1.0",
+        content: bytes | None = None,
     ) -> tuple[int, int, str]:
         """A signed build of `digits` in the store: (version id, build id, digest)."""
         now = system_clock()
-        data = secrets.token_bytes(size)
+        data = content or secrets.token_bytes(size)
+        size = len(data)
         blocks = [data[at : at + BLOCK_BYTES] for at in range(0, size, BLOCK_BYTES)]
         table = b"".join(hashlib.sha256(block).digest() for block in blocks)
         entries = []
@@ -455,7 +471,7 @@ def make_world(tmp_path: Path, in_database: dict[str, str]) -> Iterator[Callable
     worlds: list[World] = []
 
     def make(**settings: Any) -> World:
-        worlds.append(World(tmp_path / "data", **in_database, **settings))
+        worlds.append(World(tmp_path / "data", **{**in_database, **settings}))
         return worlds[-1]
 
     yield make

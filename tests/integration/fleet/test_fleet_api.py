@@ -18,15 +18,22 @@ import pytest
 import uvicorn
 from sqlalchemy import select, text
 
+from covey_agent.bundle import Bundle
+from covey_agent.core.acceptance import authenticate, open_manifest, release_path
+from covey_agent.tuf.folder import MetadataFolder
+from covey_agent.tuf.source import BundleSource
+from covey_agent.tuf.updater import Updater
 from covey_agent.web_blocks import WebBlocks
 from covey_contract.blocks import Block
+from covey_contract.bundle import blob_name, order_name
 from covey_contract.enrolment import EnrolResponse, parse_claim_token
 from covey_contract.lifecycle import State
 from covey_contract.manifest import Manifest
-from covey_contract.messages import BlockRequest, Offer
+from covey_contract.messages import BlockRequest, ModelStatus, Offer, Order
 from covey_contract.wire import decode, encode
 from covey_server.app import build_services, create_app, running
 from covey_server.db.tables import Build
+from covey_server.releases.catch_up import release_of
 from covey_server.settings import Settings
 
 BUILD = "0" * 64
@@ -130,6 +137,61 @@ def test_the_life_of_a_device(api: Api) -> None:
     assert api.call("GET", "/audit/verify")
     actions = [entry["action"] for entry in api.call("GET", "/audit?limit=50")["items"]]
     assert {"claim_token.create", "device.enrol", "device.assign", "device.labels", "device.revoke"} <= set(actions)
+    device.disconnect()
+
+
+def test_a_bundle_is_what_its_device_accepts(api: Api, tmp_path: Path) -> None:
+    """The orders that are not done, metadata by which the device's own client finds the build, and every file of it."""
+    api.call("POST", "/bundles", 404, json={"devices": ["press-7"]})
+    device = _enrol(api, "press-7")
+    api.call("POST", "/bundles", 409, json={"devices": ["press-7"]})
+    api.call("POST", "/bundles", 422, json={"devices": []})
+    build = api.world.build()
+    row = api.world.row(Build, build[1])
+    manifest = decode(Manifest, row.manifest)
+    releases = api.services.releases
+    assert releases is not None
+    releases.release([release_of(manifest, row.manifest)])
+    order = {"model": "digits", "version": "1.0", "target": "onnxruntime-fp32"}
+    made = api.call("POST", "/devices/press-7/assignments", 201, json=order)
+    answer = api.client.post("/api/v1/bundles", json={"devices": ["press-7"], "model": "digits"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")
+    path = tmp_path / "press-7.bundle"
+    path.write_bytes(answer.content)
+
+    trust = device.identity.trust
+    with Bundle(path) as bundle:
+        told = decode(Order, bundle.order(order_name("press-7", "digits")))
+        now_ms = api.services.clock()
+        assignment = authenticate(told.assignment, trust=trust, device="press-7", counter=0, now_ms=now_ms)
+        assert (assignment.id, assignment.build) == (made["assignment"], build[2])
+        assert open_manifest(assignment, told.manifest, trust)[0] == manifest
+        root = device.identity.root
+        updater = Updater(MetadataFolder(tmp_path), BundleSource(bundle), releases.now(), embedded=root)
+        updater.refresh()
+        assert updater.find(release_path(manifest)).length == len(row.manifest)
+        for entry in manifest.wire_files():
+            content = bundle.read(blob_name(entry.sha256), 0, entry.size)
+            assert hashlib.sha256(content).hexdigest() == entry.sha256
+
+    # The device installs it and comes back: the server believes it, and has nothing to send.
+    device.models = (
+        ModelStatus(
+            model="digits",
+            active=build[2],
+            assignment=assignment.id,
+            counter=assignment.counter,
+            state=State.ACTIVE,
+        ),
+    )
+    device.counter = assignment.counter
+    device.connect()
+    device.report(assignment, State.ACTIVE)
+    api.world.until(lambda: api.call("GET", "/devices/press-7")["models"][0].get("state") == "active")
+    assert device.inbox["assignment"].empty()
+    api.call("POST", "/bundles", 409, json={"devices": ["press-7"]})
+    actions = [entry["action"] for entry in api.call("GET", "/audit?limit=50")["items"]]
+    assert "device.bundle" in actions
     device.disconnect()
 
 

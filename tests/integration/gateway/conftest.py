@@ -116,6 +116,7 @@ def write_build(
     outputs: tuple[TensorSpec, ...] = OUTPUTS,
     options: dict[str, str | int | float | bool] | None = None,
     reference: Reference | None = None,
+    max_batch: int = 1,
 ) -> Build:
     folder = root / f"build-{version}-{runtime}"
     folder.mkdir(parents=True)
@@ -146,6 +147,7 @@ def write_build(
         tolerance={spec.name: Tolerance(absolute=1e-4) for spec in outputs},
         metadata={"unit": "test"},
         reference=reference,
+        max_batch=max_batch,
     )
     data = encode(manifest)
     (folder / MANIFEST_FILE).write_bytes(data)
@@ -185,9 +187,9 @@ class Rig:
         return (self.folder / "gateway.log").read_text()
 
     def build(self, factor: float, version: str, **options: Any) -> Build:
-        vectors, reference = options.pop("vectors", golden(factor)), options.pop("reference", None)
-        content = scale_model(factor, **options)
-        return write_build(self.folder, content, version=version, vectors=vectors, reference=reference)
+        kept = {name: options.pop(name) for name in ("reference", "max_batch") if name in options}
+        vectors = options.pop("vectors", golden(factor))
+        return write_build(self.folder, scale_model(factor, **options), version=version, vectors=vectors, **kept)
 
     def order(self, request: Request) -> Answer:
         with socket.socket(socket.AF_UNIX) as sock:

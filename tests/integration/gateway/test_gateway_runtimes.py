@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any
 
 import flatbuffers
 import numpy as np
+import psutil
 import pytest
 import tritonclient.http as triton
 from ai_edge_litert import schema_py_generated as schema
 
 from covey_agent.gateway.control_api import Failure, Load
+from covey_agent.runner import priority
 from covey_contract.manifest import DataType, Runtime, TensorSpec
 from covey_contract.messages import Probation
 from covey_contract.reasons import Reason
@@ -170,6 +174,31 @@ def test_a_build_loaded_in_the_background_serves_at_normal_priority(
     rig.load(build, background=True)
     rig.switch(build)
     threads = [int(task.name) for task in Path(f"/proc/{rig.pid_of(build)}/task").iterdir()]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
+
+
+def test_a_candidate_is_idle_from_its_interpreters_start_to_its_being_ready(rig: Any) -> None:
+    if not priority.may_return():
+        pytest.skip("a process may not come back from idle priority here")
+    first, second = rig.build(2.0, "1"), rig.build(3.0, "2", heavy=400)
+    rig.serve(first)
+    serving = rig.pid_of(first)
+    seen: list[int] = []
+    loading = threading.Thread(target=lambda: rig.load(second, background=True))
+    loading.start()
+    while loading.is_alive():
+        for child in psutil.Process(rig.process.pid).children():
+            with contextlib.suppress(OSError):  # it has ended
+                words = Path(f"/proc/{child.pid}/cmdline").read_bytes().split(b"\0")
+                # Before it is Python it is the tool that makes it idle.
+                if child.pid != serving and b"covey_agent.runner" in words and not words[0].endswith(b"chrt"):
+                    seen.append(os.sched_getscheduler(child.pid))
+        time.sleep(0.001)
+    loading.join()
+    assert seen[:10] == [os.SCHED_IDLE] * 10
+    # Normal once it is ready, and from then on.
+    assert seen == sorted(seen, reverse=True)
+    threads = [int(task.name) for task in Path(f"/proc/{rig.pid_of(second)}/task").iterdir()]
     assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_OTHER}
 
 

@@ -7,10 +7,9 @@ by the agent's update client. What the server would be told is in `world.reports
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,16 +20,18 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from covey_agent.cli import main as agent_main
-from covey_agent.tuf.vouching import Answer, Vouching
+from covey_agent.tuf.relay import Relay
 from covey_contract.lifecycle import State
-from covey_contract.messages import ASSIGNMENT_TYPE, Assignment, Order
+from covey_contract.messages import ASSIGNMENT_TYPE, Assignment, MetadataPart, MetadataRequest, Order
+from covey_contract.metadata import pack_metadata, parts_of, unpack_metadata
 from covey_contract.reasons import Reason
 from covey_contract.signing import public_key, seal
 from covey_contract.wire import decode, encode
 from covey_hil.testing.agent_world import DIRECTOR, RELEASE, World
 from covey_hil.testing.random_builds import RandomBuild
+from covey_hil.testing.vouching_here import InProcess
 from covey_server.registry.keys import SigningKeys
+from covey_server.releases.answers import Answers
 from covey_server.releases.bootstrap import create_for_development
 from covey_server.releases.catch_up import release_of
 from covey_server.releases.ceremony import RootChange, Trustees, director_key
@@ -41,17 +42,6 @@ from covey_server.releases.releases import Releases
 from covey_server.releases.shelf import Shelf
 
 NOW = 1_900_000_000
-
-
-class InProcess(Vouching):
-    """The update client without a process of its own; the words are the same."""
-
-    def _run(self, *words: str) -> Answer:
-        told = io.StringIO()
-        command = ["tuf", "--metadata-dir", str(self.folder), "--metadata-url", f"{self.url}/tuf/metadata"]
-        with contextlib.redirect_stdout(told):
-            agent_main([*command, "--root", str(self.root), *words])
-        return msgspec.json.decode(told.getvalue(), type=Answer)
 
 
 @dataclass
@@ -407,3 +397,80 @@ def test_a_device_offline_for_a_year_comes_back(fleet: Fleet) -> None:
     assert fleet.releases.shelf.newest_root() == 3
     fleet.serve(fleet.release(fleet.build(2, "2")))
     assert fleet.world.record.release_floor == 2
+
+
+class Broker:
+    """Nothing but the broker is open: metadata come as the server packs them, in parts that arrive twice and out of order."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.asked: list[MetadataRequest] = []
+        self.change: Callable[[dict[str, bytes]], dict[str, bytes]] = lambda files: files
+        self._answers = Answers(fleet.releases)
+        self.relay = Relay(self._ask, wait_s=0.0)
+        vouching = fleet.world.vouching
+        assert vouching is not None
+        vouching.url = "http://127.0.0.1:9"  # nobody answers there
+        vouching.relay = self.relay.fetch
+
+    def _ask(self, request: MetadataRequest) -> bool:
+        self.asked.append(request)
+        files = self.change(unpack_metadata(self._answers.of(request.path, request.root)))
+        parts = parts_of(pack_metadata(files))
+        messages = [
+            MetadataPart(id=request.id, part=number, parts=len(parts), data=data) for number, data in enumerate(parts)
+        ]
+        for message in [*reversed(messages), *messages]:
+            self.relay.take(message)
+        return True
+
+
+def test_root_rotates_over_three_versions_for_a_device_with_the_mqtt_port_alone(fleet: Fleet) -> None:
+    fleet.serve(fleet.release(fleet.build(1, "1")))
+    for turn in range(3):
+        keyring = fleet.releases.keyring
+        changes = {role: Trustees([keyring.make(f"{role}-turn-{turn}")]) for role in ("root", "timestamp", "targets")}
+        fleet.releases.change_root(RootChange(changes))
+    broker = Broker(fleet)
+    second = fleet.release(fleet.build(2, "2"))
+    fleet.serve(second)
+    assert [request.root for request in broker.asked] == [1]
+    assert fleet.world.record.release_floor == 2
+    fleet.serve(fleet.release(fleet.build(3, "3")))
+    assert [request.root for request in broker.asked] == [1, 4]
+
+
+def test_what_comes_over_mqtt_is_believed_no_more_than_what_comes_by_https(fleet: Fleet) -> None:
+    """A thief of the director's key who also sits at the broker: it can leave out, repeat and forge, and nothing runs."""
+    first = fleet.release(fleet.build(1, "1"))
+    fleet.serve(first)
+    broker = Broker(fleet)
+    old: dict[str, bytes] = {}
+    broker.change = lambda files: old.update(files) or files
+    assert fleet.refuses(fleet.build(2, "2")) is Reason.NOT_RELEASED
+    second = fleet.release(fleet.build(3, "3"))
+    broker.change = lambda files: {name: data.replace(b"1", b"2") for name, data in files.items()}
+    assert fleet.refuses(second) in (Reason.METADATA_UNSIGNED, Reason.METADATA_INVALID, Reason.METADATA_MISMATCH)
+    broker.change = lambda _files: old
+    assert fleet.refuses(second) is Reason.NOT_RELEASED
+    broker.change = lambda files: {f"../{name}": data for name, data in files.items()}
+    assert fleet.refuses(second) is Reason.METADATA_UNAVAILABLE
+    broker.change = lambda files: files
+    fleet.serve(second)
+
+
+def test_a_clock_in_2040_is_put_right_by_the_signed_time(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the system's clock all metadata have expired; control has the server's signed time, and hands it on to the update client."""
+    fleet.serve(fleet.release(fleet.build(1, "1")))
+
+    class In2040(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime(2040, 1, 1, tzinfo=tz or UTC)
+
+    monkeypatch.setattr("covey_agent.tuf.cli.datetime", In2040)
+    second = fleet.release(fleet.build(2, "2"))
+    assert fleet.refuses(second) is Reason.METADATA_EXPIRED
+    vouching = fleet.world.vouching
+    assert vouching is not None
+    vouching.time_ms = fleet.world.clock
+    fleet.serve(second)

@@ -19,7 +19,7 @@ from covey_hil.testing.random_builds import RandomBuild
 Make = Callable[..., RandomBuild]
 
 
-def obey(world: World, ask: Ask) -> Answer:
+def obey(world: World, ask: GoBack | Pin | Unpin) -> Answer:
     return Manual(world.book, world.serving, world.clock, world.deployments.tell).obey(ask)
 
 

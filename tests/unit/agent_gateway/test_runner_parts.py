@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -150,6 +152,22 @@ def test_the_loading_thread_alone_is_idle() -> None:
     assert seen == [os.SCHED_IDLE]
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
     assert priority.restore()
+
+
+def test_a_command_is_idle_from_its_first_instruction() -> None:
+    """Where it may come back from there; else it begins as ever."""
+    words = [*priority.idle_command(), sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30)
+    assert int(done.stdout) == (os.SCHED_IDLE if priority.may_return() else os.SCHED_OTHER)
+
+
+def test_without_the_tool_nothing_is_put_before_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert priority.idle_command() == ()
+    broken = tmp_path / priority.CHRT
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    assert priority.idle_command() == ()
 
 
 def test_statistics_are_bounded_and_taken_once() -> None:

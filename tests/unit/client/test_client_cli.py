@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from covey_client.cli import main
+from covey_contract.bundle import metadata_name, order_name
+from covey_contract.messages import ASSIGNMENT_TYPE, Assignment, Order
+from covey_contract.signing import seal
+from covey_contract.wire import encode
 
 if TYPE_CHECKING:
     from tests.unit.client.conftest import FakeServer
@@ -432,3 +439,45 @@ def test_a_reader_that_goes_away_is_no_error(server: FakeServer, words: tuple[st
     # Whether our last write still learns of it is the system's affair; nobody is told, either way.
     assert done.returncode in (0, 141)
     assert (len(done.stdout), done.stderr) == (10, b"")
+
+
+def test_a_bundle_is_written_and_its_end_is_told(covey: Covey, server: FakeServer, tmp_path: Path) -> None:
+    """The end is the earliest of all that must not be over when it is installed."""
+    assignment = Assignment(
+        id="a",
+        device="press-1",
+        counter=1,
+        issued_ms=0,
+        expires_ms=5_000_000_000_000,
+        model="digits",
+        version="1",
+        build="0" * 64,
+    )
+    sealed = seal(assignment, ASSIGNMENT_TYPE, [Ed25519PrivateKey.generate()])
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr(order_name("press-1", "digits"), encode(Order(assignment=sealed, manifest=sealed)))
+        archive.writestr(metadata_name("1.root.json"), b'{"signed": {"expires": "2020-01-01T00:00:00Z"}}')
+        archive.writestr(metadata_name("timestamp.json"), b'{"signed": {"expires": "2030-01-02T00:00:00Z"}}')
+        archive.writestr(metadata_name("3.snapshot.json"), b'{"signed": {"expires": "2030-01-09T00:00:00Z"}}')
+    server.raw("POST /api/v1/bundles", held.getvalue())
+    path = tmp_path / "x.bundle"
+    code, told = covey.json("device", "bundle", "press-1", "-o", str(path))
+    assert code == 0
+    assert path.read_bytes() == held.getvalue()
+    assert server.asked[-1].json == {"devices": ["press-1"]}
+    assert told["orders"] == [{"device": "press-1", "model": "digits"}]
+    assert told["good_until_ms"] == 1_893_542_400_000
+
+
+def test_diagnostics_fail_where_a_check_does(covey: Covey, server: FakeServer, tmp_path: Path) -> None:
+    told = {"checks": [{"name": "clock", "ok": False, "words": "1971"}], "agent": "0.1.0"}
+    server.on("POST /api/v1/devices/press-1/commands", {"reason": "none", "text": json.dumps(told)})
+    path = tmp_path / "d.json"
+    code, out, _ = covey("device", "diagnose", "press-1", "-o", str(path))
+    assert (code, "1971" in out) == (1, True)
+    assert json.loads(path.read_text()) == told
+    assert server.asked[-1].json == {"kind": "diagnostics"}
+    server.on("POST /api/v1/devices/press-1/commands", {"reason": "unknown_command", "detail": "too old"})
+    code, _, err = covey("device", "diagnose", "press-1")
+    assert (code, "too old" in err) == (1, True)

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from covey_contract.building import BuildJob
 from covey_contract.manifest import FileEntry, Manifest, Runtime
@@ -19,7 +20,20 @@ if TYPE_CHECKING:
 
 MODEL = b"a graph"
 TABLE = hashlib.sha256(MODEL).digest()
-STATEMENT = b'{"_type": "https://in-toto.io/Statement/v1"}\n'
+
+
+def statement(**changes: Any) -> bytes:
+    told = {"model": "digits", "version": "1.0", "target": "onnxruntime-fp32"}
+    whole = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": "model.onnx", "digest": {"sha256": hashlib.sha256(MODEL).hexdigest()}}],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {"buildDefinition": {"externalParameters": {**told, **changes.pop("told", {})}}},
+    }
+    return json.dumps({**whole, **changes}).encode() + b"\n"
+
+
+STATEMENT = statement()
 
 
 def _sha256(data: bytes) -> str:
@@ -81,6 +95,27 @@ def test_a_statement_that_is_too_large(site: Site) -> None:
     _, answer = _finish(site, _sha256(large), large)
     assert answer.status_code == 422
     assert "300000 bytes; at most" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"{}", "is none"),
+        (b"[" * 3000, "is none"),
+        (statement(_type="https://in-toto.io/Statement/v0.1"), "is none"),
+        (statement(predicateType="https://example.org/mine"), "is none"),
+        (statement(subject=[]), "not about this model.onnx"),
+        (statement(subject=[{"name": "model.onnx", "digest": {"sha256": "0" * 64}}]), "not about this model.onnx"),
+        (statement(told={"model": "letters"}), "another model"),
+        (statement(told={"version": "0.9"}), "another version"),
+        (statement(told={"target": "tflite-int8"}), "another target"),
+    ],
+)
+def test_a_statement_about_something_else_is_not_signed(site: Site, data: bytes, word: str) -> None:
+    job, answer = _finish(site, _sha256(data), data)
+    assert answer.status_code == 422
+    assert word in answer.json()["detail"]
+    assert _provenance(site, job.id).status_code == 404
 
 
 def test_a_build_without_a_statement(site: Site) -> None:
