@@ -48,7 +48,7 @@ from covey_server.fleet.moved import note_moved
 from covey_server.fleet.sql import table_of
 
 # A bound on the work of one look; the rest goes out in the looks that follow at once.
-ORDERS_A_LOOK = 1_500
+ORDERS_A_LOOK = 1_200
 
 _BAD = frozenset(str(state) for state in BAD)
 _HAS_ORDER = tuple(

@@ -73,6 +73,7 @@ def test_a_graph_that_the_parser_refuses_names_node_and_operator(make_model: Mak
 @pytest.mark.rtx
 def test_a_toolchain_that_takes_the_process_down_is_a_failed_check(make_model: MakeModel, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    report = build_isolated(spec_for(make_model(), tmp_path), Limits(cpu_seconds=1))
+    # So large that a second is too little on fast machines too.
+    report = build_isolated(spec_for(make_model(side=1024), tmp_path), Limits(cpu_seconds=1))
     assert report.outcome is Outcome.FAILED
     assert "killed by SIG" in report.reason
