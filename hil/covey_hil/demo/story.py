@@ -26,7 +26,7 @@ from covey_hil.load.record import Record
 from covey_hil.processes import ProcessError, command, descendants, kill_pid, wait_for
 
 MODEL = "digits"
-RATE = 20.0  # images a second and device
+RATE = 25.0  # images a second and device
 BUDGET = 0.01  # accuracy that a build may lose
 SAMPLES = {"calibration": "npz", "evaluation": "npz", "labels": "txt"}
 TELEMETRY_S = 2.0
