@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from covey_hil.testing.agent_site import Device, FleetServer, Mosquitto, Site
+from covey_hil.testing.agent_site import Site, opened
 from covey_hil.testing.authority import Authority
 
 
@@ -51,14 +51,5 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture
 def site(tmp_path: Path, authority: Authority) -> Iterator[Site]:
     """A real agent and gateway, a real broker, and a small server."""
-    broker = Mosquitto(tmp_path, authority)
-    broker.start()
-    server = FleetServer(broker)
-    server.start()
-    device = Device(tmp_path / "state", broker, server.trust, authority)
-    try:
-        yield Site(server, device, broker, authority)
-    finally:
-        device.end()
-        server.stop()
-        broker.stop()
+    with opened(tmp_path, authority) as made:
+        yield made

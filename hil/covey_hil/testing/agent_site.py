@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -396,3 +397,19 @@ class Site:
     device: Device
     broker: Mosquitto
     authority: Authority
+
+
+@contextmanager
+def opened(folder: Path, authority: Authority) -> Iterator[Site]:
+    """A real broker, a small server, and a device that is not started yet; all ended afterwards."""
+    broker = Mosquitto(folder, authority)
+    broker.start()
+    server = FleetServer(broker)
+    server.start()
+    device = Device(folder / "state", broker, server.trust, authority)
+    try:
+        yield Site(server, device, broker, authority)
+    finally:
+        device.end()
+        server.stop()
+        broker.stop()

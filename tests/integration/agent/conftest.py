@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from covey_hil.testing.agent_site import Device, FleetServer, Mosquitto, Site, wait_for
+from covey_hil.testing.agent_site import Site, opened, wait_for
 from covey_hil.testing.authority import Authority
 from covey_hil.testing.made_builds import MadeBuild, make_build
 
@@ -20,17 +20,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def site(tmp_path: Path, authority: Authority) -> Iterator[Site]:
-    broker = Mosquitto(tmp_path, authority)
-    broker.start()
-    server = FleetServer(broker)
-    server.start()
-    device = Device(tmp_path / "state", broker, server.trust, authority)
-    try:
-        yield Site(server, device, broker, authority)
-    finally:
-        device.end()
-        server.stop()
-        broker.stop()
+    with opened(tmp_path, authority) as made:
+        yield made
 
 
 @pytest.fixture
