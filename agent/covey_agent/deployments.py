@@ -116,9 +116,8 @@ class Deployments:
         self._scrub = Scrub(store, jobs, settings.scrub_every_s)
         self._vouching = vouching
         self._vouched: dict[int, Vouched] = {}  # by the order's counter
-        self._unknown_key: tuple[bytes, Path | None] | None = (
-            None  # an order that waits for the newest root, and its bundle
-        )
+        # An order that waits for the newest root, and the bundle that it came in.
+        self._unknown_key: tuple[bytes, Path | None] | None = None
         self._asked = -_ASK_AGAIN_S
         self._corrupt: dict[int, int] = {}
         self._judge_until: dict[int, float] = {}

@@ -30,6 +30,8 @@ def verify(model: Path, signature: Path, key: Path) -> None:
     _, verifying = _library()
     try:
         verifying.Config().use_elliptic_key_verifier(public_key=key).verify(model, signature)
+    except OSError as error:
+        raise ClientError(f"{signature}, {model} or {key} cannot be read: {_line(error)}") from error
     except Exception as error:  # the library's errors, its parsers' among them, have no common base
         raise SignatureRefused(f"{signature} is not a signature of {model} by {key}: {_line(error)}") from error
 
