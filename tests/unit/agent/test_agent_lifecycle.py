@@ -81,13 +81,20 @@ def test_the_candidate_is_protected_until_it_has_failed_for_good() -> None:
 
 @given(st.lists(st.sampled_from(sorted(Event)), max_size=30))
 def test_no_walk_through_the_table_loses_the_active_build(events: list[Event]) -> None:
-    """Whatever happens on the way, the active build changes by passing, falling back, breaking or removal alone."""
+    """Whatever happens on the way, the active build changes by passing, falling back, breaking or removal alone. One whose files have
+    rotted so that it does not start falls back too, until they are fetched again."""
     record = ModelRecord(active=A, previous=C, deployment=Deployment(order=assignment()))
     for event in events:
         assert record.deployment is not None
         if (record.deployment.state, event) not in TABLE:
             continue
         new = moved(record, event, now_ms=1)
-        if event not in (Event.PASSED, Event.FELL_BACK, Event.BROKE, Event.REMOVE):
+        if event is Event.PASSED:
+            assert (new.active, new.previous) == (B, record.previous if record.active == B else record.active)
+        elif event in (Event.FELL_BACK, Event.ROTTED):
+            assert (new.active, new.previous) == (record.previous, None)
+        elif event in (Event.BROKE, Event.REMOVE):
+            assert (new.active, new.previous) == (None, None)
+        else:
             assert (new.active, new.previous) == (record.active, record.previous)
         record = new
