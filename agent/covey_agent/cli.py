@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -255,6 +257,7 @@ def status(options: argparse.Namespace) -> int:
     simulated = " (simulated)" if told["simulated"] else ""
     agent = ("running, " + ("connected" if told["connected"] else "offline")) if told["running"] else "not running"
     print(f"{told['device']}{simulated}: {agent}; {told['broker']}")
+    print(f"certificate: {_certificate_words(told['certificate'])}")
     gateway = told["gateway"]
     print(f"gateway: {'pid {pid}, port {port}'.format(**gateway) if gateway else 'does not answer'}")
     for model in told["models"]:
@@ -267,6 +270,23 @@ def status(options: argparse.Namespace) -> int:
             words = " ".join(part for part in (model["reason"], model["detail"]) if part and part != "none")
             print(f"  newest order: {model['assigned']}: {model['state']}{': ' + words if words else ''}")
     return 0
+
+
+def _certificate_words(told: dict[str, Any]) -> str:
+    ends = told["ends_ms"]
+    if ends is None:
+        return "cannot be read"
+    day = datetime.datetime.fromtimestamp(ends / 1000, datetime.timezone.utc)
+    left = ends - time.time_ns() // 1_000_000
+    words = f"ends {day:%Y-%m-%d}, in {left // 86_400_000} days" if left > 0 else f"ended {day:%Y-%m-%d}"
+    waits = {
+        "asking": "asking for the next one",
+        "undecided": "waiting for an operator",
+        "on_trial": "the next one is on trial",
+        "refused": "the next one is refused",
+        "failed": "not renewed yet",
+    }.get(told["standing"])
+    return ": ".join(part for part in ("; ".join(part for part in (words, waits) if part), told["words"]) if part)
 
 
 def infer(options: argparse.Namespace) -> int:

@@ -41,6 +41,7 @@ class Commands:
         facts: Callable[[], Facts],
         logs: tuple[Path, ...],
         diagnose: Callable[[], bytes],
+        renew: Callable[[], str],
         clock: Callable[[], int],
     ) -> None:
         self._device = device
@@ -48,6 +49,7 @@ class Commands:
         self._facts = facts
         self._logs = logs
         self._diagnose = diagnose
+        self._renew = renew
         self._clock = clock
         self._seen: deque[str] = deque(maxlen=1024)
 
@@ -73,6 +75,8 @@ class Commands:
             return msgspec.structs.replace(reply, text=tail(self._logs, command.lines))
         if command.kind is CommandKind.DIAGNOSTICS:
             return self._diagnosed(reply)
+        if command.kind is CommandKind.RENEW:
+            return msgspec.structs.replace(reply, text=self._renew())
         return msgspec.structs.replace(reply, text=f"covey-agent {__version__}")
 
     def _diagnosed(self, reply: Reply) -> Reply:

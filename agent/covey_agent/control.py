@@ -29,6 +29,7 @@ from covey_agent.jobs import Finished
 from covey_agent.link import Arrived, Connected, Disconnected, LinkEvent
 from covey_agent.measure import Meter
 from covey_agent.outbox import Outbox
+from covey_agent.renewal import Renewal
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.supervisor import Supervisor
@@ -108,6 +109,7 @@ class Control:
         asks: AskFolder,
         clock: TrustedClock,
         relay: Relay,
+        renewal: Renewal,
     ) -> None:
         self._device = device
         self._settings = settings
@@ -128,6 +130,7 @@ class Control:
         self._clock = clock
         self._watch = GatewayWatch(inbox.gateway_gone)
         self._relay = relay
+        self._renewal = renewal
         self._connected = False
         self._stopping = False
         self._next_poll = 0.0
@@ -141,6 +144,7 @@ class Control:
 
     def run(self) -> None:
         self._next_telemetry = time.monotonic() + self._settings.telemetry_interval_s
+        self._renewal.start(time.monotonic())
         self._tell_state()
         if self._last_exit not in (Reason.STARTED, Reason.STOPPED):
             self._deployments.tell_again(self._outbox.newest_reports())
@@ -167,6 +171,7 @@ class Control:
             self._next_poll = now
         elif isinstance(event, Connected):
             self._connected = True
+            self._renewal.connected(now, trial=event.trial, refused=event.refused)
             self._link.send(Up.TIME, self._clock.ask(), qos=0)
             self._hello()
             self._outbox.connected()
@@ -204,6 +209,7 @@ class Control:
             self._watch.follow(self._gateway.pid)
             self._asks.look(self._clock() / 1000)
             self._deployments.tick(now, connected=self._connected)
+            self._renewal.tick(now)
             self._next_poll = now + self._pause_s()
         if now >= self._next_telemetry:
             self._next_telemetry = now + self._settings.telemetry_interval_s
@@ -238,6 +244,7 @@ class Control:
         last_seq = self._outbox.last_seq()  # before the state, which must not be older than it
         state = self._book.state
         facts = self._machine().facts
+        certificate = self._renewal.certificate
         hello = Hello(
             boot_id=self._boot_id,
             agent_version=__version__,
@@ -248,6 +255,7 @@ class Control:
             models=tuple(status_of(model, record) for model, record in sorted(state.models.items())),
             last_exit=self._last_exit,
             simulated=facts.simulated,
+            certificate_ends_ms=certificate.ends_ms if certificate is not None else None,
         )
         self._link.send(Up.HELLO, hello)
 

@@ -31,6 +31,7 @@ from covey_agent.commands import Commands
 from covey_agent.control import Control, Inbox
 from covey_agent.core.acceptance import Machine
 from covey_agent.core.state import AgentState
+from covey_agent.credentials import Credentials
 from covey_agent.deployments import Deployments
 from covey_agent.errors import AgentError, AlreadyRunningError
 from covey_agent.facts import installed_runtimes, measure_facts, read_facts
@@ -43,6 +44,8 @@ from covey_agent.manual import Manual
 from covey_agent.measure import Meter
 from covey_agent.memory import available_mb
 from covey_agent.outbox import LIMIT, Outbox
+from covey_agent.renewal import Renewal
+from covey_agent.renewing import Asker
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import Store
@@ -105,6 +108,18 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
         vouching = vouching_of(settings, identity, relay, clock)
         trust = trust_of(identity, vouching)
         serving = Serving(settings, book, store, gateway.client, jobs, clock)
+        credentials = Credentials(settings.identity)
+        renewal = Renewal(
+            identity.device,
+            settings.state,
+            credentials,
+            Asker(identity.device, identity.server, settings.identity, credentials),
+            clock=lambda: max(clock(), book.state.time_floor_ms),
+            draw=random.SystemRandom(),
+            try_out=link.renew,
+            first_s=settings.retry_first_s,
+            most_s=settings.retry_most_s,
+        )
         # The loop is made last, and is what reports go through.
         control: Control | None = None
 
@@ -154,6 +169,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
                 facts=lambda: machine.read().facts,
                 logs=(settings.log_file, settings.gateway_log),
                 diagnose=lambda: _diagnosed(settings),
+                renew=renewal.ask_now,
                 clock=clock,
             ),
             machine=machine.read,
@@ -162,6 +178,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             asks=AskFolder(settings.state, Installer(identity.device, deployments, manual).obey),
             clock=clock,
             relay=relay,
+            renewal=renewal,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: control.stop())

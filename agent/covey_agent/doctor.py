@@ -12,13 +12,15 @@ from typing import NamedTuple
 import psutil
 
 from covey_agent.core.state import AgentState
+from covey_agent.credentials import Credentials
 from covey_agent.errors import AgentError, GatewayError, StepError
 from covey_agent.facts import installed_runtimes
 from covey_agent.gateway_client import GatewayClient
 from covey_agent.gateway_process import run_folder
-from covey_agent.identity import CERTIFICATE, KEY, Identity, load_identity
+from covey_agent.identity import Identity, load_identity
 from covey_agent.link import tls_context
 from covey_agent.power import on_mains
+from covey_agent.renewal import read_told
 from covey_agent.timezone import zone_name
 
 _TIMEOUT_S = 5.0
@@ -41,7 +43,7 @@ def examine(state: Path, book: AgentState, *, running: bool, margin: int, reach:
         yield Check("identity", False, str(error))
     if identity is not None:
         yield _checked("key", lambda: _key(state / "identity"))
-        yield _checked("certificate", lambda: _certificate(state / "identity"))
+        yield _checked("certificate", lambda: _certificate(state))
         if reach:
             yield _checked("broker", lambda: _broker(identity, state / "identity"))
     yield Check("agent", running, "running" if running else "not running (covey-agent run)")
@@ -65,20 +67,23 @@ def _checked(name: str, check: Callable[[], str]) -> Check:
 
 
 def _key(folder: Path) -> str:
-    mode = (folder / KEY).stat().st_mode & 0o777
+    mode = Credentials(folder).in_use.key.stat().st_mode & 0o777
     if mode & 0o077:
         raise _Bad(f"the private key can be read by others (mode {mode:o})")
     return "private, readable by this user alone"
 
 
-def _certificate(folder: Path) -> str:
-    from cryptography import x509
-
-    certificate = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
-    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
-    if left.total_seconds() <= 0:
-        raise _Bad(f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}; enroll again")
-    return f"valid for {left.days} more days"
+def _certificate(state: Path) -> str:
+    certificate = Credentials(state / "identity").in_use.read()
+    now_ms = time.time_ns() // 1_000_000
+    told = read_told(state)
+    words = f"; {told.words}" if told.words else ""
+    if certificate.has_expired(now_ms):
+        day = datetime.datetime.fromtimestamp(certificate.ends_ms / 1000, datetime.timezone.utc)
+        raise _Bad(f"expired on {day:%Y-%m-%d}; the agent asks for a new one, which an operator is to approve{words}")
+    if certificate.is_ending(now_ms):
+        raise _Bad(f"valid for {(certificate.ends_ms - now_ms) // 86_400_000} more days, and not renewed{words}")
+    return f"valid for {(certificate.ends_ms - now_ms) // 86_400_000} more days{words}"
 
 
 def _broker(identity: Identity, folder: Path) -> str:

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from covey_agent import durable
@@ -22,6 +23,9 @@ from covey_contract.errors import ContractError
 from covey_contract.facts import Facts
 from covey_contract.topics import check_device_id
 from covey_contract.wire import decode, encode
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 _TIMEOUT_S = 20.0
 _MAX_ANSWER = 128 * 1024
@@ -117,24 +121,30 @@ def make_key_and_request(kept: bytes | None, name: str) -> tuple[bytes, str]:
 def check_certificate(response: EnrolResponse, key_pem: bytes) -> None:
     """The certificate must be for our key; raises `EnrolmentError`."""
     from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
 
     try:
         certificate = x509.load_pem_x509_certificate(response.certificate_pem.encode())
-        key = serialization.load_pem_private_key(key_pem, password=None)
         check_device_id(response.device)
     except (ValueError, ContractError) as error:
         raise EnrolmentError(f"the server's answer is not an identity: {error}") from error
-    spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if certificate.public_key().public_bytes(*spki) != key.public_key().public_bytes(*spki):
+    if not same_key(certificate, key_pem):
         raise EnrolmentError("the server's certificate is for another key")
+
+
+def same_key(certificate: x509.Certificate, key_pem: bytes) -> bool:
+    """Whether the certificate is for this private key."""
+    from cryptography.hazmat.primitives import serialization
+
+    key = serialization.load_pem_private_key(key_pem, password=None)
+    spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return certificate.public_key().public_bytes(*spki) == key.public_key().public_bytes(*spki)
 
 
 def ask(address: SplitResult, claim: ClaimToken, body: bytes) -> EnrolResponse:
     """Send the request to the server that the token names."""
     context: ssl.SSLContext | None = None
     if address.scheme == "https":
-        context = _trusting(fetch_ca(address, claim))
+        context = trusting(fetch_ca(address, claim))
     else:
         fetch_ca(address, claim)  # the secret is not shown to a server of another fleet
     status, answer = exchange(address, "POST", "/api/v1/enrol", body, context)
@@ -175,7 +185,7 @@ def check_ca(pem: str, claim: ClaimToken) -> None:
         )
 
 
-def _trusting(ca_pem: str) -> ssl.SSLContext:
+def trusting(ca_pem: str) -> ssl.SSLContext:
     """The fleet's CA, and the system's: the server may have a public certificate."""
     context = ssl.create_default_context()
     context.load_verify_locations(cadata=ca_pem)
@@ -183,7 +193,12 @@ def _trusting(ca_pem: str) -> ssl.SSLContext:
 
 
 def exchange(
-    address: SplitResult, method: str, path: str, body: bytes | None, context: ssl.SSLContext | None
+    address: SplitResult,
+    method: str,
+    path: str,
+    body: bytes | None,
+    context: ssl.SSLContext | None,
+    media_type: str = "application/json",
 ) -> tuple[int, bytes]:
     """One request; status and at most `_MAX_ANSWER` bytes. Raises `EnrolmentError` if the server cannot be reached."""
     host, port = address.hostname or "", address.port
@@ -193,7 +208,7 @@ def exchange(
     else:
         connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
-        connection.request(method, address.path.rstrip("/") + path, body, {"Content-Type": "application/json"})
+        connection.request(method, address.path.rstrip("/") + path, body, {"Content-Type": media_type})
         answer = connection.getresponse()
         data = answer.read(_MAX_ANSWER + 1)
     except (OSError, http.client.HTTPException) as error:

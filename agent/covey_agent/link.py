@@ -2,6 +2,8 @@
 
 Its callbacks run in paho's thread and only put into the inbox; an inbox that is full drops (a block is asked for again, an order is sent
 again). The session is clean: nothing depends on what a broker remembers.
+
+While a new certificate is on trial, it is shown first, and after each failure the other one: whichever the broker takes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from covey_agent.credentials import Credentials
+from covey_agent.identity import CA
 from covey_contract.enrolment import Broker
 from covey_contract.messages import Status
 from covey_contract.topics import Up, broadcast_filter, down_filter, up
@@ -33,7 +37,10 @@ BACKOFF_MOST_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The session is up and subscribed."""
+    """The session is up and subscribed. `trial`: with the certificate on trial; `refused`: without, after it was tried."""
+
+    trial: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,13 @@ class Link:
         self._offer = offer
         self._boot_id = boot_id
         self._draw = draw
+        self._credentials = Credentials(identity)
         self._client: Client | None = None
+        self._context: ssl.SSLContext | None = None
+        self._up = False
+        self._on_trial = False  # what the session shows, or tries to
+        self._skip_trial = False  # for one attempt
+        self._tried = False  # the certificate on trial, in vain
         self._failures = 0
         self._last_line = ""
         self._heard: set[str] = set()  # filters of broadcasts
@@ -83,6 +96,7 @@ class Link:
 
     def start(self) -> None:
         """Begin to connect; returns at once. Raises `OSError` or `ssl.SSLError` if the identity's files cannot be used."""
+        context = tls_context(self._identity) if self._broker.tls else None
         client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._device,
@@ -90,20 +104,34 @@ class Link:
             protocol=MQTTProtocolVersion.MQTTv311,
         )
         client.username_pw_set(self._device)
-        if self._broker.tls:
-            client.tls_set_context(tls_context(self._identity))
+        if context is not None:
+            client.tls_set_context(context)
         will = encode(Status(boot_id=self._boot_id, online=False))
         client.will_set(up(self._device, Up.STATUS), will, qos=1)
         client.max_inflight_messages_set(50)
         client.max_queued_messages_set(200)
+        client.on_pre_connect = self._on_pre_connect
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
-        self._client = client
+        self._client, self._context = client, context
+        self._up = self._skip_trial = self._tried = False
         self._back_off()
         client.connect_async(self._broker.host, self._broker.port, keepalive=KEEPALIVE_S)
         client.loop_start()
+
+    def renew(self) -> None:
+        """Connect anew, with the certificate on trial. No end is told; what was not acknowledged is said again. Raises as `start`, and the
+        session stays as it is then."""
+        if self._broker.tls:
+            tls_context(self._identity)
+        client, self._client = self._client, None
+        if client is not None:
+            client.disconnect()
+            client.loop_stop()
+        self._failures = 0
+        self.start()
 
     def close(self) -> None:
         if self._client is None:
@@ -138,6 +166,21 @@ class Link:
 
     # --- in paho's thread ---------------------------------------------------------------------------------------
 
+    def _on_pre_connect(self, client: Client, _data: object) -> None:
+        del client
+        if self._context is None:
+            return
+        try:
+            self._on_trial = self._credentials.load_into(self._context, trial=not self._skip_trial)
+        except OSError as error:
+            self._say(f"the certificate cannot be read: {error}; the one before is shown")
+
+    def _failed(self) -> None:
+        """No session came of the attempt: the next one shows the other certificate, where there are two."""
+        self._failures += 1
+        self._tried = self._tried or self._on_trial
+        self._skip_trial = self._on_trial
+
     def _on_connect(
         self, client: Client, _data: object, _flags: ConnectFlags, code: ReasonCode, _properties: Properties | None
     ) -> None:
@@ -150,11 +193,12 @@ class Link:
         self._back_off()
         client.subscribe([(topic, 1) for topic in (down_filter(self._device), *self._heard)])
         log.info("connected to %s", self.address)
-        self._offer(Connected())
+        self._offer(Connected(self._on_trial, self._tried and not self._on_trial))
+        self._up, self._skip_trial, self._tried = True, False, False
 
     def _on_connect_fail(self, client: Client, _data: object) -> None:
         del client
-        self._failures += 1
+        self._failed()
         self._say(f"the broker at {self.address} cannot be reached; trying again")
         self._back_off()
 
@@ -167,7 +211,11 @@ class Link:
         _properties: Properties | None,
     ) -> None:
         del client
-        self._failures += 1
+        if self._up:
+            self._failures += 1
+        else:
+            self._failed()
+        self._up = False
         if code.is_failure:
             self._say(f"disconnected from {self.address}: {code}; trying again")
         self._back_off()
@@ -196,6 +244,6 @@ def tls_context(identity: Path) -> ssl.SSLContext:
     """Mutual TLS: the fleet's CA alone is trusted, the broker's name is checked."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(identity / "ca.pem")
-    context.load_cert_chain(identity / "certificate.pem", identity / "key.pem")
+    context.load_verify_locations(identity / CA)
+    Credentials(identity).in_use.load_into(context)
     return context

@@ -9,12 +9,14 @@ import msgspec
 
 from covey_agent.book import read_state
 from covey_agent.core.state import ModelRecord
+from covey_agent.credentials import Credentials
 from covey_agent.daemon import is_running
 from covey_agent.errors import GatewayError, StepError
 from covey_agent.gateway.control_api import GatewayStatus
 from covey_agent.gateway_client import GatewayClient
 from covey_agent.gateway_process import run_folder
 from covey_agent.identity import FACTS, load_identity
+from covey_agent.renewal import read_told
 from covey_agent.store import Store
 
 
@@ -45,10 +47,20 @@ def collect_status(state: Path) -> dict[str, Any]:
         "broker": f"{identity.broker.host}:{identity.broker.port}",
         "running": running,
         "connected": running and told.connected,
+        "certificate": _certificate(state),
         "counter": book.counter,
         "gateway": {"pid": gateway.pid, "port": gateway.http_port} if gateway else None,
         "models": [_model(name, record, Store(state), gateway) for name, record in sorted(book.models.items())],
     }
+
+
+def _certificate(state: Path) -> dict[str, Any]:
+    told = read_told(state)
+    try:
+        ends_ms = Credentials(state / "identity").in_use.read().ends_ms
+    except (OSError, ValueError):
+        ends_ms = None
+    return {"ends_ms": ends_ms, "standing": told.standing, "words": told.words}
 
 
 def _model(name: str, record: ModelRecord, store: Store, gateway: GatewayStatus | None) -> dict[str, Any]:

@@ -229,6 +229,15 @@ class Client:
     def revoke_device(self, device: str) -> Json:
         return self._post(f"/devices/{_name(device)}/revoke")
 
+    def renewals(self) -> list[Json]:
+        """Keys of devices with expired certificates that wait for an operator, the first to ask first."""
+        return self._list("/renewals")
+
+    def decide_renewal(self, device: str, *, approve: bool, key: str | None = None) -> Json:
+        """`key`: how the key begins; needed where several ask for the device."""
+        body = _given(decision="approve" if approve else "refuse", key=key)
+        return self._api.json("POST", f"{V1}/devices/{_name(device)}/renewal", json=body)
+
     def device_reports(self, device: str, limit: int | None = None) -> list[Json]:
         """The history of its deployments, newest first."""
         return self._list(f"/devices/{_name(device)}/reports", limit=limit)
@@ -257,7 +266,7 @@ class Client:
         return self._api.save(f"{V1}/bundles", to, MAX_BUNDLE_BYTES, "POST", json=body, timeout=_UPLOAD_S)
 
     def command(
-        self, device: str, kind: Literal["ping", "facts", "logs", "diagnostics"], lines: int | None = None
+        self, device: str, kind: Literal["ping", "facts", "logs", "diagnostics", "renew"], lines: int | None = None
     ) -> Json:
         """Send a command and wait for the device's reply; an `ApiError` if it is away or silent."""
         body = _given(kind=kind, lines=lines)

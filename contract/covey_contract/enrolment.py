@@ -1,4 +1,4 @@
-"""How a device joins: it presents a one-time claim token and a certificate request, and gets its identity.
+"""How a device joins: it presents a one-time claim token and a certificate request, and gets its identity; and how it keeps that alive.
 
 A claim token is `covey1.FINGERPRINT.SECRET`. The fingerprint (SHA-256, hex, of the fleet's CA certificate in DER) lets a device
 know the server before it has any certificate; the secret is known to the device and, as a hash, to the server.
@@ -6,6 +6,7 @@ know the server before it has any certificate; the secret is known to the device
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Annotated, NamedTuple
 
@@ -64,3 +65,33 @@ class EnrolResponse(Message, frozen=True, kw_only=True, omit_defaults=True):
     broker: Broker
     trust: Trust
     root: bytes = b""  # the newest root of the repository of releases (TUF); empty: this server has none
+
+
+class RenewRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Body of `POST /api/v1/renew`: a certificate on a new key, for who shows that it has the key of the one before.
+
+    `certificate_pem` may have expired: then an operator decides. The request's common name is the device's id. Repeating a request is
+    harmless: what comes of it is of use to the holder of the new key alone.
+    """
+
+    MAX_BYTES = 64 * 1024
+
+    certificate_pem: Pem
+    csr_pem: Pem
+    proof: Annotated[
+        bytes, msgspec.Meta(max_length=256)
+    ]  # ECDSA with SHA-256 (DER) by the certificate's key over `renewal_statement`
+
+
+class RenewResponse(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Status 200. While an operator is to decide, the status is 202 with a problem document that says so."""
+
+    MAX_BYTES = 64 * 1024
+
+    certificate_pem: Pem
+
+
+def renewal_statement(certificate_pem: str, csr_pem: str) -> bytes:
+    """What the key of the certificate signs to have it followed by one on the key of the request."""
+    digests = (hashlib.sha256(text.encode()).digest() for text in (certificate_pem, csr_pem))
+    return b"covey renewal 1\0" + b"".join(digests)

@@ -58,6 +58,7 @@ class Hello(Message, frozen=True, kw_only=True, omit_defaults=True):
     models: tuple[ModelStatus, ...] = ()
     last_exit: Reason = Reason.STARTED  # how the previous run of the agent ended
     simulated: bool = False
+    certificate_ends_ms: Millis | None = None  # of the certificate that this session was opened with
 
 
 class Status(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -271,6 +272,7 @@ class CommandKind(StrEnum):
     FACTS = "facts"
     LOGS = "logs"
     DIAGNOSTICS = "diagnostics"  # `text` is a JSON object
+    RENEW = "renew"  # the device's certificate, now
 
 
 class Command(Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -26,6 +26,7 @@ from covey_server.api import (
     metrics,
     models,
     people,
+    renewals,
     tokens,
     webhooks,
 )
@@ -71,6 +72,7 @@ _API = (
     claim_tokens,
     enrol,
     est,
+    renewals,
     campaigns,
     people,
     tokens,

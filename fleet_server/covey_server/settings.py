@@ -150,7 +150,9 @@ class Settings:
     heartbeat_timeout_s: float = _set(90.0, "Silence after which a device counts as offline.")
     assignment_s: int = _set(7 * 86_400, "How long an assignment is good, unless its campaign says otherwise.")
     claim_token_s: int = _set(86_400, "How long a new claim token is good, unless its maker says otherwise.")
-    certificate_days: int = _set(90, "How long a device's certificate is good.")
+    certificate_days: float = _set(
+        90.0, "How long a device's certificate is good, in days; it is renewed at two thirds of that."
+    )
     command_wait_s: float = _set(10.0, "How long a command to a device may wait for its reply.")
     enrol_per_minute: int = _set(120, "Enrolments that are tried a minute, from one address.")
     telemetry_keep_days: int = _set(14, "How long telemetry is kept.")
@@ -453,7 +455,7 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "heartbeat_timeout_s": _between(1, 86_400),
     "assignment_s": _between(60, 365 * 86_400),
     "claim_token_s": _between(60, 365 * 86_400),
-    "certificate_days": _between(1, 3650),
+    "certificate_days": _between(0.0001, 3650),
     "command_wait_s": _between(0.1, 60),
     "enrol_per_minute": _between(1, 1_000_000),
     "telemetry_keep_days": _between(1, 3650),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import zipfile
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from covey_contract.bundle import SUFFIX, metadata_name, order_of
 from covey_contract.errors import ContractError
 from covey_contract.messages import Assignment, Order
 from covey_contract.wire import decode
+
+_DAY_MS = 86_400_000
 
 
 def add(commands: Adder) -> None:
@@ -49,6 +52,18 @@ def add(commands: Adder) -> None:
     revoke = devices.command("revoke", _revoke, "cut a device off for good")
     revoke.add_argument("device")
     revoke.add_argument("--yes", action="store_true", help="do not ask")
+
+    devices.command("waiting", _waiting, "list devices that came back after their certificates had expired")
+
+    approve = devices.command("approve", _approve, "let a device have a certificate again, on the key that asks for it")
+    approve.add_argument("device")
+    approve.add_argument("--key", help="how the key begins, where several ask for the device")
+
+    refuse = devices.command("refuse", _refuse, "refuse the key that asks for a device's certificate")
+    refuse.add_argument("device")
+    refuse.add_argument("--key", help="how the key begins, where several ask for the device")
+
+    devices.command("renew", _renew, "have a device renew its certificate now").add_argument("device")
 
     assign = devices.command("assign", _assign, "give one device one version, past any campaign")
     assign.add_argument("device")
@@ -125,6 +140,7 @@ def _show(run: Run) -> int:
                 ("agent", device["agent_version"]),
                 ("enrolled", moment(device["enrolled_ms"])),
                 ("last seen", ago(device["last_seen_ms"])),
+                ("certificate", _certificate(device)),
             ]
         )
         rows = [
@@ -210,6 +226,47 @@ def _revoke(run: Run) -> int:
     return OK
 
 
+def _waiting(run: Run) -> int:
+    found = run.client.renewals()
+    columns = ["device", "key", "asked", "last asked", "from", "its certificate ended"]
+    rows = [
+        [
+            one["device"],
+            one["key"][:16],
+            ago(one["asked_ms"]),
+            ago(one["seen_ms"]),
+            one["origin"],
+            moment(one["ended_ms"]),
+        ]
+        for one in found
+    ]
+    run.out.result({"items": found}, lambda: run.out.table(columns, rows))
+    return OK
+
+
+def _approve(run: Run) -> int:
+    return _decide(run, approve=True)
+
+
+def _refuse(run: Run) -> int:
+    return _decide(run, approve=False)
+
+
+def _decide(run: Run, *, approve: bool) -> int:
+    made = run.client.decide_renewal(run.options.device, approve=approve, key=run.options.key)
+    words = "gets its certificate when it next asks" if approve else "gets none"
+    run.out.result(made, lambda: run.out.say(f"{made['device']}: the key {made['key'][:16]} {words}"))
+    return OK
+
+
+def _renew(run: Run) -> int:
+    reply = run.client.command(run.options.device, "renew")
+    bad = reply.get("reason", "none") != "none"
+    words = reply.get("detail") or reply["reason"] if bad else reply.get("text", "")
+    run.out.result(reply, lambda: run.out.say(f"{run.options.device}: {words}"))
+    return FAILED if bad else OK
+
+
 def _assign(run: Run) -> int:
     options = run.options
     made = run.client.assign(
@@ -291,6 +348,17 @@ def _diagnose(run: Run) -> int:
     rows = [["ok" if one["ok"] else "FAIL", one["name"], one["words"]] for one in checks]
     run.out.result(told, lambda: run.out.table(["", "check", "found"], rows))
     return OK if all(one["ok"] for one in checks) else FAILED
+
+
+def _certificate(device: Json) -> str | None:
+    """Until when its certificate is good, and whether somebody has to do something about it."""
+    ends = device.get("certificate_ends_ms")
+    if ends is None:
+        return None
+    left = (ends - time.time() * 1000) / _DAY_MS
+    words = f"ends {moment(ends)}, in {left:.0f} days" if left > 0 else f"ended {moment(ends)}"
+    keys = [one["key"][:16] for one in device.get("renewals", []) if one["state"] == "waiting"]
+    return f"{words}; waits for `covey device approve {device['id']}`, key {', '.join(keys)}" if keys else words
 
 
 def _state(device: Json) -> str:

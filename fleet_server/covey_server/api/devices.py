@@ -20,6 +20,7 @@ from covey_server.db.tables import Build
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, Unauthorized, Unavailable
 from covey_server.fleet import enrolment
 from covey_server.fleet.assignments import NewOrder, issue
+from covey_server.fleet.certificates import CertificateState
 from covey_server.fleet.directory import (
     DeviceFilter,
     device_detail,
@@ -51,17 +52,17 @@ def _fleet(use: Use) -> FleetService:
 Fleet = Annotated[FleetService, Depends(_fleet)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DevicePatch(_Body):
+class DevicePatch(Body):
     labels: dict[str, str | None] = Field(
         max_length=64, description="labels to set; null takes one away; others stay", examples=[{"line": "a"}]
     )
 
 
-class ManualAssignment(_Body):
+class ManualAssignment(Body):
     """What one device is to run, past any campaign."""
 
     model: str = Field(max_length=64)
@@ -82,8 +83,8 @@ class AssignmentView(BaseModel):
     why: dict[str, Any]
 
 
-class CommandBody(_Body):
-    kind: Literal["ping", "facts", "logs", "diagnostics"]
+class CommandBody(Body):
+    kind: Literal["ping", "facts", "logs", "diagnostics", "renew"]
     lines: int = Field(default=200, ge=1, le=2000, description="of the log")
 
 
@@ -106,6 +107,7 @@ def get_devices(
     version: Annotated[str | None, Query(max_length=64, description="runs this version of `model`, or of any")] = None,
     standing: Annotated[Standing | None, Query(description="how it stands against its orders")] = None,
     revoked: bool | None = None,
+    certificate: Annotated[CertificateState | None, Query(description="how near its certificate's end is")] = None,
     q: Annotated[str | None, Query(max_length=128, description="part of id, profile or board")] = None,
     limit: Limit = 100,
     after: AfterName = "",
@@ -119,6 +121,8 @@ def get_devices(
         version=version,
         standing=standing,
         revoked=revoked,
+        certificate=certificate,
+        now_ms=use.clock(),
     )
     with use.database.reading() as session:
         found = list_devices(session, wanted, after, limit + 1)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.responses import RedirectResponse
 
 from covey_contract.messages import CommandKind
-from covey_server.api import claim_tokens
+from covey_server.api import claim_tokens, renewals
 from covey_server.api import devices as api
 from covey_server.api.security import require
 from covey_server.audit import Actor
@@ -56,6 +56,22 @@ def labels(use: Use, name: str, actor: Operator, labels: Annotated[str, Form(max
 @router.post("/devices/{name}/revoke")
 def revoke(use: Use, fleet: api.Fleet, name: str, actor: Operator) -> Response:
     api.revoke_device(use, fleet, name, actor)
+    return Response(status_code=204, headers={"HX-Refresh": "true"})
+
+
+@router.post("/devices/{name}/renewal")
+def renewal(
+    use: Use,
+    name: str,
+    actor: Operator,
+    key: Annotated[str, Form(max_length=64)],
+    decision: Annotated[str, Form(max_length=16)],
+) -> Response:
+    """Approve or refuse the key that asks for the device's certificate."""
+    if decision not in ("approve", "refuse"):
+        raise Invalid("the decision is approve or refuse", field="decision")
+    body = renewals.Decision(decision="approve" if decision == "approve" else "refuse", key=key)
+    renewals.decide_renewal(use, name, body, actor)
     return Response(status_code=204, headers={"HX-Refresh": "true"})
 
 

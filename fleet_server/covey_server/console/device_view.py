@@ -17,6 +17,7 @@ from covey_server.console.i18n import gettext as _
 from covey_server.console.latency import Curve, Health
 from covey_server.db.tables import AssignmentRow, Build, Campaign, Device, Reported, Version
 from covey_server.fleet import directory, groups
+from covey_server.fleet.certificates import WARN_MS
 from covey_server.fleet.directory import DeviceFilter
 from covey_server.fleet.views import DeviceDetail, DeviceView, ModelOnDevice, ReportView
 
@@ -100,7 +101,8 @@ class Deployment:
 
 @dataclass(frozen=True)
 class DevicePageDetail:
-    """`clock_ms` is how far the device's clock is behind ours, 0 where that is too little to tell."""
+    """`clock_ms` is how far the device's clock is behind ours, 0 where that is too little to tell. A certificate that ends before `warn_before_ms` is
+    worth a warning."""
 
     device: DeviceDetail
     models: list[OnDevice]
@@ -108,6 +110,7 @@ class DevicePageDetail:
     chart: dict[str, Any]
     swaps: int
     clock_ms: int
+    warn_before_ms: int
 
 
 def devices(session: Session, wanted: DeviceFilter, after: str) -> DevicePage:
@@ -148,7 +151,7 @@ def device(session: Session, name: str, now_ms: int) -> DevicePageDetail:
     models = [_on_device(session, detail.id, held, reports, measured, now_ms) for held in detail.models]
     chart, swaps = _chart(session, detail, found)
     wrong = clock_ms if abs(clock_ms) >= WRONG_CLOCK_MS and detail.online else 0
-    return DevicePageDetail(detail, models, _deployments(session, reports), chart, swaps, wrong)
+    return DevicePageDetail(detail, models, _deployments(session, reports), chart, swaps, wrong, now_ms + WARN_MS)
 
 
 def _targets(session: Session, digests: Iterable[str]) -> dict[str, str]:

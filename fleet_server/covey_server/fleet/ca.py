@@ -35,8 +35,9 @@ CRL_DAYS = 7
 _ROOT_DAYS = 20 * 365
 _SERVER_DAYS = 825
 _RENEW_BEFORE = datetime.timedelta(days=30)
-# Clocks of devices lag; a certificate is valid from a day before it is issued.
+# Clocks of devices lag; a certificate is valid from a day before it is issued, or a tenth of a life that is shorter than ten days.
 _BACKDATED = datetime.timedelta(days=1)
+_BACKDATED_SHARE = 10
 _MAX_CSR_BYTES = 16_384
 # A serial number has 20 bytes at most and is positive: these, the mark of the key before them, and a 1 before all.
 _SERIAL_RANDOM_BYTES = 9
@@ -124,7 +125,15 @@ class FleetCA:
         """SHA-256 in hex of the root certificate in DER; claim tokens carry it."""
         return hashlib.sha256(self._certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
 
-    def sign_device_csr(self, csr_pem: str, device: str, now_ms: int, days: int = DEVICE_DAYS) -> IssuedCertificate:
+    def made(self, certificate: x509.Certificate) -> bool:
+        """Whether it is this authority's, expired or not."""
+        try:
+            certificate.verify_directly_issued_by(self._certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
+    def sign_device_csr(self, csr_pem: str, device: str, now_ms: int, days: float = DEVICE_DAYS) -> IssuedCertificate:
         """A client certificate for `device` on the request's public key, which must be P-256.
 
         Raises `CertificateRequestError`, also for a device id that may not be one.
@@ -193,18 +202,20 @@ class FleetCA:
         common_name: str,
         public: ec.EllipticCurvePublicKey,
         now: datetime.datetime,
-        days: int,
+        days: float,
         names: Sequence[x509.GeneralName],
         usage: x509.ObjectIdentifier,
     ) -> x509.Certificate:
-        end = min(now + datetime.timedelta(days=days), self._certificate.not_valid_after_utc)
+        life = datetime.timedelta(days=days)
+        begin = (now - min(_BACKDATED, life / _BACKDATED_SHARE)).replace(microsecond=0)
+        end = min((now + life).replace(microsecond=0), self._certificate.not_valid_after_utc)
         return (
             x509.CertificateBuilder()
             .subject_name(_name(common_name))
             .issuer_name(self._certificate.subject)
             .public_key(public)
             .serial_number(int(serial_prefix(public) + secrets.token_hex(_SERIAL_RANDOM_BYTES), 16))
-            .not_valid_before(now - _BACKDATED)
+            .not_valid_before(begin)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(), critical=True)

@@ -19,13 +19,16 @@ from covey_server.db.tables import (
     Certificate,
     Desired,
     Device,
+    RenewalRequest,
     Reported,
     ReportRow,
     TelemetryRow,
     Version,
 )
 from covey_server.errors import NotFound
+from covey_server.fleet import certificates
 from covey_server.fleet.assignments import action_of
+from covey_server.fleet.certificates import CertificateState
 from covey_server.fleet.groups import groups_of, members_query
 from covey_server.fleet.sql import chunks
 from covey_server.fleet.standing import Standing, condition
@@ -37,6 +40,7 @@ from covey_server.fleet.views import (
     DeviceView,
     LatencyView,
     ModelOnDevice,
+    RenewalView,
     ReportView,
     TelemetryView,
 )
@@ -58,6 +62,8 @@ class DeviceFilter:
     version: str | None = None
     standing: Standing | None = None
     revoked: bool | None = None
+    certificate: CertificateState | None = None
+    now_ms: int = 0  # for `certificate`
 
 
 def get_device(session: Session, device: str) -> Device:
@@ -104,6 +110,8 @@ def _conditions(session: Session, wanted: DeviceFilter) -> list[ColumnElement[bo
     if wanted.standing is not None:
         # A device that was cut off is on its way nowhere.
         found.append(and_(Device.revoked_ms.is_(None), condition(wanted.standing)))
+    if wanted.certificate is not None:
+        found += [Device.revoked_ms.is_(None), certificates.condition(wanted.certificate, wanted.now_ms)]
     if wanted.query:
         board = Device.facts["board"].as_string()
         columns = (Device.id, Device.profile, board)
@@ -114,7 +122,7 @@ def _conditions(session: Session, wanted: DeviceFilter) -> list[ColumnElement[bo
 def device_detail(session: Session, device: str) -> DeviceDetail:
     """Everything that an operator wants to know of one device. Raises `NotFound`."""
     row = get_device(session, device)
-    certificates = session.scalars(
+    given = session.scalars(
         select(Certificate).where(Certificate.device == device).order_by(Certificate.issued_ms.desc()).limit(20)
     )
     return DeviceDetail(
@@ -131,8 +139,28 @@ def device_detail(session: Session, device: str) -> DeviceDetail:
             CertificateView(
                 serial=one.serial, issued_ms=one.issued_ms, not_after_ms=one.not_after_ms, revoked_ms=one.revoked_ms
             )
-            for one in certificates
+            for one in given
         ],
+        renewals=[
+            renewal_view(one)
+            for one in session.scalars(
+                select(RenewalRequest).where(RenewalRequest.device == device).order_by(RenewalRequest.id)
+            )
+        ],
+    )
+
+
+def renewal_view(request: RenewalRequest) -> RenewalView:
+    return RenewalView(
+        device=request.device,
+        key=request.key,
+        origin=request.origin,
+        asked_ms=request.asked_ms,
+        seen_ms=request.seen_ms,
+        ended_ms=request.ended_ms,
+        state=request.state,
+        decided_ms=request.decided_ms,
+        decided_by=request.decided_by,
     )
 
 
@@ -234,6 +262,7 @@ def _summary(device: Device) -> dict[str, Any]:
         "board": device.facts.get("board", ""),
         "architecture": device.facts.get("architecture", ""),
         "labels": device.labels,
+        "certificate_ends_ms": device.certificate_ends_ms,
     }
 
 

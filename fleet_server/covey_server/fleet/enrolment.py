@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from cryptography import x509
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
@@ -47,6 +46,7 @@ from covey_server.fleet.columns import MAX_INT, clean
 from covey_server.fleet.groups import ALL
 from covey_server.fleet.labels import check_labels, put_labels
 from covey_server.fleet.moved import note_presence
+from covey_server.fleet.renewal import forget, note_certificate
 
 MAX_TTL_S = 90 * 24 * 3600
 _MAX_GROUPS = 64
@@ -118,7 +118,7 @@ def enrol(
     request: EnrolRequest,
     profile_of: Callable[[Facts], tuple[str | None, str]],
     now_ms: int,
-    days: int,
+    days: float,
     suffix: Callable[[], str] = lambda: secrets.token_hex(2),
 ) -> Enrolled:
     """One transaction: token, device, certificate. Raises `Forbidden` for a token that is not good (any more), `Conflict`
@@ -133,7 +133,7 @@ def enrol(
     if token is None:
         device = _enrolled_before(session, request.secret, prefix, now_ms)
         certificate = ca.sign_device_csr(request.csr_pem, device, now_ms, days)
-        _note_certificate(session, device, certificate, now_ms)
+        note_certificate(session, session.get_one(Device, device), certificate, now_ms)
         return Enrolled(device, certificate, again=False)
     device, again = _name(session, token, request, suffix)
     token.used_by = device
@@ -153,32 +153,9 @@ def enrol(
     row.timezone = clean(request.facts.timezone, 64)
     put_labels(row, {**row.labels, **token.labels})
     row.enrolled_ms, row.revoked_ms, row.resources, row.boot_id = now_ms, None, None, None
-    session.flush()
-    _note_certificate(session, device, certificate, now_ms)
+    note_certificate(session, row, certificate, now_ms)
     _join_groups(session, device, token.groups)
     return Enrolled(device, certificate, again)
-
-
-def renew(
-    session: Session, ca: FleetCA, held: x509.Certificate, csr_pem: str, name: str | None, now_ms: int, days: int
-) -> tuple[str, IssuedCertificate]:
-    """A new certificate for the device whose certificate is `held`, on the request's key, which may be a new one. The old one stays good until
-    it expires. Raises `Forbidden` unless the fleet gave it out and neither it nor the device is revoked, `Invalid` for a request by another
-    name."""
-    row = session.get(Certificate, f"{held.serial_number:x}")
-    device = None if row is None else session.get(Device, row.device)
-    if row is None or device is None or row.revoked_ms is not None or device.revoked_ms is not None:
-        raise Forbidden("this certificate is no device's, or is revoked", code="bad_certificate")
-    if name is not None and name != device.id:
-        raise Invalid(
-            f"the certificate request is for {name[:80]!r}, the certificate is of {device.id!r}", field="csr_pem"
-        )
-    try:
-        certificate = ca.sign_device_csr(csr_pem, device.id, now_ms, days)
-    except CertificateRequestError as error:
-        raise Invalid(str(error), field="csr_pem") from error
-    _note_certificate(session, device.id, certificate, now_ms)
-    return device.id, certificate
 
 
 def revoke(session: Session, device: str, now_ms: int) -> bool:
@@ -190,6 +167,7 @@ def revoke(session: Session, device: str, now_ms: int) -> bool:
     if row.revoked_ms is not None:
         return False
     row.revoked_ms, row.online = now_ms, False
+    forget(session, device)
     note_presence(session, [device])
     _revoke_certificates(session, device, now_ms)
     return True
@@ -256,12 +234,6 @@ def _enrolled_before(session: Session, secret: str, prefix: str, now_ms: int) ->
     return device
 
 
-def _note_certificate(session: Session, device: str, certificate: IssuedCertificate, now_ms: int) -> None:
-    session.add(
-        Certificate(serial=certificate.serial, device=device, issued_ms=now_ms, not_after_ms=certificate.not_after_ms)
-    )
-
-
 def _name(session: Session, token: ClaimTokenRow, request: EnrolRequest, suffix: Callable[[], str]) -> tuple[str, bool]:
     """The device's id, and whether it is one that is known already."""
     if token.device is not None:
@@ -286,6 +258,7 @@ def _forget_past(session: Session, device: str, now_ms: int) -> None:
     """What enrols again may be another machine: its numbers start anew and must not look like duplicates of the old ones, so
     those move out of the way; what the old one ran says nothing of it."""
     _revoke_certificates(session, device, now_ms)
+    forget(session, device)
     session.execute(delete(Reported).where(Reported.device == device))
     note_presence(session, [device])
     session.execute(

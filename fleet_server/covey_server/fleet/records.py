@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, insert, null, select, update
+from sqlalchemy import bindparam, insert, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from covey_contract.facts import Facts
@@ -188,6 +188,16 @@ def _write_presence(session: Session, known: Sequence[Incoming], presence: dict[
             .where(devices.c.id == bindparam("b_id"), devices.c.counter < bindparam("b_counter"))
             .values(counter=bindparam("b_counter")),
             [{"b_id": device, "b_counter": presence[device].counter} for device in greeted],
+        )
+    ends = {i.device: i.message.certificate_ends_ms for i in known if isinstance(i.message, Hello)}
+    told_ends = [{"b_id": device, "b_ends": clamp(ms)} for device, ms in sorted(ends.items()) if ms is not None]
+    if told_ends:
+        same = devices.c.certificate_ends_ms == bindparam("b_ends")
+        session.execute(
+            update(devices)
+            .where(devices.c.id == bindparam("b_id"), or_(devices.c.certificate_ends_ms.is_(None), ~same))
+            .values(certificate_ends_ms=bindparam("b_ends")),
+            told_ends,
         )
 
 

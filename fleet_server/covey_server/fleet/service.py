@@ -14,9 +14,10 @@ from pathlib import Path
 
 from cryptography import x509
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from covey_contract.enrolment import Broker as BrokerAddress
-from covey_contract.enrolment import EnrolRequest, EnrolResponse
+from covey_contract.enrolment import EnrolRequest, EnrolResponse, RenewRequest
 from covey_contract.facts import Facts
 from covey_contract.messages import CommandKind, Offer, Reply
 from covey_contract.topics import Down
@@ -28,7 +29,7 @@ from covey_server.db.engine import Database
 from covey_server.db.tables import Device
 from covey_server.deltas.desk import Deltas
 from covey_server.errors import ServerError, StartError, TooMany
-from covey_server.fleet import enrolment
+from covey_server.fleet import certificates, enrolment, renewal
 from covey_server.fleet.amqtt_broker import TrialBroker
 from covey_server.fleet.broadcasts import BroadcastLimits, Broadcasts
 from covey_server.fleet.broker import Broker, ExternalBroker, MosquittoBroker, Revocations, broker_hosts, find_mosquitto
@@ -45,6 +46,7 @@ from covey_server.fleet.pacing import Gate
 from covey_server.fleet.precedence import Precedence
 from covey_server.fleet.questions import Questions
 from covey_server.fleet.reconcile import Reconciler
+from covey_server.fleet.renewal import Renewed, Waits
 from covey_server.fleet.retention import prune
 from covey_server.fleet.tickets import Tickets
 from covey_server.fleet.traffic import Traffic
@@ -120,6 +122,7 @@ class FleetService:
         self._gate = Gate(settings.enrol_per_minute)
         self._crl_ms = 0
         self._pruned_ms = 0
+        self._warned_ms = 0
         self.commands = CommandDesk(keys, clock, self._send)
         self._reconciler = Reconciler(
             database,
@@ -271,15 +274,29 @@ class FleetService:
         )
 
     def renew(self, held: x509.Certificate, csr_pem: str, name: str | None, origin: str) -> str:
-        """A new certificate in PEM for whoever has shown the old one. Raises as `enrolment.renew` does."""
+        """A new certificate in PEM for whoever has shown the old one. Raises as `renewal.renew` does."""
         now = self._clock()
         with self._database.session() as session:
-            device, certificate = enrolment.renew(
-                session, self.ca, held, csr_pem, name, now, self.settings.certificate_days
-            )
-            record(session, Actor(device, "device", origin), "device.renew", device, {}, now)
+            renewed = renewal.renew(session, self.ca, held, csr_pem, name, now, self.settings.certificate_days)
+            self._note_renewal(session, renewed, origin, now)
+        return renewed.certificate.pem
+
+    def come_back(self, request: RenewRequest, origin: str) -> Renewed | Waits:
+        """A new certificate for whoever has signed with the key of an old one, or that an operator is to be asked. Raises as
+        `renewal.come_back` does."""
+        now = self._clock()
+        with self._database.session() as session:
+            came = renewal.come_back(session, self.ca, request, origin, now, self.settings.certificate_days)
+            if isinstance(came, Renewed):
+                self._note_renewal(session, came, origin, now)
+        if isinstance(came, Renewed) or came.new:
+            self._bus.publish("device", came.device)
+        return came
+
+    def _note_renewal(self, session: Session, renewed: Renewed, origin: str, now: int) -> None:
+        detail = {} if renewed.approved_by is None else {"approved_by": renewed.approved_by}
+        record(session, Actor(renewed.device, "device", origin), "device.renew", renewed.device, detail, now)
         self.counters.add("covey_enrolments_total", outcome="renewed")
-        return certificate.pem
 
     def apply_revocations(self) -> None:
         """Have the broker cut off whoever is revoked now. After the commit."""
@@ -328,10 +345,14 @@ class FleetService:
         return Offer(url=settings.delivery_url, token=self.tickets.issue(build) if ours else "", delta=delta)
 
     def _maintain(self) -> None:
-        """On every tick: a fresh revocation list before the old one expires, and forgetting."""
+        """On every tick: a fresh revocation list before the old one expires, warning of certificates' ends, and forgetting."""
         now = self._clock()
         if now - self._crl_ms >= _CRL_EVERY_MS:
             self.apply_revocations()
+        if now - self._warned_ms >= _DAY_MS:
+            self._warned_ms = now
+            with self._database.reading() as session:
+                certificates.warn(session, now, certificates.warn_ms(self.settings.certificate_days))
         if now - self._pruned_ms >= _PRUNE_EVERY_MS:
             self._pruned_ms = now
             prune(

@@ -72,7 +72,22 @@ class DeviceView(BaseModel):
     board: str
     architecture: str
     labels: dict[str, str]
+    certificate_ends_ms: int | None = Field(description="of the certificate that it uses")
     models: list[ModelOnDevice]
+
+
+class RenewalView(BaseModel):
+    """A key that asks to follow a device's certificate after its end."""
+
+    device: str
+    key: str = Field(description="SHA-256 in hex of the public key")
+    origin: str = Field(description="from where it asked last")
+    asked_ms: int
+    seen_ms: int = Field(description="when it asked last")
+    ended_ms: int | None = Field(description="when the certificate that it showed ended; null: a factory's was shown")
+    state: str = Field(description="waiting, approved or refused")
+    decided_ms: int | None
+    decided_by: str | None
 
 
 class CertificateView(BaseModel):
@@ -91,6 +106,7 @@ class DeviceDetail(DeviceView):
     counter: int = Field(description="of the newest assignment issued to it")
     resources: dict[str, Any] | None = Field(description="what the agent used when it last said so")
     certificates: list[CertificateView]
+    renewals: list[RenewalView] = Field(description="keys that wait for an operator, or were decided on")
 
 
 class ReportView(BaseModel):

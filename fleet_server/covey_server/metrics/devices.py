@@ -8,13 +8,16 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from covey_server.db.tables import AssignmentRow, Build, Device, Reported, Version
+from covey_server.db.tables import AssignmentRow, Build, Device, RenewalRequest, Reported, Version
+from covey_server.fleet import certificates, renewal
 
 
-def collect(session: Session) -> Iterator[Metric]:
+def collect(session: Session, now_ms: int) -> Iterator[Metric]:
     yield _present(session)
     yield _running(session)
     yield _orders(session)
+    yield _certificates(session, now_ms)
+    yield _renewals(session)
 
 
 def _present(session: Session) -> Metric:
@@ -62,6 +65,26 @@ def _orders(session: Session) -> Metric:
     columns = (AssignmentRow.kind, AssignmentRow.state)
     for kind, state, number in session.execute(select(*columns, func.count()).group_by(*columns)):
         family.add_metric([kind, state], number)
+    return family
+
+
+def _certificates(session: Session, now_ms: int) -> Metric:
+    family = GaugeMetricFamily(
+        "covey_device_certificates",
+        "Devices by their certificate: good, ending (in its last 14 days), expired.",
+        labels=["state"],
+    )
+    for state, number in certificates.count(session, now_ms).items():
+        family.add_metric([state], number)
+    return family
+
+
+def _renewals(session: Session) -> Metric:
+    query = select(func.count()).select_from(RenewalRequest).where(RenewalRequest.state == renewal.WAITING)
+    family = GaugeMetricFamily(
+        "covey_renewals_waiting", "Keys of devices with expired certificates that wait for an operator."
+    )
+    family.add_metric([], session.scalar(query) or 0)
     return family
 
 

@@ -73,7 +73,7 @@ class _FleetCollector(Collector):
             yield from _counted(self._counters)
 
     def _of_database(self, session: Session, now_ms: int) -> Iterator[Metric]:
-        yield from devices.collect(session)
+        yield from devices.collect(session, now_ms)
         yield from builds.collect(session, now_ms)
         yield from campaigns.collect(session)
         yield self._told.collect(session)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from covey_server.db.tables.base import Base, Id
 from covey_server.db.tables.campaigns import Campaign, CampaignChoice, CampaignDevice, CampaignEvent
 from covey_server.db.tables.deployments import AssignmentRow, Desired, MovedDevice, Reported, ReportRow, TelemetryRow
-from covey_server.db.tables.devices import Certificate, ClaimTokenRow, Device, Group, GroupMember
+from covey_server.db.tables.devices import Certificate, ClaimTokenRow, Device, Group, GroupMember, RenewalRequest
 from covey_server.db.tables.models import Blob, Build, Model, Version
 from covey_server.db.tables.notifications import Delivery, Notice, Webhook
 from covey_server.db.tables.people import ApiToken, AuditEntry, ConsoleSession, LoginAttempt, Person, Setting
@@ -39,6 +39,7 @@ __all__ = [
     "Notice",
     "Person",
     "MovedDevice",
+    "RenewalRequest",
     "ReportRow",
     "Reported",
     "Setting",

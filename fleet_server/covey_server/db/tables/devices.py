@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, Text, text
+from sqlalchemy import ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -34,6 +34,7 @@ class Device(Base):
         Index("devices_by_enrolment", "enrolled_ms"),
         Index("devices_by_lot", "lot"),
         Index("devices_by_site", "site"),
+        Index("devices_by_certificate", "certificate_ends_ms"),
     )
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     lot: Mapped[int] = mapped_column(default=_lot)  # `covey_server.core.draw.lot_of(id)`
@@ -54,6 +55,7 @@ class Device(Base):
     revoked_ms: Mapped[int | None]
     counter: Mapped[int] = mapped_column(default=0)  # of the newest assignment issued to it
     resources: Mapped[dict[str, Any] | None]  # the newest `Resources`
+    certificate_ends_ms: Mapped[int | None]  # of the one that it uses by its own word, or was given since
 
 
 class ClaimTokenRow(Base):
@@ -79,6 +81,23 @@ class Certificate(Base):
     issued_ms: Mapped[int]
     not_after_ms: Mapped[int]
     revoked_ms: Mapped[int | None]
+
+
+class RenewalRequest(Base):
+    """A key that asks to follow a device's expired certificate. It goes when a certificate was given for it."""
+
+    __tablename__ = "renewal_requests"
+    __table_args__ = (UniqueConstraint("device", "key"), Index("renewal_requests_by_state", "state", "id"))
+    id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.id"))
+    key: Mapped[str] = mapped_column(String(64))  # SHA-256 in hex of the public key that asks
+    origin: Mapped[str] = mapped_column(String(128))
+    asked_ms: Mapped[int]
+    seen_ms: Mapped[int]  # when it asked last
+    ended_ms: Mapped[int | None]  # of the certificate that was shown; None: a factory's
+    state: Mapped[str] = mapped_column(String(16))  # waiting, approved, refused
+    decided_ms: Mapped[int | None]
+    decided_by: Mapped[str | None] = mapped_column(String(64))
 
 
 class Group(Base):

@@ -1,0 +1,175 @@
+"""A real server with HTTPS and a real mosquitto, a real agent, and certificates of some seconds' life."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from covey_client.api import Client
+from covey_hil.processes import Child
+
+BIN = Path(sys.executable).parent
+DEVICE = "press-7"
+PATIENCE_S = 60.0
+T = TypeVar("T")
+
+
+def until(what: str, look: Callable[[], T | None], seconds: float = PATIENCE_S) -> T:
+    """What `look` gives once it gives something true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come about in {seconds:g} s")
+
+
+class Place:
+    """A server and a device by their folders. `shift`: what both clocks are ahead, as `faketime` takes it."""
+
+    def __init__(self, folder: Path, life_s: float, *, host: str = "0.0.0.0:0", **settings: str) -> None:
+        self.folder, self.host = folder, host
+        self.data, self.state = folder / "data", folder / "state"
+        self.settings = {"certificate_days": str(life_s / 86_400), "local_worker": "false", **settings}
+        self.shift = ""
+        self.server: Child | None = None
+        self.agent: Child | None = None
+
+    # --- the server -------------------------------------------------------------------------------------------------
+
+    def start_server(self) -> None:
+        """On the port that it had before: devices know it."""
+        (self.data / "server.json").unlink(missing_ok=True)
+        words = [str(BIN / "covey-server"), "run", "--data", str(self.data), "--listen", self.host]
+        words += ["--public-host", "127.0.0.1"]
+        words += [word for name, value in self.settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+        self.server = server = Child("server", [*self._shifted, *words], self.folder / "server.log")
+        server.start()
+
+        def up() -> bool:
+            server.check()
+            return (self.data / "server.json").exists()
+
+        until("the server", up)
+        self.host = f"{self.host.rpartition(':')[0]}:{self.told['url'].rpartition(':')[2]}"
+
+    def stop_server(self) -> None:
+        if self.server is not None:
+            self.server.stop(20.0)
+
+    @property
+    def told(self) -> Any:
+        return json.loads((self.data / "server.json").read_bytes())
+
+    @property
+    def client(self) -> Client:
+        ca = self.told.get("ca")
+        token = (self.data / "admin-token").read_text().strip()
+        return Client(self.told["url"], token, ca=Path(ca) if ca else None)
+
+    def covey(self, *words: str, code: int = 0) -> str:
+        """The operators' command line."""
+        env = {**os.environ, "COVEY_SERVER": self.told["url"], "COVEY_TOKEN": self.client_token}
+        if "ca" in self.told:
+            env["COVEY_CA"] = self.told["ca"]
+        done = subprocess.run([BIN / "covey", *words], capture_output=True, text=True, timeout=60, check=False, env=env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+    @property
+    def client_token(self) -> str:
+        return (self.data / "admin-token").read_text().strip()
+
+    def device(self) -> Any:
+        with self.client as client:
+            return client.device(DEVICE)
+
+    def audited(self) -> list[str]:
+        with self.client as client:
+            return [one["action"] for one in client.admin.audit()]
+
+    # --- the device -------------------------------------------------------------------------------------------------
+
+    def enrol(self) -> None:
+        with self.client as client:
+            token = client.create_claim_token(device=DEVICE)["token"]
+        done = self.command("enroll", "--server", self.told["url"], "--token", token)
+        assert done.returncode == 0, done.stderr
+
+    def start_agent(self, *words: str) -> None:
+        command = [str(BIN / "covey-agent"), "run", "--state", str(self.state), "--inference-port", "0"]
+        command += ["--retry", "1", "--heartbeat", "1", "--telemetry-interval", "2", "--keep-gateway"]
+        self.agent = Child("agent", [*self._shifted, *command, *words], self.folder / "agent.log")
+        self.agent.start()
+
+    def stop_agent(self) -> None:
+        if self.agent is not None:
+            self.agent.stop()
+
+    def command(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self._shifted, str(BIN / "covey-agent"), name, "--state", str(self.state), *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def status(self) -> Any:
+        return json.loads(self.command("status", "--json").stdout)
+
+    def gateway(self) -> psutil.Process | None:
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            return psutil.Process(int((self.state / "run" / "gateway.pid").read_text()))
+        return None
+
+    def log(self) -> str:
+        return (self.folder / "agent.log").read_text()
+
+    def renewals(self) -> int:
+        """How often the device has taken a new certificate into use."""
+        return self.log().count("the certificate was renewed")
+
+    # --- both -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _shifted(self) -> list[str]:
+        return ["faketime", "-f", self.shift] if self.shift else []
+
+    def end(self) -> None:
+        self.stop_agent()
+        if (gateway := self.gateway()) is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                gateway.terminate()
+                gateway.wait(20)
+        self.stop_server()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Place]]:
+    """Makes a place whose server runs and whose device has enrolled; `life_s`: of its certificates."""
+    made: list[Place] = []
+
+    def one(life_s: float, *, enrol: bool = True, **more: str) -> Place:
+        place = Place(tmp_path, life_s, **more)
+        made.append(place)
+        place.start_server()
+        if enrol:
+            place.enrol()
+        return place
+
+    try:
+        yield one
+    finally:
+        for place in made:
+            place.end()
