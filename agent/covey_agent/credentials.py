@@ -102,8 +102,9 @@ class Credentials:
         self._remove(ASKING)
 
     def take_over(self) -> None:
-        """The pair on trial is in use from now on. Raises `OSError`; then it still is on trial."""
-        (self._folder / NEXT).replace(self._folder / RENEWED)
+        """The pair on trial is in use from now on, also after a power cut. Raises `OSError`; then do it again."""
+        if self.on_trial is not None:
+            (self._folder / NEXT).replace(self._folder / RENEWED)
         durable.sync_folder(self._folder)
         self.tidy()
 
@@ -114,11 +115,12 @@ class Credentials:
 
     def tidy(self) -> None:
         """Remove what a kill has left, and what counts no longer. Never raises."""
-        durable.sweep(self._folder)
-        if (self._folder / RENEWED).exists():
-            self._remove(KEY, CERTIFICATE)
-        if (self._folder / NEXT).exists():
-            self._remove(ASKING)
+        with contextlib.suppress(OSError):
+            durable.sweep(self._folder)
+            if (self._folder / RENEWED).exists():
+                self._remove(KEY, CERTIFICATE)
+            if (self._folder / NEXT).exists():
+                self._remove(ASKING)
 
     def _remove(self, *names: str) -> None:
         for name in names:

@@ -96,6 +96,7 @@ class Renewal:
         self._certificate: Certificate | None = None
         self._told: Told | None = None
         self._under_way = False
+        self._taken = False  # by the broker, the certificate on trial
         self._wanted = False  # by the server, whatever the clock says
         self._tries = 0
         self._next = 0.0
@@ -110,7 +111,7 @@ class Renewal:
         self._credentials.tidy()
         self._read()
         self._next = now + _SETTLE_S
-        self._tell(Standing.ON_TRIAL if self._credentials.on_trial is not None else Standing.GOOD)
+        self._tell(Standing.ON_TRIAL if self._is_on_trial() else Standing.GOOD)
 
     def ask_now(self) -> str:
         """The server wants it renewed; what to answer."""
@@ -127,6 +128,9 @@ class Renewal:
         if self._under_way or now < self._next:
             return
         self._next = now + _LOOK_S
+        if self._taken:
+            self._take_over(now)
+            return
         if self._is_on_trial():
             return
         if self._certificate is None:
@@ -140,16 +144,23 @@ class Renewal:
 
     def connected(self, now: float, *, trial: bool, refused: bool) -> None:
         """The link has a session: with the pair on `trial`; or with the one in use, after the one on trial was `refused`."""
-        try:
-            if trial:
-                self._credentials.take_over()
-                self._read()
-                self._renewed(now)
-            elif refused:
+        self._taken = trial
+        if trial:
+            self._take_over(now)
+        elif refused:
+            with contextlib.suppress(OSError):
                 self._credentials.give_up()
-                self._retry(now, Standing.FAILED, "the broker does not take the new certificate; the one before stays")
+            self._retry(now, Standing.FAILED, "the broker does not take the new certificate; the one before stays")
+
+    def _take_over(self, now: float) -> None:
+        try:
+            self._credentials.take_over()
         except OSError as error:
             log.error("the new certificate cannot be taken over now: %s", error)
+            return
+        self._taken = False
+        self._read()
+        self._renewed(now)
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -185,11 +196,11 @@ class Renewal:
             log.error("the new certificate cannot be tried out now: %s", error)
 
     def _is_on_trial(self) -> bool:
-        """Whether one is; one that has expired before the broker could be reached is given up."""
-        pair = self._credentials.on_trial
-        if pair is None:
-            return False
+        """Whether one is; one that cannot be read, or has expired before the broker could be reached, is given up."""
         try:
+            pair = self._credentials.on_trial
+            if pair is None:
+                return False
             if not pair.read().has_expired(self._clock()):
                 return True
         except (OSError, ValueError) as error:

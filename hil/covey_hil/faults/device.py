@@ -23,6 +23,7 @@ from covey_contract.messages import Hello, Report, Telemetry
 from covey_contract.reasons import Reason
 from covey_contract.topics import Up
 from covey_contract.wire import decode, encode
+from covey_hil.faults import renewing
 from covey_hil.faults.journal import Added, Adding, Journal, Sent, Served, Trouble, Written
 from covey_hil.testing.agent_world import DEVICE, MACHINE, Fuse, PlayedGateway, World
 
@@ -96,9 +97,17 @@ class Device(World):
             return answer
 
         self.asks = AskFolder(self.folder, obey)
+        self.take_up_identity()
         if taken.last_exit not in (Reason.STARTED, Reason.STOPPED):
             self.deployments.tell_again(self.outbox.newest_reports())
         self.hello()
+
+    def take_up_identity(self) -> None:
+        """Where the device has one."""
+        self.keeper: renewing.Keeper | None = None
+        if (self.folder / renewing.FOLDER).exists():
+            self.keeper = renewing.Keeper(self.settings, self.clock)
+            self.keeper.renewal.start(self.now)
 
     @property
     def record(self) -> ModelRecord:
@@ -138,6 +147,8 @@ class Device(World):
             super().round()
             self.played.live(self.clock())
             self.asks.look(self.now)
+            if self.keeper is not None:
+                self.keeper.round(self.now)
             self.send()
         except Exception as error:  # noqa: BLE001  # the seam that keeps the loop alive; told, and judged by the rig
             self.journal.tell(Trouble(f"the loop caught {type(error).__name__}: {error}"))

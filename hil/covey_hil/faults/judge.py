@@ -28,6 +28,7 @@ def at_start(device: Device, operation: Operation, least: Written) -> Iterator[s
     for build in (device.record.active, device.record.previous):
         if build is not None:
             yield from _whole(device, build)
+    yield from operation.holds(device)
 
 
 def at_end(device: Device, operation: Operation) -> Iterator[str]:
@@ -42,6 +43,7 @@ def at_end(device: Device, operation: Operation) -> Iterator[str]:
         yield f"it ended {deployment.state} ({deployment.reason} {deployment.detail})"
     if record.broken:
         yield f"wrongly counted as broken: {record.broken}"
+    yield from operation.ends(device)
     yield from _tidy(device)
 
 

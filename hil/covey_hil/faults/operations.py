@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -12,6 +12,7 @@ from covey_agent.asks import FOLDER, GoBack
 from covey_contract.lifecycle import State
 from covey_contract.messages import Action, Telemetry
 from covey_contract.reasons import Reason
+from covey_hil.faults import renewing
 from covey_hil.faults.device import MODEL, SPOOL_LIMIT, Device
 from covey_hil.testing.random_builds import RandomBuild
 
@@ -29,7 +30,8 @@ FIRST, DURING, AFTER = 0, 100, 200
 class Operation:
     """`before` brings the device there; `want` is what the server or a person wants from now on, said again after each start; `act` is how it
     begins. `active` are the builds that may be the active one at any moment, `served` those that may answer; after it
-    the device has `end` active, or nothing. `boots`: the start of the agent is part of it."""
+    the device has `end` active, or nothing. `boots`: the start of the agent is part of it.
+    `holds` and `ends` give what does not hold, in words, of this operation alone: at each start, and when it is done."""
 
     name: str
     what: str
@@ -44,6 +46,8 @@ class Operation:
     act: Callable[[Device], None] = lambda device: device.hello()
     crashing: frozenset[str] = field(default_factory=frozenset)
     boots: bool = False
+    holds: Callable[[Device], Iterable[str]] = lambda _device: ()
+    ends: Callable[[Device], Iterable[str]] = lambda _device: ()
 
     @property
     def may_serve(self) -> frozenset[str | None]:
@@ -127,6 +131,26 @@ def _damaged(device: Device) -> None:
     (device.folder / "state.json").write_bytes(b"rubbish")
     for name in (".state.json.7.tmp", "blobs/.x.tmp", "builds/.y.tmp", "orders/.1.json.7.tmp", "asks/.a.answer.7.tmp"):
         (device.folder / name).write_bytes(b"half")
+
+
+def _enrolled(device: Device) -> None:
+    install(device, ONE)
+    renewing.enrol(device.folder, device.clock())
+
+
+def _want_a_certificate(device: Device) -> None:
+    if device.keeper is not None and not renewing.is_renewed(device.folder):
+        device.keeper.renewal.ask_now()
+
+
+def _half_renewed(device: Device) -> None:
+    """Killed when the new certificate was stored, and had not connected."""
+    _enrolled(device)
+    device.take_up_identity()
+    _want_a_certificate(device)
+    assert device.keeper is not None  # noqa: S101  # for the type checker
+    device.keeper.renewal.tick(device.now)
+    device.keeper.renewal.tick(device.now)
 
 
 def _want_another(device: Device) -> None:
@@ -231,6 +255,29 @@ OPERATIONS: tuple[Operation, ...] = (
         active=frozenset({TWO.digest, None}),
         end=None,
         state=State.REMOVED,
+    ),
+    Operation(
+        "renew",
+        "a new certificate for the device",
+        before=_enrolled,
+        want=_want_a_certificate,
+        done=lambda device: renewing.is_renewed(device.folder) and device.drained,
+        active=frozenset({ONE.digest}),
+        end=ONE,
+        holds=lambda device: renewing.whole(device.folder),
+        ends=lambda device: (*renewing.whole(device.folder), *renewing.tidy(device.folder)),
+    ),
+    Operation(
+        "renew, on trial",
+        "the start of an agent that was killed before its new certificate had connected",
+        before=_half_renewed,
+        want=_want_a_certificate,
+        done=lambda device: renewing.is_renewed(device.folder) and device.drained,
+        active=frozenset({ONE.digest}),
+        end=ONE,
+        boots=True,
+        holds=lambda device: renewing.whole(device.folder),
+        ends=lambda device: (*renewing.whole(device.folder), *renewing.tidy(device.folder)),
     ),
     Operation(
         "spool",
