@@ -104,6 +104,7 @@ class Credentials:
     def take_over(self) -> None:
         """The pair on trial is in use from now on, also after a power cut. Raises `OSError`; then do it again."""
         if self.on_trial is not None:
+            self._remove(ASKING)
             (self._folder / NEXT).replace(self._folder / RENEWED)
         durable.sync_folder(self._folder)
         self.tidy()

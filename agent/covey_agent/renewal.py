@@ -96,6 +96,7 @@ class Renewal:
         self._certificate: Certificate | None = None
         self._told: Told | None = None
         self._under_way = False
+        self._trying = False  # the link shows the certificate on trial
         self._taken = False  # by the broker, the certificate on trial
         self._wanted = False  # by the server, whatever the clock says
         self._tries = 0
@@ -111,7 +112,8 @@ class Renewal:
         self._credentials.tidy()
         self._read()
         self._next = now + _SETTLE_S
-        self._tell(Standing.ON_TRIAL if self._is_on_trial() else Standing.GOOD)
+        self._trying = self._is_on_trial()  # the link begins with it
+        self._tell(Standing.ON_TRIAL if self._trying else Standing.GOOD)
 
     def ask_now(self) -> str:
         """The server wants it renewed; what to answer."""
@@ -132,6 +134,7 @@ class Renewal:
             self._take_over(now)
             return
         if self._is_on_trial():
+            self._try()
             return
         if self._certificate is None:
             self._read()
@@ -144,7 +147,7 @@ class Renewal:
 
     def connected(self, now: float, *, trial: bool, refused: bool) -> None:
         """The link has a session: with the pair on `trial`; or with the one in use, after the one on trial was `refused`."""
-        self._taken = trial
+        self._taken, self._trying = trial, trial
         if trial:
             self._take_over(now)
         elif refused:
@@ -189,11 +192,20 @@ class Renewal:
         except OSError as error:
             self._retry(now, Standing.FAILED, f"the new certificate cannot be stored: {error.strerror}")
             return
+        self._trying = False
+        self._try()
+
+    def _try(self) -> None:
+        """Have the link show it, unless it does, or is about to."""
+        if self._trying:
+            return
         self._tell(Standing.ON_TRIAL)
         try:
             self._try_out()
         except OSError as error:
             log.error("the new certificate cannot be tried out now: %s", error)
+        else:
+            self._trying = True
 
     def _is_on_trial(self) -> bool:
         """Whether one is; one that cannot be read, or has expired before the broker could be reached, is given up."""

@@ -168,7 +168,7 @@ def _uvicorn_config(app: Callable[..., object], settings: Settings, services: Se
         # The broker's own list of names, since both use the same certificate.
         hosts = broker_hosts(settings.reachable_host, settings.broker_interface, settings.host)
         pair = services.fleet.ca.server_certificate(hosts, services.clock())
-        certificate, key, authority = pair.certificate, pair.key, str(services.fleet.ca.ca_path)
+        certificate, key, authority = pair.certificate, pair.key, str(services.fleet.trusted_clients)
     return uvicorn.Config(
         app,
         lifespan="off",  # `running` is entered here, so that a failure is a line and not a traceback
@@ -181,7 +181,7 @@ def _uvicorn_config(app: Callable[..., object], settings: Settings, services: Se
         timeout_graceful_shutdown=_GRACE_S,
         ssl_certfile=certificate,
         ssl_keyfile=key,
-        # Devices may show their certificate, and need to for one thing alone: to have it renewed.
+        # Devices may show their certificate, and need to for two things alone: to have it renewed, or to enrol by a factory's.
         ssl_ca_certs=authority,
         ssl_cert_reqs=ssl.CERT_NONE if authority is None else ssl.CERT_OPTIONAL,
         http=PeerCertificateProtocol,

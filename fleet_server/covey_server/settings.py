@@ -153,6 +153,10 @@ class Settings:
     certificate_days: float = _set(
         90.0, "How long a device's certificate is good, in days; it is renewed at two thirds of that."
     )
+    bootstrap_ca: str = _set(
+        "",
+        "File of factories' CA certificates (PEM): devices that show one of theirs enrol without a token, each under its common name.",
+    )
     command_wait_s: float = _set(10.0, "How long a command to a device may wait for its reply.")
     enrol_per_minute: int = _set(120, "Enrolments that are tried a minute, from one address.")
     telemetry_keep_days: int = _set(14, "How long telemetry is kept.")

@@ -78,11 +78,24 @@ def _run(*words: str | Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def est(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Est]:
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a factory's authority (factory.key, factory.pem)."""
+    folder = tmp_path_factory.mktemp("factory")
+    for name in ("factory", "elsewhere"):
+        key = folder / f"{name}.key"
+        _run("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key)
+        words = ["-subj", f"/CN={name}", "-days", "30", "-addext", "basicConstraints=critical,CA:true"]
+        _run("openssl", "req", "-x509", "-new", "-key", key, *words, "-out", folder / f"{name}.pem")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def est(tmp_path_factory: pytest.TempPathFactory, factory: Path) -> Iterator[Est]:
     folder = tmp_path_factory.mktemp("est")
     data = folder / "data"
     words = [PROGRAM, "run", "--data", str(data), "--listen", "0.0.0.0:0", "--local-worker", "false"]
     words += ["--public-host", "127.0.0.1", "--broker-host", "127.0.0.1"]
+    words += ["--bootstrap-ca", str(factory / "factory.pem")]
     server = Child("server", words, folder / "server.log")
     server.start()
     try:
@@ -151,3 +164,61 @@ def test_who_is_refused(est: Est) -> None:
         est.post("simplereenroll", request, "--cert", foreign, "--key", key)
     est.api("POST", "/devices/press-3/revoke")
     assert est.post("simplereenroll", est.request(key, "press-3"), *shown)[0] == 403
+
+
+def made(est: Est, factory: Path, name: str, by: str = "factory", serial: str | None = None) -> tuple[Path, Path]:
+    """Key and certificate that a factory has put into a device."""
+    key = est.key(f"born-{name}-{by}")
+    request, certificate = key.with_suffix(".csr"), key.with_suffix(".pem")
+    _run("openssl", "req", "-new", "-key", key, "-subj", f"/CN={name}", "-out", request)
+    signer = ["-CA", factory / f"{by}.pem", "-CAkey", factory / f"{by}.key", "-days", "20"]
+    numbered = ["-set_serial", f"0x{serial}"] if serial else ["-CAcreateserial"]
+    _run("openssl", "x509", "-req", "-in", request, *signer, *numbered, "-out", certificate)
+    return key, certificate
+
+
+def test_a_factorys_certificate_buys_the_first_enrolment(est: Est, factory: Path) -> None:
+    key, born = made(est, factory, "robot-1")
+    shown = ("--cert", born, "--key", key)
+    request = est.request(est.key("robot-1"), "robot-1")
+    status, body = est.post("simpleenroll", request, *shown)
+    assert status == 200, body
+    certificate = est.certificate(body, "robot-1")
+    assert b"OK" in _run("openssl", "verify", "-CAfile", est.told["ca"], certificate)
+    device = est.api("GET", "/devices/robot-1")
+    assert device["certificates"][0]["revoked_ms"] is None
+    # The second time, and for another key, an operator is asked; RFC 7030 has 202 for that.
+    other = est.request(est.key("robot-1-new"), "robot-1")
+    status, body = est.post("simpleenroll", other, *shown)
+    assert status == 202
+    assert "has enrolled before; an operator is to approve" in body.decode()
+    (waiting,) = est.api("GET", "/renewals")["items"]
+    assert (waiting["device"], waiting["ended_ms"]) == ("robot-1", None)
+    est.api("POST", "/devices/robot-1/renewal", json={"decision": "approve"})
+    status, body = est.post("simpleenroll", other, *shown)
+    assert status == 200, body
+    assert b"OK" in _run("openssl", "verify", "-CAfile", est.told["ca"], est.certificate(body, "robot-1-new"))
+    # An approval is for one certificate; and a factory's renews nothing.
+    assert est.post("simpleenroll", other, *shown)[0] == 202
+    assert est.post("simplereenroll", other, *shown)[0] == 403
+    est.api("POST", "/devices/robot-1/revoke")
+    assert est.post("simpleenroll", other, *shown)[0] == 403
+
+
+def test_whose_factory_certificate_is_not_taken(est: Est, factory: Path) -> None:
+    key, born = made(est, factory, "robot-2")
+    request = est.request(est.key("robot-3"), "robot-3")
+    assert est.post("simpleenroll", request, "--cert", born, "--key", key)[0] == 409  # another's name
+    for name in ("covey-server", "a.b"):
+        key, born = made(est, factory, name)
+        request = est.request(est.key(f"bad-{name}"), name)
+        assert est.post("simpleenroll", request, "--cert", born, "--key", key)[0] == 422
+    key, born = made(est, factory, "robot-4", by="elsewhere")
+    with pytest.raises(AssertionError):  # not even through the handshake
+        est.post("simpleenroll", est.request(est.key("robot-4"), "robot-4"), "--cert", born, "--key", key)
+    # A factory that gives out the serial number of a fleet's certificate gets nothing by it.
+    _, mine = est.enrolled("press-9")
+    serial = _run("openssl", "x509", "-in", mine, "-noout", "-serial").decode().strip().partition("=")[2]
+    key, born = made(est, factory, "press-9", serial=serial)
+    request = est.request(est.key("thief"), "press-9")
+    assert est.post("simplereenroll", request, "--cert", born, "--key", key)[0] == 403

@@ -1,11 +1,12 @@
 """Enrolment over Secure Transport (RFC 7030, RFC 8951): for devices and tools that speak it already.
 
     GET  /.well-known/est/cacerts           the fleet's authority
-    POST /.well-known/est/simpleenroll      with a claim token as the password of HTTP Basic; the user name does not matter
+    POST /.well-known/est/simpleenroll      with a claim token as the password of HTTP Basic; the user name does not matter;
+                                            or with a factory's certificate in the TLS handshake (setting `bootstrap_ca`)
     POST /.well-known/est/simplereenroll    with the device's own certificate, in the TLS handshake
 
 The requests' common name is the id that the device would like; what else it is, it tells when it connects. It gets a certificate only: who
-wants the broker's address and the keys to trust as well enrols by `/api/v1/enrol`.
+wants the broker's address and the keys to trust as well enrols by `/api/v1/enrol`. 202: an operator is to decide, ask again later.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from covey_contract.enrolment import EnrolRequest, parse_claim_token
 from covey_contract.errors import DecodeError
 from covey_contract.facts import Facts
-from covey_server.api.enrol import body_of, fleet_of
+from covey_server.api.enrol import body_of, fleet_of, waits
 from covey_server.errors import Forbidden, Invalid, Unauthorized
+from covey_server.fleet.renewal import Waits
 from covey_server.fleet.service import FleetService
 from covey_server.peer_certificate import SCOPE_KEY
 
@@ -50,6 +52,13 @@ def enrol(
 ) -> Response:
     origin = _origin(request)
     fleet.admit(origin)
+    peer = request.scope.get(SCOPE_KEY)
+    known = fleet.factory_name(x509.load_der_x509_certificate(peer)) if isinstance(peer, bytes) else None
+    if known is not None:
+        csr_pem, name = _request_of(body)
+        asked = EnrolRequest(secret="", csr_pem=csr_pem, facts=Facts(architecture=_UNKNOWN), device=name)
+        came = fleet.enrol_known(known, asked, f"est {origin}")
+        return waits(came) if isinstance(came, Waits) else _certificates(came.certificate_pem)
     if credentials is None:
         raise Unauthorized("this needs a claim token as the password of HTTP Basic")
     try:

@@ -7,12 +7,11 @@ from typing import Annotated, Literal
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
-from starlette.responses import JSONResponse
 
 from covey_contract.enrolment import RenewRequest, RenewResponse
 from covey_contract.wire import decode
 from covey_server.api.devices import Body, Operator, Viewer
-from covey_server.api.enrol import body_of, fleet_of
+from covey_server.api.enrol import body_of, fleet_of, waits
 from covey_server.api.paging import Page
 from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, TooMany
 from covey_server.fleet import renewal
@@ -20,13 +19,10 @@ from covey_server.fleet.directory import renewal_view
 from covey_server.fleet.renewal import Waits
 from covey_server.fleet.service import FleetService
 from covey_server.fleet.views import RenewalView
-from covey_server.problems import MEDIA_TYPE, responses
+from covey_server.problems import responses
 from covey_server.services import Use
 
 router = APIRouter(prefix="/api/v1", tags=["devices"])
-
-# A device that waits for people asks again after its own pause; this is for others.
-RETRY_AFTER_S = 300
 
 
 class Decision(Body):
@@ -38,19 +34,6 @@ class Decision(Body):
         pattern="^[0-9a-f]*$",
         description="how the key begins; needed where several ask for the device, or one that was decided on is decided on again",
     )
-
-
-def waits(found: Waits) -> JSONResponse:
-    """202: an operator is to decide."""
-    body = {
-        "type": "urn:covey:problem:approval_needed",
-        "title": "Waiting for an operator",
-        "status": 202,
-        "detail": found.words,
-        "code": "approval_needed",
-        "key": found.key,
-    }
-    return JSONResponse(body, 202, {"Retry-After": str(RETRY_AFTER_S)}, MEDIA_TYPE)
 
 
 @router.post(

@@ -46,7 +46,7 @@ from covey_server.fleet.columns import MAX_INT, clean
 from covey_server.fleet.groups import ALL
 from covey_server.fleet.labels import check_labels, put_labels
 from covey_server.fleet.moved import note_presence
-from covey_server.fleet.renewal import forget, note_certificate
+from covey_server.fleet.renewal import Waits, ask_operator, forget, key_of, note_certificate
 
 MAX_TTL_S = 90 * 24 * 3600
 _MAX_GROUPS = 64
@@ -137,9 +137,55 @@ def enrol(
         return Enrolled(device, certificate, again=False)
     device, again = _name(session, token, request, suffix)
     token.used_by = device
+    row, certificate = _join(session, ca, device, request, profile_of, now_ms, days)
+    put_labels(row, {**row.labels, **token.labels})
+    _join_groups(session, device, token.groups)
+    return Enrolled(device, certificate, again)
+
+
+def enrol_known(
+    session: Session,
+    ca: FleetCA,
+    name: str,
+    request: EnrolRequest,
+    profile_of: Callable[[Facts], tuple[str | None, str]],
+    origin: str,
+    now_ms: int,
+    days: float,
+) -> Enrolled | Waits:
+    """As `enrol`, for who has shown a factory's certificate for this name instead of a token. The first is let in; after that an operator is to
+    approve each further key, and a revoked device stays out. Raises `Forbidden`, `Conflict` and `Invalid`."""
+    _check_id(name, "device")
+    if request.device not in {None, name}:
+        raise Conflict(f"the certificate shown is for the device {name!r}", code="wrong_device")
+    try:
+        key = key_of(request_key(request.csr_pem))
+    except CertificateRequestError as error:
+        raise Invalid(str(error), field="csr_pem") from error
+    known = session.get(Device, name)
+    if known is not None:
+        if known.revoked_ms is not None:
+            raise Forbidden(f"{name} is revoked", code="device_revoked")
+        said = ask_operator(session, known, key, origin, now_ms, ended_ms=None)
+        if isinstance(said, Waits):
+            return said
+    row, certificate = _join(session, ca, name, request, profile_of, now_ms, days)
+    put_labels(row, row.labels)
+    return Enrolled(name, certificate, known is not None)
+
+
+def _join(
+    session: Session,
+    ca: FleetCA,
+    device: str,
+    request: EnrolRequest,
+    profile_of: Callable[[Facts], tuple[str | None, str]],
+    now_ms: int,
+    days: float,
+) -> tuple[Device, IssuedCertificate]:
     certificate = ca.sign_device_csr(request.csr_pem, device, now_ms, days)
     profile, reason = profile_of(request.facts)
-    row = session.get(Device, device) if again else None
+    row = session.get(Device, device)
     if row is None:
         row = Device(id=device, labels={}, enrolled_ms=now_ms, counter=0, online=False)
         session.add(row)
@@ -151,11 +197,9 @@ def enrol(
     row.agent_version = clean(request.facts.agent_version, 64)
     row.profile, row.profile_reason = profile, reason
     row.timezone = clean(request.facts.timezone, 64)
-    put_labels(row, {**row.labels, **token.labels})
     row.enrolled_ms, row.revoked_ms, row.resources, row.boot_id = now_ms, None, None, None
     note_certificate(session, row, certificate, now_ms)
-    _join_groups(session, device, token.groups)
-    return Enrolled(device, certificate, again)
+    return row, certificate
 
 
 def revoke(session: Session, device: str, now_ms: int) -> bool:

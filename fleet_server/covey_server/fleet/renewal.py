@@ -34,13 +34,11 @@ class Waits:
     device: str
     key: str
     new: bool
+    why: str
 
     @property
     def words(self) -> str:
-        return (
-            f"the certificate of {self.device} has expired; an operator is to approve the key {self.key[:16]}: "
-            f"`covey device approve {self.device}`"
-        )
+        return f"{self.why}; an operator is to approve the key {self.key[:16]}: `covey device approve {self.device}`"
 
 
 @dataclass(frozen=True)
@@ -77,27 +75,23 @@ def come_back(
         raise Invalid(str(error), field="csr_pem") from error
     if row.not_after_ms > now_ms:
         return Renewed(device.id, _issue(session, ca, device, request.csr_pem, now_ms, days))
-    return decided(session, ca, device, key, request.csr_pem, origin, now_ms, days, ended_ms=row.not_after_ms)
+    said = ask_operator(session, device, key, origin, now_ms, ended_ms=row.not_after_ms)
+    if isinstance(said, Waits):
+        return said
+    return Renewed(device.id, _issue(session, ca, device, request.csr_pem, now_ms, days), approved_by=said)
 
 
-def decided(
-    session: Session,
-    ca: FleetCA,
-    device: Device,
-    key: str,
-    csr_pem: str,
-    origin: str,
-    now_ms: int,
-    days: float,
-    *,
-    ended_ms: int | None,
-) -> Renewed | Waits:
-    """What an operator has said to this key; it is noted that it asks. `ended_ms`: when its certificate ended; None: it showed another proof."""
+def ask_operator(
+    session: Session, device: Device, key: str, origin: str, now_ms: int, *, ended_ms: int | None
+) -> str | Waits:
+    """Who has approved this key for the device, or that nobody has yet; it is noted that it asks. `ended_ms`: when the certificate ended by which
+    it does; None: it shows a factory's. An approval is for one certificate. Raises as `come_back` does."""
     found = session.scalar(select(RenewalRequest).where(RenewalRequest.device == device.id, RenewalRequest.key == key))
+    why = f"{device.id} has enrolled before" if ended_ms is None else f"the certificate of {device.id} has expired"
     if found is None:
-        waiting = select(func.count()).select_from(RenewalRequest).where(RenewalRequest.device == device.id)
-        if (session.scalar(waiting) or 0) >= _MAX_WAITING:
-            raise TooMany(f"{_MAX_WAITING} keys wait for {device.id} already; an operator is to refuse some")
+        asking = select(func.count()).select_from(RenewalRequest).where(RenewalRequest.device == device.id)
+        if (session.scalar(asking) or 0) >= _MAX_WAITING:
+            raise TooMany(f"{_MAX_WAITING} keys have asked for {device.id} already; an operator is to approve one")
         found = RenewalRequest(
             device=device.id,
             key=key,
@@ -108,18 +102,17 @@ def decided(
             state=WAITING,
         )
         session.add(found)
-        record(
-            session, Actor(device.id, "device", origin), "device.renewal_asked", device.id, {"key": key[:16]}, now_ms
-        )
-        return Waits(device.id, key, new=True)
+        actor = Actor(device.id, "device", origin)
+        record(session, actor, "device.renewal_asked", device.id, {"key": key[:16]}, now_ms)
+        return Waits(device.id, key, new=True, why=why)
     if found.state == REFUSED:
         raise Forbidden(f"an operator has refused this key of {device.id}", code="renewal_refused")
     if found.state == WAITING:
         found.seen_ms, found.origin = now_ms, origin[:128]
-        return Waits(device.id, key, new=False)
-    approved_by = found.decided_by
-    session.execute(delete(RenewalRequest).where(RenewalRequest.device == device.id))
-    return Renewed(device.id, _issue(session, ca, device, csr_pem, now_ms, days), approved_by)
+        return Waits(device.id, key, new=False, why=why)
+    approved_by = found.decided_by or ""
+    forget(session, device.id)
+    return approved_by
 
 
 def decide(session: Session, device: str, key: str | None, state: str, actor: Actor, now_ms: int) -> RenewalRequest:

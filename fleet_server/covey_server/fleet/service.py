@@ -38,6 +38,8 @@ from covey_server.fleet.ca import FleetCA
 from covey_server.fleet.commands import CommandDesk
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.delivery import Delivery, DeliveryLimits, Sending
+from covey_server.fleet.enrolment import Enrolled
+from covey_server.fleet.factory import Factories
 from covey_server.fleet.inbox import Incoming
 from covey_server.fleet.ingest import Ingest
 from covey_server.fleet.link import FleetLink
@@ -120,6 +122,7 @@ class FleetService:
         self._broker: Broker | None = None
         self._link: FleetLink | None = None
         self._gate = Gate(settings.enrol_per_minute)
+        self._factories = Factories.load(settings.bootstrap_ca)
         self._crl_ms = 0
         self._pruned_ms = 0
         self._warned_ms = 0
@@ -260,6 +263,32 @@ class FleetService:
             enrolled = enrolment.enrol(session, self.ca, request, self._profile_of, now, self.settings.certificate_days)
             actor = Actor(enrolled.device, "device", origin)
             record(session, actor, "device.enrol", enrolled.device, {"again": enrolled.again}, now)
+        return self._welcome(enrolled)
+
+    def factory_name(self, shown: x509.Certificate) -> str | None:
+        """The device that a factory's certificate is for; None: it is no factory's that is trusted here."""
+        return self._factories.name_of(shown)
+
+    @property
+    def trusted_clients(self) -> Path:
+        """The authorities whose certificates HTTPS takes from devices, in PEM."""
+        return self._factories.trusted_file(self.ca.ca_path)
+
+    def enrol_known(self, name: str, request: EnrolRequest, origin: str) -> EnrolResponse | Waits:
+        """By a factory's certificate for this name. Raises as `enrolment.enrol_known` does."""
+        now, days = self._clock(), self.settings.certificate_days
+        with self._database.session() as session:
+            came = enrolment.enrol_known(session, self.ca, name, request, self._profile_of, origin, now, days)
+            if isinstance(came, Enrolled):
+                detail = {"again": came.again, "by": "factory"}
+                record(session, Actor(name, "device", origin), "device.enrol", name, detail, now)
+        if isinstance(came, Enrolled):
+            return self._welcome(came)
+        self._bus.publish("device", name)
+        return came
+
+    def _welcome(self, enrolled: Enrolled) -> EnrolResponse:
+        """After the commit."""
         self.counters.add("covey_enrolments_total", outcome="again" if enrolled.again else "new")
         self._bus.publish("device", enrolled.device)
         if enrolled.again:

@@ -99,7 +99,10 @@ class Keeper:
 
 
 def is_renewed(state: Path) -> bool:
-    return (state / FOLDER / RENEWED).exists() and not (state / FOLDER / NEXT).exists()
+    try:
+        return (state / FOLDER / RENEWED).exists() and not (state / FOLDER / NEXT).exists()
+    except OSError:  # the fault may hit the rig's own look
+        return False
 
 
 def whole(state: Path) -> Iterator[str]:

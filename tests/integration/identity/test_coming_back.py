@@ -133,8 +133,9 @@ def test_a_device_offline_for_a_year_comes_back(make: Make, tmp_path: Path) -> N
     place = make(90 * 86_400.0, enrol=False, local_worker="true", worker_targets="onnxruntime-fp32")
     place.enrol()
     push = ("model", "push", "digits")
-    more = ("--calibration", _samples(tmp_path), "--wait")
-    place.covey(*push, "1.0", str(model_path("1.0")), *more)
+    more = ("--calibration", _samples(tmp_path), "--target", "onnxruntime-fp32", "--wait")
+    for version in ("1.0", "1.1"):
+        place.covey(*push, version, str(model_path(version)), *more)
     place.start_agent()
     until("a connection", lambda: place.device()["online"])
     place.covey("device", "assign", DEVICE, "digits", "1.0")
@@ -144,7 +145,7 @@ def test_a_device_offline_for_a_year_comes_back(make: Make, tmp_path: Path) -> N
     place.stop_server()
     _rotate(place, 3)
 
-    place.shift = "+395d"
+    place.shift, place.settings["local_worker"] = "+395d", "false"
     place.start_server()
     assert datetime.fromisoformat(json.loads(held)["signed"]["expires"]).timestamp() < time.time() + 395 * 86_400
     place.start_agent()
@@ -157,7 +158,6 @@ def test_a_device_offline_for_a_year_comes_back(make: Make, tmp_path: Path) -> N
     place.covey("device", "approve", DEVICE, "--key", key[:16])
     until("a connection", lambda: place.device()["online"], ASKED_MOST_S)
     # And it follows orders of today, vouched for by roots that it has never seen.
-    place.covey(*push, "1.1", str(model_path("1.1")), *more)
     place.covey("device", "assign", DEVICE, "digits", "1.1")
     until("the second build", lambda: _active(place) == "1.1", 90.0)
     now, then = json.loads(_root(place))["signed"], json.loads(held)["signed"]
