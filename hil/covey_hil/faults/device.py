@@ -16,6 +16,7 @@ from covey_agent import __version__
 from covey_agent.asks import Answer, Ask, AskFolder
 from covey_agent.core.state import AgentState, ModelRecord, status_of
 from covey_agent.daemon import take_up
+from covey_agent.errors import AgentError
 from covey_agent.gateway.control_api import Load, Loaded, Request
 from covey_agent.installing import Installer
 from covey_agent.manual import Manual
@@ -103,9 +104,13 @@ class Device(World):
         self.hello()
 
     def take_up_identity(self) -> None:
-        """Where the device has one."""
+        """Where the device has one. Raises `AgentError`, as reading it does at the agent's start."""
         self.keeper: renewing.Keeper | None = None
-        if (self.folder / renewing.FOLDER).exists():
+        try:
+            there = (self.folder / renewing.FOLDER).exists()
+        except OSError as error:
+            raise AgentError(f"{renewing.FOLDER} cannot be read: {error}") from error
+        if there:
             self.keeper = renewing.Keeper(self.settings, self.clock)
             self.keeper.renewal.start(self.now)
 

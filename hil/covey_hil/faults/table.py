@@ -30,6 +30,8 @@ _SCRUB = "tests/unit/agent/test_agent_scrub.py::"
 _STORE = "tests/unit/agent/test_agent_store.py::"
 _SPOOL = "tests/unit/agent/test_agent_outbox.py::"
 _FETCH = "tests/unit/agent/test_agent_fetch.py::"
+_RENEWAL = "tests/unit/agent/test_agent_renewal.py::"
+_IDENTITY = "tests/integration/identity/"
 _TUF = "tests/unit/agent_tuf/test_tuf_folder.py::"
 
 _REPORTED = ("assigned", "verifying", "staged", "warming", "probation", "active")
@@ -379,6 +381,52 @@ CASES: tuple[Case, ...] = (
         "under an older agent",
         "what it does not know is passed over",
         f"{_OLDER}test_what_a_newer_agent_adds_is_passed_over",
+    ),
+    # --- the device's identity
+    Case(
+        "certificate ends, no operator near",
+        "time: certificates of 20 s",
+        "the agent runs",
+        "it renews in time, each on a new key; the session goes on; the gateway is the same process",
+        f"{_IDENTITY}test_renewal.py::test_a_device_outlives_its_certificates_by_renewing_them_itself",
+    ),
+    Case(
+        "broker does not take the new certificate",
+        "a certificate of another authority",
+        "on trial",
+        "the one before is shown again, and stays; told",
+        f"{_IDENTITY}test_renewal.py::test_what_the_broker_refuses_is_given_up_and_the_old_one_stays",
+    ),
+    Case(
+        "control killed while an operator thinks",
+        "SIGKILL of control; the certificate has expired",
+        "the request waits for an approval",
+        "the same key asks again; approved, it connects",
+        f"{_IDENTITY}test_coming_back.py::test_an_operator_lets_it_in_again",
+    ),
+    Case(
+        "a year in a drawer",
+        "time: certificate, root and metadata on the device have expired, root was changed three times",
+        "the device is switched on",
+        "what it has serves; approved, it connects and follows an order of today",
+        f"{_IDENTITY}test_coming_back.py::test_a_device_offline_for_a_year_comes_back",
+    ),
+    Case(
+        "halves of a renewal",
+        "files as kills leave them",
+        "before a start",
+        "the newest pair that has connected is in use; nothing else is left",
+        f"{_RENEWAL}test_what_a_kill_has_left_is_taken_up",
+    ),
+    *(
+        Case(
+            f"clock at {year}, renewal",
+            "the device's clock",
+            "the agent runs",
+            "no loop, no identity lost; renewed when the clock is right",
+            f"{_RENEWAL}test_a_clock_in_another_year_neither_loops_nor_costs_the_identity[{year}]",
+        )
+        for year in (1971, 2040)
     ),
     # --- clocks
     Case(
