@@ -35,13 +35,13 @@ def until(what: str, look: Callable[[], T | None], seconds: float = PATIENCE_S) 
 
 
 class Place:
-    """A server and a device by their folders. `shift`: what both clocks are ahead, as `faketime` takes it."""
+    """A server and a device by their folders. `later_s`: how far the clocks of all processes are ahead."""
 
     def __init__(self, folder: Path, life_s: float, *, host: str = "0.0.0.0:0", **settings: str) -> None:
         self.folder, self.host = folder, host
         self.data, self.state = folder / "data", folder / "state"
         self.settings = {"certificate_days": str(life_s / 86_400), "local_worker": "false", **settings}
-        self.shift = ""
+        self.later_s = 0
         self.server: Child | None = None
         self.agent: Child | None = None
 
@@ -53,7 +53,7 @@ class Place:
         words = [str(BIN / "covey-server"), "run", "--data", str(self.data), "--listen", self.host]
         words += ["--public-host", "127.0.0.1"]
         words += [word for name, value in self.settings.items() for word in (f"--{name.replace('_', '-')}", value)]
-        self.server = server = Child("server", [*self._shifted, *words], self.folder / "server.log")
+        self.server = server = Child("server", words, self.folder / "server.log", self._clock())
         server.start()
 
         def up() -> bool:
@@ -109,20 +109,29 @@ class Place:
     def start_agent(self, *words: str) -> None:
         command = [str(BIN / "covey-agent"), "run", "--state", str(self.state), "--inference-port", "0"]
         command += ["--retry", "1", "--heartbeat", "1", "--telemetry-interval", "2", "--keep-gateway"]
-        self.agent = Child("agent", [*self._shifted, *command, *words], self.folder / "agent.log")
+        self.agent = Child("agent", [*command, *words], self.folder / "agent.log", self._clock())
         self.agent.start()
 
     def stop_agent(self) -> None:
         if self.agent is not None:
             self.agent.stop()
 
+    def switch_off(self) -> None:
+        """The device, all of it."""
+        self.stop_agent()
+        if (gateway := self.gateway()) is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                gateway.terminate()
+                gateway.wait(20)
+
     def command(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self._shifted, str(BIN / "covey-agent"), name, "--state", str(self.state), *words],
+            [str(BIN / "covey-agent"), name, "--state", str(self.state), *words],
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
+            env={**os.environ, **self._clock()},
         )
 
     def status(self) -> Any:
@@ -142,16 +151,18 @@ class Place:
 
     # --- both -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _shifted(self) -> list[str]:
-        return ["faketime", "-f", self.shift] if self.shift else []
+    def _clock(self) -> dict[str, str]:
+        """The environment of processes whose clock is ahead."""
+        if not self.later_s:
+            return {}
+        shim = self.folder / "later.so"
+        if not shim.exists():
+            words = ["cc", "-shared", "-fPIC", "-O1", "-o", str(shim), str(Path(__file__).with_name("later.c")), "-ldl"]
+            subprocess.run(words, check=True, timeout=60)
+        return {"LD_PRELOAD": str(shim), "LATER_S": str(self.later_s)}
 
     def end(self) -> None:
-        self.stop_agent()
-        if (gateway := self.gateway()) is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                gateway.terminate()
-                gateway.wait(20)
+        self.switch_off()
         self.stop_server()
 
 
