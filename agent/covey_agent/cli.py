@@ -59,9 +59,17 @@ def parser() -> argparse.ArgumentParser:
             )
         return sub
 
-    sub = command("enroll", enroll, "Join a fleet with a one-time claim token.")
+    sub = command("enroll", enroll, "Join a fleet with a one-time claim token, or a factory's certificate.")
     sub.add_argument("--server", required=True, metavar="URL")
-    sub.add_argument("--token", required=True, help="covey1.FINGERPRINT.SECRET, or - to read it from standard input")
+    by = sub.add_mutually_exclusive_group(required=True)
+    by.add_argument("--token", help="covey1.FINGERPRINT.SECRET, or - to read it from standard input")
+    by.add_argument(
+        "--bootstrap",
+        type=Path,
+        metavar="FILE",
+        help="certificate and key (PEM) that a factory has put into this device",
+    )
+    sub.add_argument("--ca", type=Path, metavar="FILE", help="with --bootstrap: the fleet's CA (PEM)")
     sub.add_argument("--device", metavar="ID", help="the id that this device would like")
     sub.add_argument("--facts", type=Path, metavar="FILE", help="be a simulated device with these facts")
     sub.add_argument("--force", action="store_true", help="replace the identity that is there")
@@ -164,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
 
 def enroll(options: argparse.Namespace) -> int:
     from covey_agent import daemon, durable
-    from covey_agent.enrol import enrol
+    from covey_agent.enrol import Factory, enrol
     from covey_agent.facts import measure_facts, read_facts
 
     state: Path = options.state
@@ -181,8 +189,12 @@ def enroll(options: argparse.Namespace) -> int:
     except OSError as error:
         reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
         raise AgentError(f"{error.filename or state} cannot be used: {reason}") from error
-    claim: str = options.token
-    if claim == "-":
+    if (options.bootstrap is None) != (options.ca is None):
+        raise UsageError("--bootstrap and --ca go together")
+    claim: str | Factory = options.token
+    if options.bootstrap is not None:
+        claim = Factory(options.bootstrap, options.ca)
+    elif claim == "-":
         claim = sys.stdin.readline()
     with daemon.locked(state):
         identity = enrol(

@@ -1,7 +1,7 @@
 """Joining a fleet: a key is made here and never leaves, its certificate request and a one-time claim token go to the server.
 
 The token carries the fingerprint of the fleet's CA, so that the device knows the server before it has any certificate; nothing
-that the server says is believed before its CA has that fingerprint.
+that the server says is believed before its CA has that fingerprint. Instead of a token a factory's certificate will do, beside the CA itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ipaddress
 import json
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from covey_agent import durable
@@ -31,30 +31,56 @@ _TIMEOUT_S = 20.0
 _MAX_ANSWER = 128 * 1024
 
 
+class Factory(NamedTuple):
+    """What a factory has put into the device: its first certificate and key (one file), and the CA of the fleet that it is for."""
+
+    credentials: Path
+    ca: Path
+
+    def claim(self) -> ClaimToken:
+        """As a token that is worth nothing without the certificate. Raises `UsageError`."""
+        try:
+            pem = self.ca.read_text(encoding="ascii")
+            return ClaimToken(hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem.strip())).hexdigest(), "")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.ca} holds no CA certificate in PEM: {error}") from error
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Raises `EnrolmentError`."""
+        try:
+            context.load_cert_chain(self.credentials)
+        except OSError as error:
+            words = f"{self.credentials} holds no certificate with its key in PEM: {error}"
+            raise EnrolmentError(words) from error
+
+
 def enrol(
     *,
     server: str,
-    token: str,
+    token: str | Factory,
     state: Path,
     facts: Facts,
     facts_file: bytes | None,
     device: str | None,
     allow_http: bool = False,
 ) -> Identity:
-    """Raises `EnrolmentError` or `UsageError`, each with one line for people."""
+    """By a claim token, or what a factory has put into the device. Raises `EnrolmentError` or `UsageError`, each with one line for people."""
+    factory = token if isinstance(token, Factory) else None
     try:
-        claim = parse_claim_token(token)
+        claim = token.claim() if isinstance(token, Factory) else parse_claim_token(token)
         if device is not None:
             check_device_id(device)
     except ContractError as error:
         raise UsageError(str(error)) from error
     address = check_server(server, allow_http=allow_http)
+    if factory is not None and address.scheme != "https":
+        raise UsageError("a factory's certificate can be shown over https alone")
     durable.make_folder(state, mode=0o700)
     key_pem, csr_pem = make_key_and_request(_kept_key(state), device or "device")
     try:
         durable.write(state / "enrolment-key.pem", key_pem, mode=0o600)
         request = EnrolRequest(secret=claim.secret, csr_pem=csr_pem, facts=facts, device=device)
-        response = ask(address, claim, encode(request))
+        response = ask(address, claim, encode(request), factory)
         check_certificate(response, key_pem)
         identity = save_identity(state / "identity", server, key_pem, response, facts_file)
         (state / "enrolment-key.pem").unlink(missing_ok=True)
@@ -140,14 +166,18 @@ def same_key(certificate: x509.Certificate, key_pem: bytes) -> bool:
     return certificate.public_key().public_bytes(*spki) == key.public_key().public_bytes(*spki)
 
 
-def ask(address: SplitResult, claim: ClaimToken, body: bytes) -> EnrolResponse:
-    """Send the request to the server that the token names."""
+def ask(address: SplitResult, claim: ClaimToken, body: bytes, factory: Factory | None = None) -> EnrolResponse:
+    """Send the request to the server that the token names, or whose CA the factory knows."""
     context: ssl.SSLContext | None = None
     if address.scheme == "https":
         context = trusting(fetch_ca(address, claim))
+        if factory is not None:
+            factory.load_into(context)
     else:
         fetch_ca(address, claim)  # the secret is not shown to a server of another fleet
     status, answer = exchange(address, "POST", "/api/v1/enrol", body, context)
+    if status == 202:
+        raise EnrolmentError(f"not let in yet: {problem(status, answer)}; then run this again")
     if status not in (200, 201):
         raise EnrolmentError(f"the server refuses: {problem(status, answer)}")
     try:

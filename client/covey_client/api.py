@@ -214,8 +214,10 @@ class Client:
         model: str | None = None,
         q: str | None = None,
         limit: int | None = None,
+        certificate: Literal["good", "ending", "expired"] | None = None,
     ) -> list[Json]:
         query = {"group": group, "profile": profile, "online": online, "model": model, "q": q}
+        query["certificate"] = certificate
         return self._list("/devices", query, limit=limit)
 
     def device(self, device: str) -> Json:

@@ -28,6 +28,9 @@ def add(commands: Adder) -> None:
     listing.add_argument("--profile", help="only those of this firmware profile; `none`: without one")
     listing.add_argument("--model", help="only those that have this model, or should")
     listing.add_argument("--query", "-q", help="part of id, profile or board")
+    listing.add_argument(
+        "--certificate", choices=["good", "ending", "expired"], help="only those whose certificate is this near its end"
+    )
     state = listing.add_mutually_exclusive_group()
     state.add_argument("--online", action="store_true", default=None)
     state.add_argument("--offline", action="store_false", dest="online", default=None)
@@ -100,7 +103,12 @@ def add(commands: Adder) -> None:
 def _list(run: Run) -> int:
     options = run.options
     found = run.client.devices(
-        group=options.group, profile=options.profile, online=options.online, model=options.model, q=options.query
+        group=options.group,
+        profile=options.profile,
+        online=options.online,
+        model=options.model,
+        q=options.query,
+        certificate=options.certificate,
     )
     columns = ["device", "state", "profile", "hardware", "runs", "should run", "last seen"]
     rows = [
