@@ -70,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
         help="certificate and key (PEM) that a factory has put into this device",
     )
     sub.add_argument("--ca", type=Path, metavar="FILE", help="with --bootstrap: the fleet's CA (PEM)")
+    sub.add_argument(
+        "--key",
+        choices=["file", "tpm2"],
+        default="file",
+        help="where the device's keys are, this one and those after it (%(default)s)",
+    )
     sub.add_argument("--device", metavar="ID", help="the id that this device would like")
     sub.add_argument("--facts", type=Path, metavar="FILE", help="be a simulated device with these facts")
     sub.add_argument("--force", action="store_true", help="replace the identity that is there")
@@ -205,6 +211,7 @@ def enroll(options: argparse.Namespace) -> int:
             facts_file=facts_file,
             device=options.device,
             allow_http=options.allow_http,
+            in_tpm=options.key == "tpm2",
         )
     print(
         f"enrolled as {identity.device}{' (simulated)' if facts.simulated else ''}; broker {identity.broker.host}:{identity.broker.port}"

@@ -16,7 +16,7 @@ import ssl
 from pathlib import Path
 from typing import NamedTuple
 
-from covey_agent import durable
+from covey_agent import durable, tpm2
 from covey_agent.core.renewal import Certificate
 from covey_agent.identity import CERTIFICATE, KEY
 
@@ -32,6 +32,11 @@ class Pair(NamedTuple):
 
     certificate: Path
     key: Path
+
+    @property
+    def in_tpm(self) -> bool:
+        """Whether a TPM has to help with the key: `tpm2.prepare` comes before the context then. Raises `OSError`."""
+        return tpm2.wraps(self.key.read_bytes())
 
     def load_into(self, context: ssl.SSLContext) -> None:
         """Handshakes that begin from now on show it. Raises `OSError`, of which `ssl.SSLError` is one."""

@@ -12,20 +12,18 @@ import ipaddress
 import json
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from covey_agent import durable
 from covey_agent.errors import EnrolmentError, UsageError
 from covey_agent.identity import Identity, save_identity
+from covey_agent.keys import make_key_and_request, same_key
 from covey_contract.enrolment import ClaimToken, EnrolRequest, EnrolResponse, parse_claim_token
 from covey_contract.errors import ContractError
 from covey_contract.facts import Facts
 from covey_contract.topics import check_device_id
 from covey_contract.wire import decode, encode
-
-if TYPE_CHECKING:
-    from cryptography import x509
 
 _TIMEOUT_S = 20.0
 _MAX_ANSWER = 128 * 1024
@@ -63,6 +61,7 @@ def enrol(
     facts_file: bytes | None,
     device: str | None,
     allow_http: bool = False,
+    in_tpm: bool = False,
 ) -> Identity:
     """By a claim token, or what a factory has put into the device. Raises `EnrolmentError` or `UsageError`, each with one line for people."""
     factory = token if isinstance(token, Factory) else None
@@ -76,7 +75,7 @@ def enrol(
     if factory is not None and address.scheme != "https":
         raise UsageError("a factory's certificate can be shown over https alone")
     durable.make_folder(state, mode=0o700)
-    key_pem, csr_pem = make_key_and_request(_kept_key(state), device or "device")
+    key_pem, csr_pem = make_key_and_request(_kept_key(state), device or "device", in_tpm=in_tpm)
     try:
         durable.write(state / "enrolment-key.pem", key_pem, mode=0o600)
         request = EnrolRequest(secret=claim.secret, csr_pem=csr_pem, facts=facts, device=device)
@@ -121,29 +120,6 @@ def _kept_key(state: Path) -> bytes | None:
         return None
 
 
-def make_key_and_request(kept: bytes | None, name: str) -> tuple[bytes, str]:
-    """A P-256 key (the kept one, if it can be read) and a certificate request for it, both PEM."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key: ec.EllipticCurvePrivateKey | None = None
-    if kept is not None:
-        try:
-            loaded = serialization.load_pem_private_key(kept, password=None)
-            key = loaded if isinstance(loaded, ec.EllipticCurvePrivateKey) else None
-        except ValueError:
-            key = None
-    key = key or ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    key_pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return key_pem, request.public_bytes(serialization.Encoding.PEM).decode()
-
-
 def check_certificate(response: EnrolResponse, key_pem: bytes) -> None:
     """The certificate must be for our key; raises `EnrolmentError`."""
     from cryptography import x509
@@ -155,15 +131,6 @@ def check_certificate(response: EnrolResponse, key_pem: bytes) -> None:
         raise EnrolmentError(f"the server's answer is not an identity: {error}") from error
     if not same_key(certificate, key_pem):
         raise EnrolmentError("the server's certificate is for another key")
-
-
-def same_key(certificate: x509.Certificate, key_pem: bytes) -> bool:
-    """Whether the certificate is for this private key."""
-    from cryptography.hazmat.primitives import serialization
-
-    key = serialization.load_pem_private_key(key_pem, password=None)
-    spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return certificate.public_key().public_bytes(*spki) == key.public_key().public_bytes(*spki)
 
 
 def ask(address: SplitResult, claim: ClaimToken, body: bytes, factory: Factory | None = None) -> EnrolResponse:

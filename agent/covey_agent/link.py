@@ -21,6 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from covey_agent import tpm2
 from covey_agent.credentials import Credentials
 from covey_agent.identity import CA
 from covey_contract.enrolment import Broker
@@ -242,8 +243,11 @@ class Link:
 
 def tls_context(identity: Path) -> ssl.SSLContext:
     """Mutual TLS: the fleet's CA alone is trusted, the broker's name is checked."""
+    pair = Credentials(identity).in_use
+    if pair.in_tpm:
+        tpm2.prepare()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(identity / CA)
-    Credentials(identity).in_use.load_into(context)
+    pair.load_into(context)
     return context

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from covey_agent import tpm2
 from covey_agent.credentials import Credentials, Pair, read_certificate
-from covey_agent.enrol import check_server, exchange, make_key_and_request, problem, same_key, trusting
+from covey_agent.enrol import check_server, exchange, problem, trusting
 from covey_agent.errors import EnrolmentError
 from covey_agent.identity import CA
+from covey_agent.keys import make_key_and_request, same_key, sign
 from covey_contract.enrolment import RenewRequest, RenewResponse, renewal_statement
 from covey_contract.errors import ContractError
 from covey_contract.wire import decode, encode
@@ -83,7 +85,7 @@ class Asker:
         try:
             pair = self.credentials.in_use
             kept = self.credentials.key_to_ask_with()
-            key_pem, csr_pem = make_key_and_request(kept, self.device)
+            key_pem, csr_pem = make_key_and_request(kept, self.device, in_tpm=pair.in_tpm)
             if key_pem != kept:
                 self.credentials.ask_with(key_pem)
             status, answer = self._exchange(pair, csr_pem, expired=expired)
@@ -95,7 +97,7 @@ class Asker:
                 return Failed(f"the server refuses: {problem(status, answer)}")
             certificate_pem = _read(answer)
             check(certificate_pem, key_pem, (self.folder / CA).read_bytes(), self.device, now_ms)
-        except EnrolmentError as error:
+        except (EnrolmentError, tpm2.TpmError) as error:
             return Failed(str(error))
         except (OSError, ValueError) as error:
             return Failed(f"the identity in {self.folder} cannot be used: {error}")
@@ -131,6 +133,8 @@ class Asker:
         return status, _certificates(answer)
 
     def _context(self) -> ssl.SSLContext:
+        if self.credentials.in_use.in_tpm:
+            tpm2.prepare()
         return trusting((self.folder / CA).read_text(encoding="ascii"))
 
 
@@ -169,18 +173,11 @@ def check(certificate_pem: bytes, key_pem: bytes, ca_pem: bytes, device: str, no
 
 
 def _signed(pair: Pair, csr_pem: str) -> RenewRequest:
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = serialization.load_pem_private_key(pair.key.read_bytes(), password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError("its key is no P-256 key")
     text = pair.certificate.read_text(encoding="ascii")
     certificate_pem = text[max(text.find("-----BEGIN CERTIFICATE"), 0) :]
     statement = renewal_statement(certificate_pem, csr_pem)
-    return RenewRequest(
-        certificate_pem=certificate_pem, csr_pem=csr_pem, proof=key.sign(statement, ec.ECDSA(hashes.SHA256()))
-    )
+    proof = sign(pair.key.read_bytes(), statement)
+    return RenewRequest(certificate_pem=certificate_pem, csr_pem=csr_pem, proof=proof)
 
 
 def _read(answer: bytes) -> bytes:

@@ -9,9 +9,9 @@ from pathlib import Path
 from random import Random
 
 from covey_agent.credentials import NEXT, RENEWED, Credentials
-from covey_agent.enrol import make_key_and_request
 from covey_agent.errors import EnrolmentError
 from covey_agent.identity import CA, ENROLMENT, save_identity
+from covey_agent.keys import make_key_and_request
 from covey_agent.renewal import Renewal
 from covey_agent.renewing import Asker, Failed, Granted, Outcome, check
 from covey_agent.settings import Settings

@@ -42,6 +42,7 @@ class Place:
         self.data, self.state = folder / "data", folder / "state"
         self.settings = {"certificate_days": str(life_s / 86_400), "local_worker": "false", **settings}
         self.later_s = 0
+        self.environment: dict[str, str] = {}  # of the device, beside what there is
         self.server: Child | None = None
         self.agent: Child | None = None
 
@@ -100,16 +101,18 @@ class Place:
 
     # --- the device -------------------------------------------------------------------------------------------------
 
-    def enrol(self) -> None:
+    def enrol(self, *words: str) -> None:
         with self.client as client:
             token = client.create_claim_token(device=DEVICE)["token"]
-        done = self.command("enroll", "--server", self.told["url"], "--token", token)
+        done = self.command("enroll", "--server", self.told["url"], "--token", token, *words)
         assert done.returncode == 0, done.stderr
 
     def start_agent(self, *words: str) -> None:
         command = [str(BIN / "covey-agent"), "run", "--state", str(self.state), "--inference-port", "0"]
         command += ["--retry", "1", "--heartbeat", "1", "--telemetry-interval", "2", "--keep-gateway"]
-        self.agent = Child("agent", [*command, *words], self.folder / "agent.log", self._clock())
+        self.agent = Child(
+            "agent", [*command, *words], self.folder / "agent.log", {**self._clock(), **self.environment}
+        )
         self.agent.start()
 
     def stop_agent(self) -> None:
@@ -131,7 +134,7 @@ class Place:
             text=True,
             timeout=60,
             check=False,
-            env={**os.environ, **self._clock()},
+            env={**os.environ, **self._clock(), **self.environment},
         )
 
     def status(self) -> Any:

@@ -95,7 +95,7 @@ def test_who_has_not_the_old_key_files_nothing(make: Make) -> None:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from covey_agent.enrol import make_key_and_request
+    from covey_agent.keys import make_key_and_request
     from covey_hil.testing.authority import Authority
 
     place = make(LIFE_S, host="127.0.0.1:0")

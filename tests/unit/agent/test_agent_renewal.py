@@ -11,9 +11,9 @@ import pytest
 
 from covey_agent.core.renewal import Certificate, pause_s
 from covey_agent.credentials import ASKING, NEXT, RENEWED, Credentials
-from covey_agent.enrol import make_key_and_request
 from covey_agent.errors import EnrolmentError
 from covey_agent.identity import save_identity
+from covey_agent.keys import make_key_and_request
 from covey_agent.renewal import Renewal, Standing, read_told
 from covey_agent.renewing import Failed, Granted, Outcome, Refused, Undecided, check
 from covey_contract.enrolment import Broker, EnrolResponse
@@ -155,7 +155,8 @@ def test_a_server_that_is_away_is_asked_again_with_the_same_key(world: World) ->
 
 
 def test_a_key_that_waits_for_an_operator_outlives_restarts(world: World) -> None:
-    _, _ = world.ask(NOW_MS, expired=False), world.asked.clear()
+    world.ask(NOW_MS, expired=False)
+    world.asked.clear()
     key = world.credentials.key_to_ask_with()
     world.answers.extend(Undecided("an operator is to approve") for _ in range(10_000))
     world.live(91.0)
