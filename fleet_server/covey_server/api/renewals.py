@@ -13,7 +13,7 @@ from covey_contract.wire import decode
 from covey_server.api.devices import Body, Operator, Viewer
 from covey_server.api.enrol import body_of, fleet_of, waits
 from covey_server.api.paging import Page
-from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, TooMany
+from covey_server.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, TooMany, Unauthorized
 from covey_server.fleet import renewal
 from covey_server.fleet.directory import renewal_view
 from covey_server.fleet.renewal import Waits
@@ -82,7 +82,11 @@ def renew(
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-@router.get("/renewals", summary="Which devices wait for an operator to approve their key")
+@router.get(
+    "/renewals",
+    summary="Which devices wait for an operator to approve their key",
+    responses=responses(Unauthorized, Forbidden),
+)
 def get_renewals(use: Use, _: Viewer) -> Page[RenewalView]:
     """The first to ask first; at most 200."""
     with use.database.reading() as session:
@@ -92,7 +96,7 @@ def get_renewals(use: Use, _: Viewer) -> Page[RenewalView]:
 @router.post(
     "/devices/{device}/renewal",
     summary="Approve or refuse the key that asks for a device's certificate",
-    responses=responses(NotFound, Conflict),
+    responses=responses(Unauthorized, Forbidden, NotFound, Conflict),
 )
 def decide_renewal(use: Use, device: str, body: Decision, actor: Operator) -> RenewalView:
     state = renewal.APPROVED if body.decision == "approve" else renewal.REFUSED
