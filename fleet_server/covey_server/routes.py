@@ -28,6 +28,7 @@ from covey_server.api import (
     people,
     renewals,
     tokens,
+    uploads,
     webhooks,
 )
 from covey_server.console import routes as console
@@ -63,6 +64,7 @@ _TAGS = [
 # In the order of the document.
 _API = (
     models,
+    uploads,
     builds,
     jobs,
     devices,
