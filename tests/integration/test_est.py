@@ -171,7 +171,7 @@ def made(est: Est, factory: Path, name: str, by: str = "factory", serial: str | 
     key = est.key(f"born-{name}-{by}")
     request, certificate = key.with_suffix(".csr"), key.with_suffix(".pem")
     _run("openssl", "req", "-new", "-key", key, "-subj", f"/CN={name}", "-out", request)
-    signer = ["-CA", factory / f"{by}.pem", "-CAkey", factory / f"{by}.key", "-days", "20"]
+    signer: list[str | Path] = ["-CA", factory / f"{by}.pem", "-CAkey", factory / f"{by}.key", "-days", "20"]
     numbered = ["-set_serial", f"0x{serial}"] if serial else ["-CAcreateserial"]
     _run("openssl", "x509", "-req", "-in", request, *signer, *numbered, "-out", certificate)
     return key, certificate

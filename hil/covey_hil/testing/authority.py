@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 @dataclass
@@ -46,6 +46,28 @@ class Authority:
         key = request.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         return self._build(subject, key, ca=False).public_bytes(serialization.Encoding.PEM).decode()
+
+    def device(self, request_pem: str, device: str, now_ms: int, days: float) -> str:
+        """What a fleet's server makes of a device's request, then and for so long; PEM."""
+        request = x509.load_pem_x509_csr(request_pem.encode())
+        now = datetime.datetime.fromtimestamp(now_ms // 1000, datetime.timezone.utc)
+        life = datetime.timedelta(days=days)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)]))
+            .issuer_name(self.name)
+            .public_key(request.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - min(life / 10, datetime.timedelta(days=1)))
+            .not_valid_after(now + life)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"urn:covey:device:{device}")]),
+                critical=False,
+            )
+            .sign(self.key, hashes.SHA256())
+        )
+        return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
     def _build(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, ca: bool) -> x509.Certificate:
         now = datetime.datetime.now(datetime.timezone.utc)

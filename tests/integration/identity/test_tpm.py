@@ -66,7 +66,7 @@ def tpm(folder: Path) -> Iterator[dict[str, str]]:
     def listens() -> bool:
         # Looked at from outside: it takes whoever connects for its only client.
         held = psutil.net_connections("tcp")
-        return {port, control} <= {one.laddr.port for one in held if one.status == psutil.CONN_LISTEN}
+        return {port, control} <= {one.laddr.port for one in held if one.laddr and one.status == psutil.CONN_LISTEN}
 
     def answers() -> bool:
         words = ["openssl", "list", "-provider", "tpm2", "-providers"]

@@ -18,7 +18,7 @@ from covey_agent.renewal import Renewal, Standing, read_told
 from covey_agent.renewing import Failed, Granted, Outcome, Refused, Undecided, check
 from covey_contract.enrolment import Broker, EnrolResponse
 from covey_contract.signing import Trust
-from covey_server.fleet.ca import FleetCA
+from covey_hil.testing.authority import Authority
 
 DAY_MS = 86_400_000
 NOW_MS = 1_800_000_000_000  # in 2027
@@ -59,7 +59,7 @@ def test_pauses_double_and_spread() -> None:
 class World:
     """A server that signs unless the test says otherwise, a broker that takes what it has signed, and two clocks."""
 
-    def __init__(self, folder: Path, ca: FleetCA) -> None:
+    def __init__(self, folder: Path, ca: Authority) -> None:
         self.folder, self.ca = folder, ca
         self.now, self.server_ms, self.offset_ms = 0.0, NOW_MS, 0
         self.answers: deque[Outcome] = deque()
@@ -68,8 +68,8 @@ class World:
         key, request = make_key_and_request(None, DEVICE)
         response = EnrolResponse(
             device=DEVICE,
-            certificate_pem=ca.sign_device_csr(request, DEVICE, self.server_ms, 90).pem,
-            ca_pem=ca.ca_pem,
+            certificate_pem=ca.device(request, DEVICE, self.server_ms, 90),
+            ca_pem=ca.pem,
             broker=Broker(host="broker.example", port=8883),
             trust=Trust(release=(), director=()),
         )
@@ -106,9 +106,9 @@ class World:
         kept = self.credentials.key_to_ask_with()
         key, request = make_key_and_request(kept, DEVICE)
         self.credentials.ask_with(key)
-        certificate = self.ca.sign_device_csr(request, DEVICE, self.server_ms, 90).pem.encode()
+        certificate = self.ca.device(request, DEVICE, self.server_ms, 90).encode()
         try:
-            check(certificate, key, self.ca.ca_pem.encode(), DEVICE, now_ms)
+            check(certificate, key, self.ca.pem.encode(), DEVICE, now_ms)
         except EnrolmentError as error:
             return Failed(str(error))
         return Granted(key, certificate)
@@ -128,12 +128,12 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def ca(tmp_path_factory: pytest.TempPathFactory) -> FleetCA:
-    return FleetCA.load_or_create(tmp_path_factory.mktemp("ca"), NOW_MS)
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
 
 
 @pytest.fixture
-def world(tmp_path: Path, ca: FleetCA) -> World:
+def world(tmp_path: Path, ca: Authority) -> World:
     return World(tmp_path, ca)
 
 
@@ -227,7 +227,7 @@ def test_what_a_kill_has_left_is_taken_up(world: World) -> None:
 
 def test_a_certificate_on_trial_that_expired_in_a_drawer_is_given_up(world: World) -> None:
     key, request = make_key_and_request(None, DEVICE)
-    certificate = world.ca.sign_device_csr(request, DEVICE, world.server_ms, 90).pem.encode()
+    certificate = world.ca.device(request, DEVICE, world.server_ms, 90).encode()
     world.credentials.try_out(key, certificate)
     world.server_ms += 400 * DAY_MS
     world.begin()
@@ -240,21 +240,21 @@ def test_a_certificate_on_trial_that_expired_in_a_drawer_is_given_up(world: Worl
 
 
 def test_only_a_certificate_of_the_fleet_for_this_key_and_device_and_time_is_believed(
-    ca: FleetCA, tmp_path: Path
+    ca: Authority, tmp_path: Path
 ) -> None:
     key, request = make_key_and_request(None, DEVICE)
     other_key, _ = make_key_and_request(None, DEVICE)
-    good = ca.sign_device_csr(request, DEVICE, NOW_MS, 90).pem.encode()
-    root = ca.ca_pem.encode()
+    good = ca.device(request, DEVICE, NOW_MS, 90).encode()
+    root = ca.pem.encode()
     check(good, key, root, DEVICE, NOW_MS)
-    strange = FleetCA.load_or_create(tmp_path / "strange", NOW_MS)
+    strange = Authority(tmp_path)
     for certificate, its_key, device, now_ms, words in (
         (good, other_key, DEVICE, NOW_MS, "another key"),
         (good, key, "press-8", NOW_MS, "not for press-8"),
         (good, key, DEVICE, NOW_MS + 90 * DAY_MS, "not good now"),
         (good, key, DEVICE, NOW_MS - 3 * DAY_MS, "not good now"),
-        (strange.sign_device_csr(request, DEVICE, NOW_MS, 90).pem.encode(), key, DEVICE, NOW_MS, "no certificate of"),
-        (ca.server_certificate(["localhost"], NOW_MS).certificate.read_bytes(), key, DEVICE, NOW_MS, "another key"),
+        (strange.device(request, DEVICE, NOW_MS, 90).encode(), key, DEVICE, NOW_MS, "no certificate of"),
+        (ca.issue("localhost")[1].encode(), key, DEVICE, NOW_MS, "no certificate of"),
         (b"rubbish", key, DEVICE, NOW_MS, "no certificate of"),
     ):
         with pytest.raises(EnrolmentError, match=words):
