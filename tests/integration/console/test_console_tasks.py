@@ -112,6 +112,35 @@ def test_this_device(visitor: Visitor) -> None:
     expect(moment).to_have_attribute("title", re.compile(r"\d{4}.*(CET|CEST|GMT\+)"))
 
 
+def test_a_device_that_came_back_is_let_in(visitor: Visitor) -> None:
+    """Its certificate has expired, its key asks, and the page shows that while it is open."""
+    console, key = visitor.console, "63f0ed51" * 8
+    page = visitor.go("/devices/gate-2")
+    expect(page.get_by_role("button", name="Approve key")).to_have_count(0)
+    now_ms = console.services.clock()
+
+    def ask(session: Session) -> None:
+        asked = {
+            "origin": "renew 192.0.2.7",
+            "asked_ms": now_ms,
+            "seen_ms": now_ms,
+            "ended_ms": now_ms,
+            "state": "waiting",
+        }
+        session.add(t.RenewalRequest(device="gate-2", key=key, **asked))
+        session.execute(update(t.Device).where(t.Device.id == "gate-2").values(certificate_ends_ms=now_ms - 60_000))
+
+    console.change(ask, "device", "gate-2")
+    card = page.locator(f"#renewal-{key[:16]}")
+    expect(card).to_contain_text("192.0.2.7")
+    expect(page.locator("#place")).to_contain_text("Certificate ended")
+    card.get_by_role("button", name="Approve key").click()
+    expect(card).to_have_count(0)
+    with console.services.database.reading() as session:
+        request = session.scalars(select(t.RenewalRequest)).one()
+        assert (request.state, request.decided_by) == ("approved", "admin")
+
+
 def test_a_group_is_made_with_a_count_before_it_is_saved(visitor: Visitor) -> None:
     page = visitor.go("/groups")
     page.get_by_role("link", name="New group", exact=True).click()
