@@ -225,7 +225,7 @@ def problem(status: int, answer: bytes) -> str:
     """One line of a problem document (RFC 9457), or the status."""
     try:
         document = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if isinstance(document, dict):
         words = document.get("detail") or document.get("title")

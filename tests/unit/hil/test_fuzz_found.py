@@ -1,0 +1,88 @@
+"""What the fuzzer has found, each mended: hostile bytes are one line for people, and no traceback."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from covey_agent.enrol import problem
+from covey_agent.gateway.control_api import Load
+from covey_agent.gateway.errors import OrderError
+from covey_agent.gateway.models import read_spec
+from covey_client.commands.audit import read_export
+from covey_client.errors import ClientError
+from covey_contract import metric
+from covey_contract.errors import DecodeError
+from covey_contract.manifest import DataType, TensorSpec
+from covey_converters.errors import BadInputError
+from covey_converters.samples import load_samples
+from covey_converters.sources import archives
+
+ANY = re.compile(r".+")
+
+
+def zipped(*members: tuple[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+def before_its_beginning(archive: bytes) -> bytes:
+    """Its directory stands later than it says, so that the first member would lie before the file."""
+    end = archive.rfind(b"PK\x05\x06")
+    (offset,) = struct.unpack_from("<I", archive, end + 16)
+    return archive[: end + 16] + struct.pack("<I", offset + 14) + archive[end + 20 :]
+
+
+def test_an_evaluation_whose_members_lie_before_the_file() -> None:
+    content = io.BytesIO()
+    np.savez(content, metric=np.array("classification"), x=np.zeros(3))
+    with pytest.raises(DecodeError, match="cannot be read"):
+        metric.check_evaluation("", io.BytesIO(before_its_beginning(content.getvalue())))
+
+
+def test_an_export_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "audit.jsonl").write_bytes(b'{"who":"\xbe"}\n')
+    with pytest.raises(ClientError, match=r"line 1"):
+        list(read_export(tmp_path / "audit.jsonl"))
+
+
+def test_a_server_that_answers_too_deep() -> None:
+    assert problem(400, b"[" * 100_000) == "status 400"
+
+
+def test_an_order_for_a_folder_that_no_disk_can_have() -> None:
+    with pytest.raises(OrderError, match="cannot be read"):
+        read_spec(Load(model="digits", build="a" * 64, folder="x\0"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no archive", "not a readable zip file"),
+        (zipped(("a", b"1"), ("a/b", b"2")), "lies in another member|is there twice"),
+        (before_its_beginning(zipped(("a", b"1"))), "not where the directory says"),
+    ],
+    ids=["none", "nested", "before"],
+)
+def test_archives_that_cannot_be_unpacked(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "model.zip").write_bytes(content)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadInputError, match=words):
+        archives.unpack(tmp_path / "model.zip", tmp_path / "out", ANY)
+
+
+def test_samples_that_are_packed_badly(tmp_path: Path) -> None:
+    content = bytearray(zipped(("x.npy", bytes(range(256)) * 8)))
+    content[60:64] = b"\xff\xff\xff\xff"
+    (tmp_path / "data.npz").write_bytes(content)
+    with pytest.raises(BadInputError, match="not a readable"):
+        load_samples(tmp_path / "data.npz", [TensorSpec(name="x", datatype=DataType.FP32, shape=(1, 2))])
