@@ -23,9 +23,9 @@ class Form(enum.Enum):
 class Share(enum.IntEnum):
     """Of the inputs, by what one costs."""
 
-    CHEAP = 64  # some microseconds
+    CHEAP = 32  # some microseconds
     MIDDLE = 16  # a tenth of a millisecond
-    DEAR = 1  # milliseconds
+    DEAR = 2  # milliseconds
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 from covey_contract import building, enrolment, facts, manifest, messages
 from covey_contract.wire import Message
 from covey_hil.fuzz.bench import Bench, BenchError, Record
-from covey_hil.fuzz.decoder import Decoder, Form, Made
+from covey_hil.fuzz.decoder import Decoder, Form, Made, Share
 from covey_hil.fuzz.decoders import DECODERS
 from covey_hil.fuzz.mutate import Mutator
 from covey_hil.fuzz.page import figures
@@ -119,7 +119,7 @@ def test_every_message_is_in_the_list() -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_hostile_inputs(name: str, tmp_path: Path) -> None:
     chosen = DECODERS[name]
-    record = run(chosen, tmp_path, 60 if chosen.share == 1 else 300)
+    record = run(chosen, tmp_path, 60 if chosen.share is Share.DEAR else 300)
     assert record.findings == []
     assert record.decoders[name].accepted > 0
     assert name in "\n".join(figures(record))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import json
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -155,32 +156,33 @@ class _Published:
         signature = self.signer.sign((encode_canonical(tree) or "").encode())
         return json.dumps({"signatures": [signature.to_dict()], "signed": tree}).encode()
 
-    def take(self, role: str, data: bytes) -> Trusted:
-        """The role's bytes, with everything before it as it was published."""
+    def taker(self, role: str) -> Callable[[bytes], Trusted]:
+        """Takes the role's bytes, with everything before it as it was published."""
+        first = rules.start(self.files["root"])
         if role == "root":
-            return rules.with_root(rules.start(self.files["root"]), data)
-        trusted = rules.start(self.files["root"])
+            return lambda data: rules.with_root(first, data)
         if role == "timestamp":
-            return rules.with_timestamp(trusted, data, _NOW)
-        trusted = rules.with_timestamp(trusted, self.files["timestamp"], _NOW)
+            return lambda data: rules.with_timestamp(first, data, _NOW)
+        second = rules.with_timestamp(first, self.files["timestamp"], _NOW)
         if role == "snapshot":
-            return rules.with_snapshot(trusted, data, _NOW)
-        trusted = rules.with_snapshot(trusted, self.files["snapshot"], _NOW)
-        return rules.with_role(trusted, "targets", "root", data, _NOW)
+            return lambda data: rules.with_snapshot(second, data, _NOW)
+        third = rules.with_snapshot(second, self.files["snapshot"], _NOW)
+        return lambda data: rules.with_role(third, "targets", "root", data, _NOW)
 
 
 def _metadata(role: str, _: Path, *, signed: bool) -> Made:
     published = _Published()
+    take = published.taker(role)
     good = published.next_root if role == "root" else published.files[role]
     if not signed:
-        return Made(lambda data: published.take(role, data), (good,))
+        return Made(take, (good,))
 
     def read(data: bytes) -> object:
         try:
             whole = published.sealed(data)
         except (ValueError, FormatError, RecursionError, TypeError) as error:
             raise Refused(Reason.METADATA_INVALID, "nobody can sign this") from error
-        return published.take(role, whole)
+        return take(whole)
 
     return Made(read, (json.dumps(json.loads(good)["signed"]).encode(),))
 
