@@ -32,6 +32,7 @@ from covey_agent.outbox import Outbox
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.supervisor import Supervisor
+from covey_agent.tap import Tap
 from covey_agent.trusted_clock import TrustedClock
 from covey_agent.tuf.relay import Relay
 from covey_contract.blocks import decode_block
@@ -108,8 +109,10 @@ class Control:
         asks: AskFolder,
         clock: TrustedClock,
         relay: Relay,
+        tap: Tap,
     ) -> None:
         self._device = device
+        self._tap = tap
         self._settings = settings
         self._boot_id = boot_id
         self._last_exit = last_exit
@@ -270,6 +273,7 @@ class Control:
         )
         for record in records(telemetry):
             self.spool(record)
+            self._tap.tell(record)
 
     def _tell_state(self) -> None:
         """For `covey-agent status`, which cannot ask this process."""

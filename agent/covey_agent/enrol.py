@@ -117,16 +117,18 @@ def make_key_and_request(kept: bytes | None, name: str) -> tuple[bytes, str]:
 def check_certificate(response: EnrolResponse, key_pem: bytes) -> None:
     """The certificate must be for our key; raises `EnrolmentError`."""
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
+    spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     try:
         certificate = x509.load_pem_x509_certificate(response.certificate_pem.encode())
+        theirs = certificate.public_key().public_bytes(*spki)
         key = serialization.load_pem_private_key(key_pem, password=None)
         check_device_id(response.device)
-    except (ValueError, ContractError) as error:
+    except (ValueError, UnsupportedAlgorithm, ContractError) as error:
         raise EnrolmentError(f"the server's answer is not an identity: {error}") from error
-    spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    if certificate.public_key().public_bytes(*spki) != key.public_key().public_bytes(*spki):
+    if theirs != key.public_key().public_bytes(*spki):
         raise EnrolmentError("the server's certificate is for another key")
 
 

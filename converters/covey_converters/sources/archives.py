@@ -82,6 +82,8 @@ def _checked(name: str, file: BinaryIO, max_total: int) -> list[zipfile.ZipInfo]
             f"{name}: the archive unpacks to {total // max(packed, 1)} times its size, as a zip bomb does"
         )
     for member in found:
+        if not member.filename:
+            raise BadInputError(f"{name}: a member has no name")
         parts = PurePosixPath(member.filename).parts
         if member.filename.startswith("/") or ".." in parts or "\\" in member.filename or "\0" in member.orig_filename:
             raise BadInputError(f"{name}: member {member.filename[:120]!r} leaves the archive's folder")
