@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import ssl
 import struct
@@ -31,6 +32,8 @@ from covey_converters.review import load
 from covey_converters.samples import load_samples
 from covey_converters.sources import archives
 from covey_hil.testing.authority import Authority
+from covey_server.core.document import DocumentError
+from covey_server.core.spec import parse_spec
 
 ANY = re.compile(r".+")
 
@@ -91,6 +94,20 @@ def test_a_certificate_on_a_key_that_is_none(tmp_path: Path) -> None:
     )
     with pytest.raises(EnrolmentError, match="not an identity"):
         check_certificate(response, key)
+
+
+@pytest.mark.parametrize("field", ["name", "model"])
+def test_a_campaign_with_half_a_character(field: str) -> None:
+    document = {
+        "name": "a",
+        "model": "digits",
+        "version": "1",
+        "target": {"groups": ["all"]},
+        "stages": [],
+        field: "\ud800",
+    }
+    with pytest.raises(DocumentError, match="half of a character"):
+        parse_spec(json.dumps(document), is_json=True)
 
 
 def test_an_order_for_a_folder_that_no_disk_can_have() -> None:
