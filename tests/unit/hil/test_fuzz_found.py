@@ -96,18 +96,9 @@ def test_a_certificate_on_a_key_that_is_none(tmp_path: Path) -> None:
         check_certificate(response, key)
 
 
-@pytest.mark.parametrize("field", ["name", "model"])
-def test_a_campaign_with_half_a_character(field: str) -> None:
-    document = {
-        "name": "a",
-        "model": "digits",
-        "version": "1",
-        "target": {"groups": ["all"]},
-        "stages": [],
-        field: "\ud800",
-    }
+def test_a_campaign_with_half_a_character_in_a_name() -> None:
     with pytest.raises(DocumentError, match="half of a character"):
-        parse_spec(json.dumps(document), is_json=True)
+        parse_spec(json.dumps({"name": "a", "stages\ud800": []}), is_json=True)
 
 
 def test_an_order_for_a_folder_that_no_disk_can_have() -> None:
