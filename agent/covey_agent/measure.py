@@ -40,6 +40,7 @@ class Meter:
             storage_free_mb=psutil.disk_usage(str(self._state)).free / 1e6,
             temperature_c=_temperature(),
             throttled=_throttled(),
+            capture=collected.capture if collected else None,
         )
 
 

@@ -82,6 +82,7 @@ async def _serve_on(
         http_port=port,
         stop=lambda: _after_the_answer(loop, stop),
         max_connections=limits.control_connections,
+        capture=capture,
     )
     servers = [
         await loop.create_server(connections.accept, sock=tcp, backlog=BACKLOG),
