@@ -124,9 +124,10 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     limit_mb: float
     samples: Count = 0  # that it holds now
     held_mb: float = 0.0
-    dropped: Count = (
-        0  # chosen and not kept, since the gateway started: the disk was too slow or too full, or the sample too large
-    )
+    dropped: Count = 0  # chosen and not kept since the gateway started: no room or time, or too large
+
+
+MAX_ACCELERATORS = 8
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -140,6 +141,14 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     storage_free_mb: float = 0.0
     temperature_c: float | None = None
     throttled: bool | None = None
+    # Percent of the time that each worked, by name: gpu, npu, gpu1 …
+    accelerators: Annotated[
+        dict[
+            Annotated[str, msgspec.Meta(pattern=r"^[a-z]{1,8}[0-9]{0,2}$")],
+            Annotated[float, msgspec.Meta(ge=0, le=100)],
+        ],
+        msgspec.Meta(max_length=MAX_ACCELERATORS),
+    ] = {}
     capture: Captured | None = None  # None: no samples are kept
 
 

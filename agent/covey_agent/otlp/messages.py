@@ -139,6 +139,10 @@ def _of_device(used: Resources, now_ms: int) -> Iterable[Metric]:
         yield _gauge(name, "By", words, now_ms, {"": float(round(value * _MB))})
     if used.temperature_c is not None:
         yield _gauge("covey.device.temperature", "Cel", "The warmest thermal zone.", now_ms, {"": used.temperature_c})
+    if used.accelerators:
+        busy = {name: percent / 100 for name, percent in used.accelerators.items()}
+        words = "Share of the time that each worked."
+        yield _gauge("covey.device.accelerator.utilization", "1", words, now_ms, busy, "accelerator")
     if used.throttled is not None:
         yield _gauge(
             "covey.device.throttled", "1", "1 while the processor is held back.", now_ms, {"": float(used.throttled)}

@@ -233,11 +233,13 @@ def test_what_a_device_cannot_read_is_not_told() -> None:
     [(_, cold)] = resources(export_request(series, {"covey.simulated": True}, lambda _: ""))
     assert cold["covey.agent.cpu.utilization"].gauge.data_points[0].as_double == 0.5
     assert "covey.device.temperature" not in cold
-    series.add(telemetry(resources=Resources(temperature_c=61.5, throttled=True)))
+    series.add(telemetry(resources=Resources(temperature_c=61.5, throttled=True, accelerators={"gpu": 25.0})))
     [(about, warm)] = resources(export_request(series, {"covey.simulated": True}, lambda _: ""))
     assert about == {"covey.simulated": True}
     assert warm["covey.device.temperature"].gauge.data_points[0].as_double == 61.5
     assert warm["covey.device.throttled"].gauge.data_points[0].as_double == 1.0
+    [busy] = warm["covey.device.accelerator.utilization"].gauge.data_points
+    assert (busy.attributes[0].value.string_value, busy.as_double) == ("gpu", 0.25)
 
 
 def test_memory_is_bounded() -> None:

@@ -55,6 +55,9 @@ def evaluations() -> tuple[bytes, ...]:
     return (zipped(plain), zipped(plain, zipfile.ZIP_DEFLATED), zipped({"x.npy": x}))
 
 
+MATERIALS = {"source": "d" * 64}
+
+
 def provenance() -> bytes:
     """A statement about `MANIFEST`'s files."""
     subjects = [{"name": entry.path, "digest": {"sha256": entry.sha256}} for entry in MANIFEST.files]
@@ -64,6 +67,13 @@ def provenance() -> bytes:
             "_type": "https://in-toto.io/Statement/v1",
             "predicateType": "https://slsa.dev/provenance/v1",
             "subject": subjects,
-            "predicate": {"buildDefinition": {"externalParameters": parameters}},
+            "predicate": {
+                "buildDefinition": {
+                    "externalParameters": parameters,
+                    "resolvedDependencies": [
+                        {"name": name, "digest": {"sha256": sha256}} for name, sha256 in MATERIALS.items()
+                    ],
+                }
+            },
         }
     ).encode()

@@ -102,7 +102,14 @@ TELEMETRY = messages.Telemetry(
             inputs={"x": drift.InputCounts(count=5, nan=1)},
         ),
     ),
-    resources=messages.Resources(cpu_percent=3.5, control_rss_mb=46.0, temperature_c=61.5, throttled=False),
+    resources=messages.Resources(
+        cpu_percent=3.5,
+        control_rss_mb=46.0,
+        temperature_c=61.5,
+        throttled=False,
+        accelerators={"gpu": 25.0},
+        capture=messages.Captured(share=0.01, limit_mb=200.0, samples=3),
+    ),
 )
 _PARITY = building.OutputParity(max_error=0.1, mean_error=0.01, cosine=0.999, top1_agreement=0.99, column=(1, 2))
 

@@ -6,6 +6,7 @@ The API's paths and bodies as such are fuzzed by its own description (tests/inte
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from dataclasses import replace
 from functools import partial
@@ -27,9 +28,10 @@ from covey_contract.errors import ContractError
 from covey_contract.messages import BlockRequest
 from covey_contract.wire import encode
 from covey_hil.fuzz.decoder import Decoder, Form, Made, Share
-from covey_hil.fuzz.decoders.files import archives, evaluations, provenance
+from covey_hil.fuzz.decoders.files import MATERIALS, archives, evaluations, provenance
 from covey_hil.fuzz.decoders.messages import FROM_DEVICES, MANIFEST, MESSAGES
 from covey_server.api.est import _request_of
+from covey_server.api.uploads import _metadata, _number
 from covey_server.core.document import DocumentError
 from covey_server.core.spec import parse_spec, spec_from_json, spec_to_json
 from covey_server.core.spec.expression import FIGURES, parse_condition
@@ -197,7 +199,7 @@ def _provenance(folder: Path) -> Made:
     def take(data: bytes) -> object:
         sha256, _ = blobs.put(io.BytesIO(data), 1 << 20)
         try:
-            _check_provenance(blobs, MANIFEST, sha256)
+            _check_provenance(blobs, MANIFEST, sha256, {**MATERIALS, "evaluation": None})
         finally:
             blobs.path(sha256).unlink()
         return sha256
@@ -219,6 +221,19 @@ def _evaluation(_: Path) -> Made:
         return True
 
     return Made(take, evaluations())
+
+
+def _upload_metadata(_: Path) -> Made:
+    """The header that begins an upload in pieces: words, and numbers of bytes."""
+
+    def take(data: bytes) -> object:
+        text = data.decode("latin-1")
+        found = _metadata(text)
+        with contextlib.suppress(Invalid):
+            assert _number(text[:20], "Upload-Length") >= 0  # as long as the header may be
+        return found
+
+    return Made(take, (b"filename ZGlnaXRzLm9ubng=,kind c291cmNl", b"1048576"))
 
 
 def _version_metadata(_: Path) -> Made:
@@ -335,6 +350,9 @@ DECODERS = (
         (*_PUSHED, "covey_contract.metric"),
         Form.BYTES,
         Share.MIDDLE,
+    ),
+    Decoder(
+        "server.upload_metadata", "an operator", _upload_metadata, (Invalid,), ("covey_server.api.uploads",), Form.TEXT
     ),
     Decoder("server.metadata", "an operator", _version_metadata, (Invalid,), _PUSHED),
     Decoder(
