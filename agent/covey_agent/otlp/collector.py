@@ -98,7 +98,7 @@ def collector_of(endpoint: str, headers: list[str], ca: Path | None) -> Collecto
 
 def _seconds(text: str) -> float:
     """`Retry-After` in seconds; a date is taken for none."""
-    return min(float(text), _LONGEST_WAIT_S) if text.isdigit() and len(text) < 9 else 0.0
+    return min(float(text), _LONGEST_WAIT_S) if text.isascii() and text.isdigit() and len(text) < 9 else 0.0
 
 
 def _partial(body: bytes) -> str:

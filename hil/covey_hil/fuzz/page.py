@@ -17,8 +17,9 @@ def write_page(path: Path, record: Record) -> None:
 
 def figures(record: Record) -> Iterable[str]:
     found = len(record.findings)
+    short = f" of {record.asked:,}, in {record.rounds} rounds," if record.inputs < 0.99 * record.asked else ""
     yield (
-        f"{record.inputs:,} inputs to {len(record.decoders)} decoders in {record.seconds / 60:.0f} minutes by one process, seed "
+        f"{record.inputs:,} inputs{short} to {len(record.decoders)} decoders in {record.seconds / 60:.0f} minutes by one process, seed "
         f"{record.seed}, {record.limit_s:g} s of processor time for each: {found} finding{'' if found == 1 else 's'}."
     )
     yield ""
@@ -26,8 +27,9 @@ def figures(record: Record) -> Iterable[str]:
     yield "|---|---|--:|--:|--:|--:|--:|"
     for name, tally in record.decoders.items():
         reached, there = tally.lines
+        lines = f"{reached} of {there}" if there else "–"
         ended = f" ({tally.ended} contained)" if tally.ended else ""
         yield (
-            f"| {name} | {tally.sender} | {tally.inputs:,} | {tally.accepted:,} | {tally.slowest_ms:.1f} ms | {reached} of {there} "
+            f"| {name} | {tally.sender} | {tally.inputs:,} | {tally.accepted:,} | {tally.slowest_ms:.1f} ms | {lines} "
             f"| {tally.findings}{ended} |"
         )

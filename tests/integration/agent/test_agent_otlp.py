@@ -263,6 +263,10 @@ def test_a_collector_that_says_no(receiver: Receiver) -> None:
     with pytest.raises(Away, match="503") as away:
         collector.push(request)
     assert away.value.wait_s == 7.0
+    receiver.retry_after = "\N{SUPERSCRIPT TWO}"  # a digit, and no number
+    with pytest.raises(Away) as odd:
+        collector.push(request)
+    assert odd.value.wait_s == 0.0
     receiver.status = 401
     with pytest.raises(Refused, match="401"):
         collector.push(request)

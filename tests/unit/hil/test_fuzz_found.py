@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from covey_agent.commands import Commands
 from covey_agent.enrol import check_certificate, problem
 from covey_agent.errors import EnrolmentError
 from covey_agent.gateway.control_api import Load
@@ -22,11 +24,15 @@ from covey_agent.gateway.errors import OrderError
 from covey_agent.gateway.models import read_spec
 from covey_client.commands.audit import read_export
 from covey_client.errors import ClientError
+from covey_client.transport import problem as client_problem
 from covey_contract import metric
 from covey_contract.enrolment import Broker, EnrolResponse
+from covey_contract.envelope import encode_envelope
 from covey_contract.errors import DecodeError
+from covey_contract.facts import Facts
 from covey_contract.manifest import DataType, TensorSpec
-from covey_contract.signing import Trust
+from covey_contract.messages import COMMAND_TYPE
+from covey_contract.signing import Trust, public_key, seal_bytes
 from covey_converters.errors import BadInputError
 from covey_converters.review import load
 from covey_converters.samples import load_samples
@@ -74,6 +80,7 @@ def test_an_export_that_is_no_text(tmp_path: Path) -> None:
 
 def test_a_server_that_answers_too_deep() -> None:
     assert problem(400, b"[" * 100_000) == "status 400"
+    assert "400" in str(client_problem(400, b"[" * 100_000))
 
 
 def test_a_certificate_on_a_key_that_is_none(tmp_path: Path) -> None:
@@ -99,6 +106,14 @@ def test_a_certificate_on_a_key_that_is_none(tmp_path: Path) -> None:
 def test_a_campaign_with_half_a_character_in_a_name() -> None:
     with pytest.raises(DocumentError, match="half of a character"):
         parse_spec(json.dumps({"name": "a", "stages\ud800": []}), is_json=True)
+
+
+def test_a_signed_command_that_is_nested_too_deep() -> None:
+    key = Ed25519PrivateKey.generate()
+    trust = Trust(release=(), director=(public_key(key),))
+    commands = Commands("d", trust, facts=Facts, logs=(), diagnose=bytes, clock=lambda: 1)  # type: ignore[arg-type]
+    body = b'{"id":"c","device":"d","more":' + b'{"a":' * 5000
+    assert commands.answer(encode_envelope(seal_bytes(body, COMMAND_TYPE, [key]))) is None
 
 
 def test_an_order_for_a_folder_that_no_disk_can_have() -> None:

@@ -20,6 +20,7 @@ from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Time
 
 from covey_agent import asks
 from covey_agent.bundle import Bundle, BundleError
+from covey_agent.commands import Commands
 from covey_agent.delta import patched
 from covey_agent.enrol import check_ca, check_certificate, make_key_and_request, problem
 from covey_agent.errors import AgentError, EnrolmentError
@@ -28,8 +29,11 @@ from covey_agent.tuf import trusted as rules
 from covey_agent.tuf.errors import Refused
 from covey_agent.tuf.trusted import Trusted
 from covey_contract.enrolment import ClaimToken, EnrolResponse
+from covey_contract.envelope import encode_envelope
 from covey_contract.errors import ContractError
+from covey_contract.messages import COMMAND_TYPE, Command
 from covey_contract.reasons import Reason
+from covey_contract.signing import Trust, public_key, seal_bytes
 from covey_contract.wire import decode, encode
 from covey_hil.fuzz.decoder import Decoder, Form, Made, Share
 from covey_hil.fuzz.decoders.files import bundle
@@ -120,6 +124,39 @@ def _facts(folder: Path) -> Made:
         return read_facts(path)
 
     return Made(read, (encode(FACTS),))
+
+
+def _command(_: Path) -> Made:
+    """A command that its director has signed, whatever it says."""
+    key = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
+    trust = Trust(release=(), director=(public_key(key),))
+    told = next(one for one in MESSAGES if isinstance(one, Command))
+    commands = Commands("press-7", trust, facts=lambda: FACTS, logs=(), diagnose=lambda: b"{}", clock=lambda: 1)
+
+    def read(data: bytes) -> object:
+        reply = commands.answer(encode_envelope(seal_bytes(data, COMMAND_TYPE, [key])))
+        if reply is not None:
+            encode(reply)
+        return type(reply)
+
+    return Made(read, (encode(told), b'{"id":"c9","device":"press-7","kind":"erase","issued_ms":1,"expires_ms":2}'))
+
+
+def _collected(_: Path) -> Made:
+    """What a collector answers to a push."""
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+
+    from covey_agent.otlp.collector import _partial, _seconds
+
+    answer = ExportMetricsServiceResponse()
+    answer.partial_success.rejected_data_points = 3
+    answer.partial_success.error_message = "too old"
+
+    def read(data: bytes) -> object:
+        assert 0 <= _seconds(data.decode("latin-1")) <= 300
+        return _partial(data)
+
+    return Made(read, (answer.SerializeToString(), b"30"))
 
 
 # --- the repository of releases ---------------------------------------------------------------------------------------
@@ -217,6 +254,8 @@ DECODERS = (
         (msgspec.MsgspecError, UnicodeDecodeError, RecursionError),
         ("covey_agent.asks",),
     ),
+    Decoder("device.command", "the server", _command, (ContractError,), ("covey_agent.commands",), share=Share.MIDDLE),
+    Decoder("device.collector", "a collector", _collected, (), ("covey_agent.otlp.collector",), Form.BYTES),
     Decoder("device.facts", "a file", _facts, (AgentError,), ("covey_agent.facts",), share=Share.MIDDLE),
     *(
         Decoder(

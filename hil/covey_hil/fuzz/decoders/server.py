@@ -20,6 +20,7 @@ from sqlalchemy.dialects import sqlite
 from covey_agent.enrol import make_key_and_request
 from covey_client.commands.audit import read_export
 from covey_client.errors import ClientError
+from covey_client.transport import problem
 from covey_contract.audit_chain import GENESIS, Entry, check
 from covey_contract.blocks import blocks_of
 from covey_contract.building import BuildReport
@@ -247,6 +248,14 @@ def _window(_: Path) -> Made:
     return Made(decoder.decode, (b'{"from":"22:00","to":"05:30","days":["fri"]}',))
 
 
+def _answer(_: Path) -> Made:
+    """What a server, or a proxy in between, answers to a client that did not get what it wanted."""
+    return Made(
+        lambda data: str(problem(409, data)),
+        (b'{"type":"about:blank","title":"Conflict","detail":"d","code":"c","errors":[]}',),
+    )
+
+
 def _export(folder: Path) -> Made:
     """The audit log as it was exported, checked by whoever holds it."""
     path = folder / "audit.jsonl"
@@ -362,6 +371,7 @@ DECODERS = (
         (msgspec.MsgspecError, UnicodeDecodeError, RecursionError),
         ("covey_contract.conditions",),
     ),
+    Decoder("client.answer", "a server", _answer, (), ("covey_client.transport",)),
     Decoder(
         "client.export",
         "a file",
