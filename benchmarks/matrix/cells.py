@@ -15,7 +15,7 @@ from covey_agent.runner.protocol import Start
 from covey_agent.runner.service import load_build
 from covey_contract.building import BuildReport, Outcome
 from covey_contract.manifest import check_target
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
 from covey_converters.isolation import build_isolated
 from covey_converters.spec import BuildSpec, Limits
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from covey_contract.manifest import Runtime
+from covey_converters import layers
 from covey_converters.backend import Array, Built, Source
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.backends.onnx_graph import quantisable, tensors
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
+from covey_converters.backends.onnx_trials import trials
 from covey_converters.columns import worst_column
 from covey_converters.errors import RecipeError, UnsupportedError
-from covey_converters.heads import Operator, head
+from covey_converters.heads import Operator, head, onnx_head
 from covey_converters.samples import Samples
 
 _ENTRY = "model.xml"
@@ -28,6 +31,7 @@ _PTQ = "NNCF post-training, mixed preset"
 _PTQ_NARROW = "NNCF post-training, 7-bit weights"
 _PTQ_SLOW_BIAS = "NNCF post-training, full bias correction"
 _PTQ_FLOAT_HEAD = "NNCF post-training, float head"
+_PTQ_MEASURED = layers.recipes("NNCF post-training")
 _PTQ_RESTORED = "NNCF post-training, accuracy control, two rounds"
 _PTQ_TRANSFORMER = "NNCF post-training, for transformers"
 _WEIGHTS_ONLY = "NNCF, INT8 weights, computed in FP32"
@@ -58,14 +62,16 @@ class OpenVinoBackend:
                 "openvino-int8 needs calibration data (--calibration FILE.npz): ranges cannot be guessed"
             )
         # Full bias correction and accuracy control take minutes where the others take seconds.
-        return (_PTQ, _PTQ_FLOAT_HEAD, _PTQ_TRANSFORMER, _PTQ_NARROW, _PTQ_SLOW_BIAS, _PTQ_RESTORED, _WEIGHTS_ONLY)
+        return (
+            _PTQ, _PTQ_FLOAT_HEAD, _PTQ_TRANSFORMER, *_PTQ_MEASURED, _PTQ_NARROW, _PTQ_SLOW_BIAS, _PTQ_RESTORED, _WEIGHTS_ONLY,
+        )  # fmt: skip
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         half = target.startswith("openvino-fp16")
         openvino = _openvino()
         try:
-            model = openvino.convert_model(str(source.graph))
-            model.reshape({spec.name: list(spec.shape) for spec in source.review.inputs})
+            model = openvino.convert_model(str(source.start))
+            model.reshape({spec.name: _dimensions(openvino, spec.shape, source) for spec in source.review.inputs})
         except Exception as error:  # noqa: BLE001  # OpenVINO raises RuntimeError subclasses and its converter's own Error
             raise UnsupportedError(f"OpenVINO cannot convert the graph: {_brief(error)}") from error
         if recipe == _WEIGHTS_ONLY:
@@ -102,6 +108,11 @@ class OpenVinoSession:
         return {name: np.array(self._request.get_output_tensor(index).data) for name, index in self._outputs.items()}
 
 
+def _dimensions(openvino: Any, shape: Sequence[int], source: Source) -> list[Any]:
+    """Of an input; the first one from 1 to as many rows as may come. Bounded, so that the plugin can plan its memory."""
+    return [openvino.Dimension(1, source.max_batch) if source.opened else shape[0], *shape[1:]] if shape else []
+
+
 def _output_index(compiled: Any, name: str) -> int:
     for index, output in enumerate(compiled.outputs):
         if name in output.names:
@@ -116,9 +127,7 @@ def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | N
 
     nncf.set_log_level("ERROR")
     chosen = calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)
-    ignored = _head(model) if recipe == _PTQ_FLOAT_HEAD else []
-    if recipe == _PTQ_FLOAT_HEAD and not ignored:
-        raise RecipeError("the graph has no head apart from the rest")
+    ignored = _ignored(model, source, recipe, chosen)
     if recipe == _PTQ_TRANSFORMER and "Softmax" not in source.review.operators:
         raise RecipeError("the graph has no attention")
     # Sums of two products overflow 16 bits on CPUs without VNNI, unless weights have 7 bits; by default the first layer's have.
@@ -138,6 +147,40 @@ def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | N
         )
     except Exception as error:  # noqa: BLE001  # NNCF raises its own kinds and OpenVINO's
         raise RecipeError(f"NNCF: {_brief(error)} ({source.review.nodes} nodes)") from error
+
+
+def _ignored(model: Any, source: Source, recipe: str, calibration: Samples) -> list[str]:
+    """The names of the operations that stay in float."""
+    if recipe == _PTQ_FLOAT_HEAD:
+        if not (found := _head(model)):
+            raise RecipeError("the graph has no head apart from the rest")
+        return found
+    if recipe not in _PTQ_MEASURED:
+        return []
+    graph = quantisable(source)
+    chosen = layers.in_float(trials(graph, calibration, source.work), _PTQ_MEASURED[recipe], onnx_head(graph))
+    given = {tensor for layer in chosen for tensor in layer.outputs}
+    return [*_head(model), *_operations(model, given, tensors(graph))]
+
+
+def _operations(model: Any, given: Collection[str], known: Collection[str]) -> list[str]:
+    """The operations that give these tensors of the source's, each with those before it that the source does not have: OpenVINO's converter
+    makes a convolution and an addition of one node with a bias."""
+    found: dict[str, None] = {}
+    waiting = [node for node in model.get_ordered_ops() if _names(node) & set(given)]
+    while waiting:
+        node = waiting.pop()
+        name = node.get_friendly_name()
+        if name in found or node.get_type_name() in {"Constant", "Parameter", "Result"}:
+            continue
+        found[name] = None
+        makers = [port.get_source_output().get_node() for port in node.inputs()]
+        waiting += [maker for maker in makers if not _names(maker) & set(known)]
+    return list(found)
+
+
+def _names(node: Any) -> set[str]:
+    return {name for port in node.outputs() for name in port.get_names()}
 
 
 def _with_small_weights(model: Any) -> Any:

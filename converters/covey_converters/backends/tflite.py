@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ import msgspec
 import numpy as np
 
 from covey_contract.manifest import Runtime, TensorSpec
+from covey_converters import layers
 from covey_converters.backend import Array, Built, Source, copy_into
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.backends.onnx_graph import quantisable, tensors
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
+from covey_converters.backends.onnx_trials import trials
 from covey_converters.errors import RecipeError, UnsupportedError
-from covey_converters.heads import Operator, head
+from covey_converters.heads import Operator, head, onnx_head
 from covey_converters.samples import Samples, numpy_type, random_samples
 from covey_converters.toolchain import TIMED_OUT, run_in
 
@@ -32,6 +35,7 @@ _DIRECT = "onnx2tf, direct flatbuffer"
 _HALF = "FP16 weights"
 _STATIC = "static INT8, min/max ranges"
 _STATIC_FLOAT_HEAD = "static INT8, min/max ranges, float head"
+_STATIC_MEASURED = layers.recipes(_STATIC)
 _DYNAMIC = "dynamic range, INT8 weights"
 _WEIGHTS = "INT8 weights, computed in FP32"
 _CALIBRATION_SAMPLES = 200
@@ -53,7 +57,7 @@ class TfliteBackend:
             return (_DIRECT,)
         if precision == "fp16":
             return (_HALF,)
-        return (_STATIC, _STATIC_FLOAT_HEAD, _DYNAMIC, _WEIGHTS) if calibrated else (_DYNAMIC, _WEIGHTS)
+        return (*((_STATIC, _STATIC_FLOAT_HEAD, *_STATIC_MEASURED) if calibrated else ()), _DYNAMIC, _WEIGHTS)
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         del target
@@ -82,17 +86,30 @@ class TfliteSession:
     def __init__(self, built: Built, *, threads: int, reference: bool = False) -> None:
         self._interpreter = _interpreter(built.folder / built.entry, threads=threads, reference=reference)
         details = self._interpreter.get_input_details()
+        self._shapes = {int(detail["index"]): tuple(detail["shape"]) for detail in details}
         self._dtypes = {int(detail["index"]): detail["dtype"] for detail in details}
         self._inputs = _bound(built.inputs, details)
         self._outputs = _bound(built.outputs, self._interpreter.get_output_details())
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        for spec, index in self._inputs:
-            array = inputs[spec.name]
-            moved = array.transpose(spec.permutation) if spec.permutation else array
-            self._interpreter.set_tensor(index, np.ascontiguousarray(moved, dtype=self._dtypes[index]))
+        moved = {
+            index: inputs[spec.name].transpose(spec.permutation) if spec.permutation else inputs[spec.name]
+            for spec, index in self._inputs
+        }
+        self._resize({index: array.shape for index, array in moved.items()})
+        for index, array in moved.items():
+            self._interpreter.set_tensor(index, np.ascontiguousarray(array, dtype=self._dtypes[index]))
         self._interpreter.invoke()
         return {spec.name: _from_build(self._interpreter.get_tensor(index), spec) for spec, index in self._outputs}
+
+    def _resize(self, shapes: Mapping[int, tuple[int, ...]]) -> None:
+        """A flatbuffer holds the shapes of one row; the interpreter is told when more come."""
+        changed = {index: shape for index, shape in shapes.items() if shape != self._shapes[index]}
+        for index, shape in changed.items():
+            self._interpreter.resize_tensor_input(index, shape)
+        if changed:
+            self._interpreter.allocate_tensors()
+            self._shapes.update(changed)
 
 
 def _from_build(array: Array, spec: TensorSpec) -> Array:
@@ -233,14 +250,10 @@ def _quantised(
         manager.add_static_config(every, operation.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
         for edge in (operation.INPUT, operation.OUTPUT):
             manager.add_quantization_config(every, edge, algorithm_key=algorithm.NO_QUANTIZE)
-        if recipe == _STATIC_FLOAT_HEAD:
-            found = _head_tensors(model)
-            if not found:
-                raise RecipeError("the graph has no head apart from the rest")
-            for name in found:
-                manager.add_quantization_config(
-                    f"^{re.escape(name)}", operation.ALL_SUPPORTED, algorithm_key=algorithm.NO_QUANTIZE
-                )
+        for name in _in_float(source, model, recipe, calibration):
+            manager.add_quantization_config(
+                f"^{re.escape(name)}(;|$)", operation.ALL_SUPPORTED, algorithm_key=algorithm.NO_QUANTIZE
+            )
     try:
         quantiser = quantizer.Quantizer(str(model), manager.get_quantization_recipe())
         ranges = None
@@ -287,22 +300,55 @@ def _feeds(
     return key, feeds
 
 
-def _head_tensors(model: Path) -> list[str]:
-    """What the head's operators give: a recipe names operators by that."""
+def _in_float(source: Source, model: Path, recipe: str, calibration: Samples | None) -> list[str]:
+    """What the operators give that stay in float: a recipe names operators by that."""
+    if recipe == _STATIC:
+        return []
     interpreter = _interpreter(model, threads=1, reference=True)
+    operators = _operators(interpreter)
+    outputs = [str(detail["name"]) for detail in interpreter.get_output_details()]
+    kept = head(operators, outputs, _WEIGHTED)
+    if recipe == _STATIC_FLOAT_HEAD and not kept:
+        raise RecipeError("the graph has no head apart from the rest")
+    if recipe in _STATIC_MEASURED and calibration is not None:
+        graph = quantisable(source)
+        tried = trials(graph, calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES), source.work)
+        chosen = layers.in_float(tried, _STATIC_MEASURED[recipe], onnx_head(graph))
+        given = {_plain(tensor) for layer in chosen for tensor in layer.outputs}
+        kept += _giving(operators, given, {_plain(tensor) for tensor in tensors(graph)})
+    return list(dict.fromkeys(tensor for operator in kept for tensor in operator.outputs))
+
+
+def _operators(interpreter: Any) -> list[Operator]:
+    """Tensors by their names, which are unique in what onnx2tf makes."""
     names = {int(detail["index"]): str(detail["name"]) for detail in interpreter.get_tensor_details()}
-    operators = [
+    return [
         Operator(
             name=str(position),
             kind=str(found["op_name"]),
-            inputs=tuple(str(index) for index in found["inputs"]),
-            outputs=tuple(str(index) for index in found["outputs"]),
+            inputs=tuple(names[index] for index in found["inputs"] if index in names),
+            outputs=tuple(names[index] for index in found["outputs"] if index in names),
         )
         for position, found in enumerate(interpreter._get_ops_details())  # noqa: SLF001  # LiteRT has no public list of operators
     ]
-    outputs = [str(detail["index"]) for detail in interpreter.get_output_details()]
-    found = head(operators, outputs, _WEIGHTED)
-    return [names[int(index)] for operator in found for index in operator.outputs if int(index) in names]
+
+
+def _giving(operators: Sequence[Operator], given: Collection[str], known: Collection[str]) -> list[Operator]:
+    """The operators that give these tensors of the source's, each with those before it that the source does not have: transpositions,
+    paddings, a convolution without its activation. Names in their plain form."""
+    makers = {tensor: operator for operator in operators for tensor in operator.outputs}
+    found: dict[str, Operator] = {}
+    waiting = [one for one in operators if any(_plain(tensor) in given for tensor in one.outputs)]
+    if not waiting:
+        raise RecipeError("onnx2tf left none of the names of the layers that would stay in float")
+    while waiting:
+        operator = waiting.pop()
+        if operator.name not in found:
+            found[operator.name] = operator
+            waiting += [
+                makers[tensor] for tensor in operator.inputs if tensor in makers and _plain(tensor) not in known
+            ]
+    return list(found.values())
 
 
 def _outputs_by_name(model: Path, outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
