@@ -74,9 +74,7 @@ def work(kind: str, output: Sequence[int], weight: Sequence[int]) -> int:
     >>> work("Gemm", (1, 10), (64, 10))
     640
     """
-    if kind == "ConvTranspose":  # each of its inputs is multiplied, which are fewer than its outputs; near enough
-        return math.prod(output) * math.prod(weight[:1] + weight[2:] if len(weight) > 2 else weight)
-    if kind == "Conv":
+    if kind in {"Conv", "ConvTranspose"}:  # of the latter more than there are: each of its inputs is multiplied, which are fewer
         return math.prod(output) * math.prod(weight[1:])
     return math.prod(weight) * math.prod(output[:-1])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +36,39 @@ def trials(model: Any, calibration: Samples, folder: Path) -> list[Trial]:
     """Of each layer of an onnx.ModelProto of opset 10 or newer; kept in `folder` for the next recipe and target. Raises `RecipeError`."""
     samples = calibration.spread(_SAMPLES)
     kept = folder / f"trials-{_digest(model, samples)}.json"
-    if kept.exists():
-        return msgspec.json.decode(kept.read_bytes(), type=list[Trial])
-    found = _measured(model, samples)
-    kept.with_suffix(".partial").write_bytes(msgspec.json.encode(found))
-    kept.with_suffix(".partial").replace(kept)
-    return found
-
-
-def _measured(model: Any, samples: Samples) -> list[Trial]:
-    began = time.monotonic()
-    ranges, shapes = _watched(model, samples)
-    wanted = _answers(model, samples)
-    found: list[Trial] = []
-    for layer in layers(onnx_operators(model), ONNX_WEIGHTED):
-        if time.monotonic() - began > _SECONDS:
-            raise RecipeError(f"its layers cannot be tried one by one in {_SECONDS:g} s")
-        rounded, multiplications = _rounded(model, layer, ranges, shapes)
-        if multiplications:
-            found.append(Trial(layer, _error(wanted, _answers(rounded, samples)), multiplications))
+    found = msgspec.json.decode(kept.read_bytes(), type=list[Trial]) if kept.exists() else []
+    for trial in _measured(model, samples, {one.layer.name for one in found}):
+        found.append(trial)
+        # One by one: a recipe that runs out of its time leaves the next one less to do.
+        kept.with_suffix(".partial").write_bytes(msgspec.json.encode(found))
+        kept.with_suffix(".partial").replace(kept)
     if not found:
         raise RecipeError("the graph has no layers with weights of its own")
     return found
+
+
+def _measured(model: Any, samples: Samples, known: Collection[str] = ()) -> Iterator[Trial]:
+    """Of the layers that are not known yet."""
+    began = time.monotonic()
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = {node.name or node.output[0]: node for node in model.graph.node}
+    left = [layer for layer in layers(onnx_operators(model), ONNX_WEIGHTED) if layer.name not in known]
+    left = [layer for layer in left if _place(nodes[layer.name], weights) is not None]
+    if not left:
+        return
+    ranges, shapes = _watched(model, samples)
+    wanted = _answers(model, samples)
+    for layer in left:
+        if time.monotonic() - began > _SECONDS:
+            raise RecipeError(f"its layers cannot be tried one by one in {_SECONDS:g} s")
+        node = nodes[layer.name]
+        multiplications = work(node.op_type, shapes[node.output[0]], weights[node.input[1]].dims)
+        yield Trial(layer, _error(wanted, _answers(_rounded(model, layer, ranges), samples)), multiplications)
+
+
+def _place(node: Any, weights: Collection[str]) -> int | None:
+    """The axis of a node's weights that its channels are on; None where the graph does not hold them: two tensors multiplied, say."""
+    return next((axis for position, axis in weight_inputs(node) if position == 1 and node.input[1] in weights), None)
 
 
 def _watched(model: Any, samples: Samples) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[int, ...]]]:
@@ -81,32 +92,26 @@ def _watched(model: Any, samples: Samples) -> tuple[dict[str, tuple[float, float
     return ranges, shapes
 
 
-def _rounded(
-    model: Any, layer: Layer, ranges: Mapping[str, tuple[float, float]], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Any, int]:
-    """The graph with this layer in INT8, computed in float; and the layer's multiplications, 0 if it has no weights that could be rounded."""
+def _rounded(model: Any, layer: Layer, ranges: Mapping[str, tuple[float, float]]) -> Any:
+    """The graph with this layer in INT8, computed in float."""
     import onnx
     from onnx import numpy_helper
 
     rounded = onnx.ModelProto()
     rounded.CopyFrom(model)
     graph = rounded.graph
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[Any] = []
-    multiplications = 0
     outputs = {name for name in layer.outputs if name in ranges}
     for node in graph.node:
-        if (node.name or node.output[0]) == layer.name:
-            [(position, axis), *_] = weight_inputs(node) or [(0, 0)]
-            weight = initializers.get(node.input[position]) if position else None
-            if weight is not None:
-                values, scales = quantised(numpy_helper.to_array(weight), axis)
-                multiplications = work(node.op_type, shapes[node.output[0]], values.shape)
-                graph.initializer.append(numpy_helper.from_array(values * scales, f"{weight.name}.rounded"))
-                node.input[position] = f"{weight.name}.rounded"
-            if node.input[0] in ranges:
-                nodes += _levels(graph, node.input[0], f"{node.input[0]}.rounded", ranges[node.input[0]])
-                node.input[0] = f"{node.input[0]}.rounded"
+        if (node.name or node.output[0]) == layer.name and (axis := _place(node, weights)) is not None:
+            given, weight = node.input[:2]
+            values, scales = quantised(numpy_helper.to_array(weights[weight]), axis)
+            graph.initializer.append(numpy_helper.from_array(values * scales, f"{weight}.rounded"))
+            node.input[1] = f"{weight}.rounded"
+            if given in ranges:
+                nodes += _levels(graph, given, f"{given}.rounded", ranges[given])
+                node.input[0] = f"{given}.rounded"
         mine = [(position, name) for position, name in enumerate(node.output) if name in outputs]
         for position, name in mine:
             node.output[position] = f"{name}.float"
@@ -116,7 +121,7 @@ def _rounded(
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
-    return rounded, multiplications
+    return rounded
 
 
 def _levels(graph: Any, name: str, rounded: str, limits: tuple[float, float]) -> list[Any]:
