@@ -134,7 +134,9 @@ def _moved_by_company(session: Session, rows: Sequence[Arrays], together: Arrays
 def _scaled(row: Arrays, factor: float) -> Arrays:
     """Other company: nothing at all, or values that no sample has. Whole numbers may be indices: of these nothing but zero is safe."""
     return {
-        name: array * array.dtype.type(factor) if array.dtype.kind == "f" else np.zeros_like(array)
+        name: (array.astype(np.float64) * factor).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else np.zeros_like(array)
         for name, array in row.items()
     }
 

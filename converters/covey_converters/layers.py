@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from covey_converters.heads import Operator
 
 # How much of the work may stay in float, by the recipes that measure.
-_SHARES = (0.1, 0.25, 0.5)
+_SHARES = (0.1, 0.2, 0.35, 0.5)
 
 
 def recipes(static: str) -> dict[str, float]:
@@ -74,7 +74,10 @@ def work(kind: str, output: Sequence[int], weight: Sequence[int]) -> int:
     >>> work("Gemm", (1, 10), (64, 10))
     640
     """
-    if kind in {"Conv", "ConvTranspose"}:  # of the latter more than there are: each of its inputs is multiplied, which are fewer
+    if kind in {
+        "Conv",
+        "ConvTranspose",
+    }:  # of the latter more than there are: each of its inputs is multiplied, which are fewer
         return math.prod(output) * math.prod(weight[1:])
     return math.prod(weight) * math.prod(output[:-1])
 

@@ -71,8 +71,8 @@ SUBJECT = Subject(
     draw=draw,
     judge=judge,
     calibration=96,
-    evaluation=200,
-    held_out=200,
+    evaluation=400,
+    held_out=400,
     allowed={"fp32": 0.0, "fp16": 0.005, "int8": 0.01},
     make=make,
 )

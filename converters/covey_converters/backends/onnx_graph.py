@@ -37,8 +37,3 @@ def opset(path: Path) -> int:
 
     model = onnx.load(str(path), load_external_data=False)
     return max(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
-
-
-def tensors(model: Any) -> set[str]:
-    """Of all that the nodes give."""
-    return {name for node in model.graph.node for name in node.output}

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from covey_contract.manifest import Runtime, TensorSpec
 from covey_converters import layers
 from covey_converters.backend import Array, Built, Source, copy_into
-from covey_converters.backends.onnx_graph import quantisable, tensors
+from covey_converters.backends.onnx_graph import quantisable
 from covey_converters.backends.onnx_session import OnnxRuntimeSession
 from covey_converters.backends.onnx_trials import trials
 from covey_converters.errors import RecipeError, UnsupportedError
@@ -314,8 +314,15 @@ def _in_float(source: Source, model: Path, recipe: str, calibration: Samples | N
         graph = quantisable(source)
         tried = trials(graph, calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES), source.work)
         chosen = layers.in_float(tried, _STATIC_MEASURED[recipe], onnx_head(graph))
-        given = {_plain(tensor) for layer in chosen for tensor in layer.outputs}
-        kept += _giving(operators, given, {_plain(tensor) for tensor in tensors(graph)})
+        given = {_made_of(tensor) for layer in chosen for tensor in layer.outputs}
+        same = [
+            layer
+            for layer in layers.layers(operators, _WEIGHTED)
+            if {*map(_made_of, layer.operators[0].outputs)} & given
+        ]
+        if chosen and not same:
+            raise RecipeError("onnx2tf left none of the names of the layers that would stay in float")
+        kept += [operator for layer in same for operator in layer.operators]
     return list(dict.fromkeys(tensor for operator in kept for tensor in operator.outputs))
 
 
@@ -333,22 +340,9 @@ def _operators(interpreter: Any) -> list[Operator]:
     ]
 
 
-def _giving(operators: Sequence[Operator], given: Collection[str], known: Collection[str]) -> list[Operator]:
-    """The operators that give these tensors of the source's, each with those before it that the source does not have: transpositions,
-    paddings, a convolution without its activation. Names in their plain form."""
-    makers = {tensor: operator for operator in operators for tensor in operator.outputs}
-    found: dict[str, Operator] = {}
-    waiting = [one for one in operators if any(_plain(tensor) in given for tensor in one.outputs)]
-    if not waiting:
-        raise RecipeError("onnx2tf left none of the names of the layers that would stay in float")
-    while waiting:
-        operator = waiting.pop()
-        if operator.name not in found:
-            found[operator.name] = operator
-            waiting += [
-                makers[tensor] for tensor in operator.inputs if tensor in makers and _plain(tensor) not in known
-            ]
-    return list(found.values())
+def _made_of(tensor: str) -> str:
+    """What both sides call a tensor of a layer: onnx2tf adds the layout to the name, or puts it in place of the output's number."""
+    return re.sub(r"(_0)?(_nhwc)?$", "", _plain(tensor))
 
 
 def _outputs_by_name(model: Path, outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
