@@ -20,7 +20,7 @@ from covey_converters.isolation import build_isolated
 from covey_converters.spec import BuildSpec, Limits
 
 # A recipe, all recipes of a cell, and the whole cell.
-_RECIPE_SECONDS, _CHAIN_SECONDS, _CELL_SECONDS = 120.0, 300.0, 600.0
+_RECIPE_SECONDS, _CHAIN_SECONDS, _CELL_SECONDS = 120.0, 420.0, 800.0
 Say = Callable[[str], None]
 
 

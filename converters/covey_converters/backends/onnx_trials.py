@@ -26,7 +26,7 @@ from covey_converters.layers import Layer, Trial, layers, work
 from covey_converters.samples import Samples
 
 _SAMPLES = 8
-_SECONDS = 90.0
+_SECONDS = 60.0
 _LEVELS = 255.0
 
 Answers = list[dict[str, Array]]
@@ -35,7 +35,7 @@ Answers = list[dict[str, Array]]
 def trials(model: Any, calibration: Samples, folder: Path) -> list[Trial]:
     """Of each layer of an onnx.ModelProto of opset 10 or newer; kept in `folder` for the next recipe and target. Raises `RecipeError`."""
     samples = calibration.spread(_SAMPLES)
-    kept = folder / f"trials-{_digest(model, samples)}.json"
+    kept = folder / f"trials-{digest_of(model, samples)}.json"
     found = msgspec.json.decode(kept.read_bytes(), type=list[Trial]) if kept.exists() else []
     for trial in _measured(model, samples, {one.layer.name for one in found}):
         found.append(trial)
@@ -160,7 +160,8 @@ def _error(wanted: Answers, got: Answers) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def _digest(model: Any, samples: Samples) -> str:
+def digest_of(model: Any, samples: Samples) -> str:
+    """What is found out about a graph on samples is kept by."""
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
     for name, array in sorted(samples.arrays.items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())

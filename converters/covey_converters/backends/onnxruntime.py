@@ -20,9 +20,9 @@ import numpy as np
 from covey_contract.manifest import Runtime
 from covey_converters import layers
 from covey_converters.backend import Array, Built, Source, copy_into
-from covey_converters.backends.onnx_graph import opset, quantisable
+from covey_converters.backends.onnx_graph import hold_in_float, opset, quantisable
 from covey_converters.backends.onnx_session import OnnxRuntimeSession
-from covey_converters.backends.onnx_trials import trials
+from covey_converters.backends.onnx_trials import digest_of, trials
 from covey_converters.backends.onnx_weights import SMALLEST, quantise_weights
 from covey_converters.errors import RecipeError, UnsupportedError
 from covey_converters.heads import onnx_head, onnx_operators
@@ -131,6 +131,7 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
             raise RecipeError("static quantisation needs calibration data")
         chosen = calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)
         reader: Any = CalibrationReader(chosen)
+        ranges = source.work / f"ranges-{digest_of(model, chosen)}.json"
         quantization.quantize_static(
             str(prepared),
             str(out),
@@ -145,7 +146,12 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
             nodes_to_exclude=_kept(model, recipe, chosen, source.work),
             # The ranges of a few samples at a time are averaged, so that one odd sample does not widen them for all.
             extra_options={"CalibMovingAverage": True} if recipe == _STATIC_AVERAGE else {},
+            # Found once for all recipes that want the same.
+            calibration_cache_path=None if recipe in {_STATIC_AVERAGE, _STATIC_WEIGHTED} else ranges,
         )
+        quantised = onnx.load(str(out))
+        if hold_in_float(quantised):
+            onnx.save(quantised, str(out))
     except RecipeError:
         raise
     except Exception as error:  # noqa: BLE001  # the quantiser raises anything, from AttributeError to RuntimeError

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from covey_converters.backends.onnx_graph import quantisable
 from covey_converters.backends.onnx_session import OnnxRuntimeSession
 from covey_converters.backends.onnx_trials import trials
 from covey_converters.errors import RecipeError, UnsupportedError
-from covey_converters.heads import Operator, head, onnx_head
+from covey_converters.heads import Operator, head, onnx_head, onnx_operators
 from covey_converters.samples import Samples, numpy_type, random_samples
 from covey_converters.toolchain import TIMED_OUT, run_in
 
@@ -35,13 +35,15 @@ _DIRECT = "onnx2tf, direct flatbuffer"
 _HALF = "FP16 weights"
 _STATIC = "static INT8, min/max ranges"
 _STATIC_FLOAT_HEAD = "static INT8, min/max ranges, float head"
-_STATIC_MEASURED = layers.recipes(_STATIC)
+# x * sigmoid(x) is rounded three times where it is made of two operators; in float they cost next to nothing.
+_STATIC_MEASURED = layers.recipes(f"{_STATIC}, products and sigmoids in float")
 _DYNAMIC = "dynamic range, INT8 weights"
 _WEIGHTS = "INT8 weights, computed in FP32"
 _CALIBRATION_SAMPLES = 200
 _CONVERT_SECONDS = 900.0
 # Above this many open questions of layout the search would not end; real models have one to four.
 _MAX_LAYOUTS = 64
+_PRODUCTS, _CONVOLUTIONS = ("MatMul", "Gemm"), ("Conv", "ConvTranspose")
 _WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"})
 
 
@@ -250,6 +252,8 @@ def _quantised(
         manager.add_static_config(every, operation.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
         for edge in (operation.INPUT, operation.OUTPUT):
             manager.add_quantization_config(every, edge, algorithm_key=algorithm.NO_QUANTIZE)
+        for kind in (operation.MUL, operation.LOGISTIC) if recipe in _STATIC_MEASURED else ():
+            manager.add_quantization_config(every, kind, algorithm_key=algorithm.NO_QUANTIZE)
         for name in _in_float(source, model, recipe, calibration):
             manager.add_quantization_config(
                 f"^{re.escape(name)}(;|$)", operation.ALL_SUPPORTED, algorithm_key=algorithm.NO_QUANTIZE
@@ -304,6 +308,11 @@ def _in_float(source: Source, model: Path, recipe: str, calibration: Samples | N
     """What the operators give that stay in float: a recipe names operators by that."""
     if recipe == _STATIC:
         return []
+    products, convolutions = (
+        sum(source.review.operators.get(kind, 0) for kind in kinds) for kinds in (_PRODUCTS, _CONVOLUTIONS)
+    )
+    if recipe in _STATIC_MEASURED and products > convolutions:
+        raise RecipeError("of matrix products above all, which dynamic range computes in INT8 as well")
     interpreter = _interpreter(model, threads=1, reference=True)
     operators = _operators(interpreter)
     outputs = [str(detail["name"]) for detail in interpreter.get_output_details()]
@@ -314,7 +323,7 @@ def _in_float(source: Source, model: Path, recipe: str, calibration: Samples | N
         graph = quantisable(source)
         tried = trials(graph, calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES), source.work)
         chosen = layers.in_float(tried, _STATIC_MEASURED[recipe], onnx_head(graph))
-        given = {_made_of(tensor) for layer in chosen for tensor in layer.outputs}
+        given = _called({tensor for layer in chosen for tensor in layer.outputs}, onnx_operators(graph))
         same = [
             layer
             for layer in layers.layers(operators, _WEIGHTED)
@@ -340,8 +349,14 @@ def _operators(interpreter: Any) -> list[Operator]:
     ]
 
 
+def _called(given: Collection[str], operators: Sequence[Operator]) -> set[str]:
+    """What onnx2tf may call these tensors of the source's: by their own names, or as the input of whoever takes them."""
+    takers = [operator.name for operator in operators if set(operator.inputs) & set(given)]
+    return {*map(_made_of, given), *(_made_of(f"{name}_input") for name in takers)}
+
+
 def _made_of(tensor: str) -> str:
-    """What both sides call a tensor of a layer: onnx2tf adds the layout to the name, or puts it in place of the output's number."""
+    """Without the layout, which onnx2tf adds to a name or puts in place of the output's number."""
     return re.sub(r"(_0)?(_nhwc)?$", "", _plain(tensor))
 
 
