@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,9 @@ import numpy as np
 from covey_contract.manifest import Runtime, TensorSpec
 from covey_converters import layers
 from covey_converters.backend import Array, Built, Source, copy_into
-from covey_converters.backends.onnx_graph import quantisable
 from covey_converters.backends.onnx_session import OnnxRuntimeSession
-from covey_converters.backends.onnx_trials import trials
+from covey_converters.backends.tflite_graph import costly_tensors, head_tensors, interpreter, plain
 from covey_converters.errors import RecipeError, UnsupportedError
-from covey_converters.heads import Operator, head, onnx_head, onnx_operators
 from covey_converters.samples import Samples, numpy_type, random_samples
 from covey_converters.toolchain import TIMED_OUT, run_in
 
@@ -43,8 +41,6 @@ _CALIBRATION_SAMPLES = 200
 _CONVERT_SECONDS = 900.0
 # Above this many open questions of layout the search would not end; real models have one to four.
 _MAX_LAYOUTS = 64
-_PRODUCTS, _CONVOLUTIONS = ("MatMul", "Gemm"), ("Conv", "ConvTranspose")
-_WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"})
 
 
 class TfliteBackend:
@@ -86,7 +82,7 @@ class TfliteSession:
     """A build in LiteRT on the CPU: XNNPACK's kernels, or the slow reference kernels."""
 
     def __init__(self, built: Built, *, threads: int, reference: bool = False) -> None:
-        self._interpreter = _interpreter(built.folder / built.entry, threads=threads, reference=reference)
+        self._interpreter = interpreter(built.folder / built.entry, threads=threads, reference=reference)
         details = self._interpreter.get_input_details()
         self._shapes = {int(detail["index"]): tuple(detail["shape"]) for detail in details}
         self._dtypes = {int(detail["index"]): detail["dtype"] for detail in details}
@@ -124,15 +120,6 @@ def _bound(specs: Sequence[TensorSpec], details: Sequence[Mapping[str, Any]]) ->
     return [(spec, indices[spec.build_name or spec.name]) for spec in specs]
 
 
-def _interpreter(path: Path, *, threads: int, reference: bool = False) -> Any:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    resolver = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
-    interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=resolver)
-    interpreter.allocate_tensors()
-    return interpreter
-
-
 # --- ONNX to a float flatbuffer -----------------------------------------------------------------------------------------
 
 
@@ -159,10 +146,10 @@ def _flatbuffer(source: Source) -> Path:
 
 def _layout(source: Source, model: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """How callers' tensors become the build's: names and transpositions, proven on random inputs where shapes do not tell."""
-    interpreter = _interpreter(model, threads=1)
+    loaded = interpreter(model, threads=1)
     review = source.review
-    inputs = _candidates(review.inputs, interpreter.get_input_details())
-    outputs = _candidates(review.outputs, interpreter.get_output_details())
+    inputs = _candidates(review.inputs, loaded.get_input_details())
+    outputs = _candidates(review.outputs, loaded.get_output_details())
     if sum(map(len, (*inputs, *outputs))) == len(inputs) + len(outputs):
         return tuple(choices[0] for choices in inputs), tuple(choices[0] for choices in outputs)
     samples = random_samples(review.inputs, 2, seed=1)
@@ -191,11 +178,11 @@ def _candidates(specs: Sequence[TensorSpec], details: Sequence[Mapping[str, Any]
     """For each of the source's tensors, the ways in which the build may hold it."""
     if len(specs) != len(details):
         raise UnsupportedError(f"onnx2tf left {len(details)} tensors where the source has {len(specs)}")
-    by_name = {_plain(str(detail["name"])): detail for detail in details}
+    by_name = {plain(str(detail["name"])): detail for detail in details}
     found: list[list[TensorSpec]] = []
     for position, spec in enumerate(specs):
         # onnx2tf replaces characters that TensorFlow does not allow in names, and keeps the order.
-        detail = by_name.get(_plain(spec.name), details[position])
+        detail = by_name.get(plain(spec.name), details[position])
         choices = [
             msgspec.structs.replace(spec, build_name=str(detail["name"]), permutation=permutation)
             for permutation in _transpositions(len(spec.shape))
@@ -207,11 +194,6 @@ def _candidates(specs: Sequence[TensorSpec], details: Sequence[Mapping[str, Any]
             )
         found.append(choices)
     return found
-
-
-def _plain(name: str) -> str:
-    name = re.sub(r"^serving_default_|:\d+$", "", name)
-    return re.sub(r"[^A-Za-z0-9]+", "_", name)
 
 
 def _transpositions(rank: int) -> tuple[tuple[int, ...] | None, ...]:
@@ -281,16 +263,26 @@ def _quantised(
         raise RecipeError(f"AI Edge Quantizer: {type(error).__name__}: {str(error).splitlines()[0][:300]}") from error
 
 
+def _in_float(source: Source, model: Path, recipe: str, calibration: Samples | None) -> list[str]:
+    """What the operators give that stay in float."""
+    if recipe == _STATIC_FLOAT_HEAD:
+        return head_tensors(model)
+    if recipe in _STATIC_MEASURED and calibration is not None:
+        chosen = calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)
+        return costly_tensors(source, model, _STATIC_MEASURED[recipe], chosen)
+    return []
+
+
 def _feeds(
     model: Path, inputs: Sequence[TensorSpec], calibration: Samples
 ) -> tuple[str | None, list[dict[str, Array]]]:
     """The model's signature, and the calibration samples by that signature's names in the build's layout."""
-    interpreter = _interpreter(model, threads=1)
-    signatures = interpreter.get_signature_list()
+    loaded = interpreter(model, threads=1)
+    signatures = loaded.get_signature_list()
     key = next(iter(signatures), None)
-    names = {str(detail["name"]): str(detail["name"]) for detail in interpreter.get_input_details()}
+    names = {str(detail["name"]): str(detail["name"]) for detail in loaded.get_input_details()}
     if key is not None:
-        details = interpreter.get_signature_runner(key).get_input_details()
+        details = loaded.get_signature_runner(key).get_input_details()
         names = {str(detail["name"]): name for name, detail in details.items()}
     feeds = [
         {
@@ -304,71 +296,15 @@ def _feeds(
     return key, feeds
 
 
-def _in_float(source: Source, model: Path, recipe: str, calibration: Samples | None) -> list[str]:
-    """What the operators give that stay in float: a recipe names operators by that."""
-    if recipe == _STATIC:
-        return []
-    products, convolutions = (
-        sum(source.review.operators.get(kind, 0) for kind in kinds) for kinds in (_PRODUCTS, _CONVOLUTIONS)
-    )
-    if recipe in _STATIC_MEASURED and products > convolutions:
-        raise RecipeError("of matrix products above all, which dynamic range computes in INT8 as well")
-    interpreter = _interpreter(model, threads=1, reference=True)
-    operators = _operators(interpreter)
-    outputs = [str(detail["name"]) for detail in interpreter.get_output_details()]
-    kept = head(operators, outputs, _WEIGHTED)
-    if recipe == _STATIC_FLOAT_HEAD and not kept:
-        raise RecipeError("the graph has no head apart from the rest")
-    if recipe in _STATIC_MEASURED and calibration is not None:
-        graph = quantisable(source)
-        tried = trials(graph, calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES), source.work)
-        chosen = layers.in_float(tried, _STATIC_MEASURED[recipe], onnx_head(graph))
-        given = _called({tensor for layer in chosen for tensor in layer.outputs}, onnx_operators(graph))
-        same = [
-            layer
-            for layer in layers.layers(operators, _WEIGHTED)
-            if {*map(_made_of, layer.operators[0].outputs)} & given
-        ]
-        if chosen and not same:
-            raise RecipeError("onnx2tf left none of the names of the layers that would stay in float")
-        kept += [operator for layer in same for operator in layer.operators]
-    return list(dict.fromkeys(tensor for operator in kept for tensor in operator.outputs))
-
-
-def _operators(interpreter: Any) -> list[Operator]:
-    """Tensors by their names, which are unique in what onnx2tf makes."""
-    names = {int(detail["index"]): str(detail["name"]) for detail in interpreter.get_tensor_details()}
-    return [
-        Operator(
-            name=str(position),
-            kind=str(found["op_name"]),
-            inputs=tuple(names[index] for index in found["inputs"] if index in names),
-            outputs=tuple(names[index] for index in found["outputs"] if index in names),
-        )
-        for position, found in enumerate(interpreter._get_ops_details())  # noqa: SLF001  # LiteRT has no public list of operators
-    ]
-
-
-def _called(given: Collection[str], operators: Sequence[Operator]) -> set[str]:
-    """What onnx2tf may call these tensors of the source's: by their own names, or as the input of whoever takes them."""
-    takers = [operator.name for operator in operators if set(operator.inputs) & set(given)]
-    return {*map(_made_of, given), *(_made_of(f"{name}_input") for name in takers)}
-
-
-def _made_of(tensor: str) -> str:
-    """Without the layout, which onnx2tf adds to a name or puts in place of the output's number."""
-    return re.sub(r"(_0)?(_nhwc)?$", "", _plain(tensor))
-
-
 def _outputs_by_name(model: Path, outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """Quantising puts a tensor of another name behind each output; their order stays."""
-    details = _interpreter(model, threads=1).get_output_details()
+    details = interpreter(model, threads=1).get_output_details()
     present = {str(detail["name"]) for detail in details}
-    signature = _interpreter(model, threads=1).get_signature_list()
+    signature = interpreter(model, threads=1).get_signature_list()
     if all((spec.build_name or spec.name) in present for spec in outputs):
         return tuple(outputs)
     renamed: list[TensorSpec] = []
-    runner = _interpreter(model, threads=1).get_signature_runner(next(iter(signature))) if signature else None
+    runner = interpreter(model, threads=1).get_signature_runner(next(iter(signature))) if signature else None
     by_signature = {name: str(d["name"]) for name, d in runner.get_output_details().items()} if runner else {}
     for spec, detail in zip(outputs, details, strict=True):
         old = spec.build_name or spec.name
@@ -379,11 +315,11 @@ def _outputs_by_name(model: Path, outputs: Sequence[TensorSpec]) -> tuple[Tensor
 
 def _steps(model: Path) -> dict[str, float]:
     """The quantisation step of each output that comes out of a dequantisation, by the output's name."""
-    interpreter = _interpreter(model, threads=1, reference=True)
-    scales = {detail["index"]: float(detail["quantization"][0]) for detail in interpreter.get_tensor_details()}
-    names = {int(detail["index"]): str(detail["name"]) for detail in interpreter.get_output_details()}
+    loaded = interpreter(model, threads=1, reference=True)
+    scales = {detail["index"]: float(detail["quantization"][0]) for detail in loaded.get_tensor_details()}
+    names = {int(detail["index"]): str(detail["name"]) for detail in loaded.get_output_details()}
     return {
         names[found["outputs"][0]]: scales[found["inputs"][0]]
-        for found in interpreter._get_ops_details()  # noqa: SLF001  # as above
+        for found in loaded._get_ops_details()  # noqa: SLF001  # as above
         if found["op_name"] == "DEQUANTIZE" and found["outputs"][0] in names and scales.get(found["inputs"][0], 0.0) > 0
     }
