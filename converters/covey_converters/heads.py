@@ -8,7 +8,8 @@ comes as a list of `Operator`.
                          \\-> Conv (scores) -> Sigmoid -/            head: both last Convs, Sigmoid, Concat
 
 What takes anything from the head is part of it, so that no operator in its midst is left to quantise: a detector's boxes may come out of
-a Softmax between two layers with weights, the first of which is the last on the way of the scores.
+a Softmax between two layers with weights, the first of which is the last on the way of the scores. Not so where the graph goes on from there
+with layers of its own, as behind an output of its middle.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def head(operators: Sequence[Operator], outputs: Iterable[str], weighted: Collec
     A branch without any weights belongs to the head as a whole. If the head were the whole graph there would be nothing left to
     quantise: then it is empty.
     """
-    found = _with_all_behind(operators, _last_ones(operators, outputs, weighted))
     all_weighted = {index for index, operator in enumerate(operators) if operator.kind in weighted}
+    found = _with_all_behind(operators, _last_ones(operators, outputs, weighted), all_weighted)
     if all_weighted <= found:
         return []
     return [operators[index] for index in sorted(found)]
@@ -58,18 +59,22 @@ def _last_ones(operators: Sequence[Operator], outputs: Iterable[str], weighted: 
     return found
 
 
-def _with_all_behind(operators: Sequence[Operator], first: set[int]) -> set[int]:
+def _with_all_behind(operators: Sequence[Operator], first: set[int], weighted: set[int]) -> set[int]:
     takers: dict[str, list[int]] = {}
     for index, operator in enumerate(operators):
         for tensor in operator.inputs:
             takers.setdefault(tensor, []).append(index)
-    found: set[int] = set()
-    waiting = list(first)
-    while waiting:
-        index = waiting.pop()
-        if index not in found:
-            found.add(index)
-            waiting += [taker for tensor in operators[index].outputs for taker in takers.get(tensor, ())]
+    found = set(first)
+    for index in first:
+        behind: set[int] = set()
+        waiting = [index]
+        while waiting:
+            one = waiting.pop()
+            if one not in behind:
+                behind.add(one)
+                waiting += [taker for tensor in operators[one].outputs for taker in takers.get(tensor, ())]
+        if behind & weighted <= first:
+            found |= behind
     return found
 
 

@@ -37,6 +37,8 @@ def graph(text: str) -> list[Operator]:
             "y",
             ["both", "b", "scores", "soft", "boxes", "y"],
         ),
+        # An output of the middle, behind which the graph goes on.
+        ("Conv:x>a Relu:a>y Conv:y>b Relu:b>c Conv:c>z", "y,z", ["a", "y", "z"]),
         # Constants and inputs have no maker.
         ("Conv:x>a Mul:a,two>b Gemm:b,w>c Add:c,bias>y", "y", ["c", "y"]),
     ],
