@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from covey_agent.gateway.batching import merged, parted, rows_of, together
 from covey_agent.gateway.control_api import Load, Loaded, ModelSlots, Reverted, RunnerStatus
+from covey_agent.gateway.enclosure import Enclosure
 from covey_agent.gateway.errors import (
     BY_FAILING,
     CrashedError,
@@ -26,7 +27,6 @@ from covey_agent.gateway.errors import (
     ServeError,
 )
 from covey_agent.gateway.line import Line, Ride, Turn
-from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.probation import REASONS, Failing, Judge, Verdict, hang_after, patience
 from covey_agent.gateway.runner_process import BuildSpec, InferFailed, Reply, RunnerProcess
@@ -70,7 +70,7 @@ class Model:
         name: str,
         *,
         threads: int,
-        memory: MemoryLimit,
+        enclosure: Enclosure,
         idle: Sequence[str],
         limits: Limits,
         clock: Callable[[], float],
@@ -80,7 +80,7 @@ class Model:
         self.slots = Slots()
         self.statistics = Statistics()
         self._threads = threads
-        self._memory = memory
+        self._enclosure = enclosure
         self._idle = idle
         self._limits = limits
         self._clock = clock
@@ -165,7 +165,7 @@ class Model:
         runner = RunnerProcess(
             spec,
             threads=self._threads,
-            memory=self._memory,
+            enclosure=self._enclosure,
             idle=self._idle,
             retire_s=self._limits.retire_s,
             on_free=self._pump,

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covey_agent.gateway.control_api import Loaded
+from covey_agent.gateway.enclosure import Enclosure
 from covey_agent.gateway.errors import OrderError
-from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.probation import Failing
 from covey_agent.runner.arena import SHARED_FROM, Arena
@@ -90,7 +90,7 @@ class RunnerProcess(asyncio.Protocol):
         spec: BuildSpec,
         *,
         threads: int,
-        memory: MemoryLimit,
+        enclosure: Enclosure,
         idle: Sequence[str],
         retire_s: float,
         on_free: Callable[[], None],
@@ -106,7 +106,7 @@ class RunnerProcess(asyncio.Protocol):
         self.pid = 0
         self.ended = asyncio.Event()
         self._threads = threads
-        self._memory = memory
+        self._enclosure = enclosure
         self._idle = tuple(idle)
         self._retire_s = retire_s
         self._on_free = on_free
@@ -140,6 +140,8 @@ class RunnerProcess(asyncio.Protocol):
             raise OrderError(Reason.LOAD_FAILED, f"the runner cannot be started: {error}") from error
         if self.gone:
             raise OrderError(Reason.LOAD_FAILED, "the runner died as soon as it was ready")
+        if background:
+            self._enclosure.serve(self.pid, self.spec.manifest.model)
         self.loaded = Loaded(load_ms=ready.load_ms, first_ms=ready.first_ms, rss_mb=self.rss_mb())
         return self.loaded
 
@@ -170,7 +172,7 @@ class RunnerProcess(asyncio.Protocol):
                 self.ended.set()
                 raise
         self.pid = self._process.pid
-        self._memory.enclose(self.pid)
+        self._enclosure.enclose(self.pid, self.spec.manifest.model, background=background)
         await loop.create_unix_connection(lambda: self, sock=ours)
 
     def retire(self, *, quietly: bool = False) -> None:
@@ -191,6 +193,7 @@ class RunnerProcess(asyncio.Protocol):
 
     def _close(self) -> None:
         if self._quietly and self.pid and not self.gone:
+            self._enclosure.quiet(self.pid)
             with contextlib.suppress(OSError):  # it has ended by itself, or the kernel knows no idle priority
                 os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
         if self._transport is not None:
@@ -340,7 +343,7 @@ class RunnerProcess(asyncio.Protocol):
     def _reap(self, grace_s: float) -> None:
         """Wait for the process without holding anything up; kill it when it has had its time."""
         if self._process is None or self._process.poll() is not None:
-            self._memory.release(self.pid)
+            self._enclosure.release(self.pid)
             self._forget_arena()
             self.ended.set()
             return
