@@ -558,8 +558,8 @@ def test_a_full_disk_while_pushing(site: Site) -> None:
             def push(version: str, file: str) -> subprocess.CompletedProcess[str]:
                 return site.run("covey", "model", "push", MODEL, version, file, environment=server.environment)
 
-            only_line_of(push("1.0", "large.onnx"), 1, full)
-            assert list((disk / "data" / "blobs" / "incoming").iterdir()) == []
+            only_line_of(push("1.0", "large.onnx"), 1, f"the server's disk has no room for {32 << 20} bytes")
+            assert list((disk / "data" / "uploads").iterdir()) == []
             assert push("1.0", "{good}").returncode == 0
             # Not a byte is left: neither files nor rows can be written, but what is there can be read.
             ballast = disk / "ballast"
