@@ -1,7 +1,8 @@
 """HTTP/1.1 on the loopback: one connection, its requests answered in order, every wait and every size bounded.
 
 Parsing is httptools'; what a request means is the handler's. A connection keeps what its caller sends ahead (pipelining) and
-reads no further while it answers.
+reads no further while it answers. A request whose head has been parsed before (`known_heads`) does not go through the parser again, and
+is answered without a task's help where the handler can (`Quick`).
 """
 
 from __future__ import annotations
@@ -9,74 +10,69 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import httptools
 
+from covey_agent.gateway.buffers import Buffers
+from covey_agent.gateway.http_messages import HttpRequest, HttpResponse
+from covey_agent.gateway.known_heads import KnownHead, KnownHeads
 from covey_agent.gateway.settings import Limits
 
 log = logging.getLogger(__name__)
 
-JSON = "application/json"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # How often connections are looked at for those that keep the gateway waiting, in seconds.
 SWEEP_S = 1.0
 # A caller that was refused in the middle of its request may go on sending for this long: a connection that is closed on bytes nobody
 # has read is reset, and the answer with it.
 LINGER_S = 2.0
-# What is taken from a socket at once.
-RECEIVE_BYTES = 256 * 1024
-
-
-@dataclass
-class HttpRequest:
-    """`url` is the raw target; header names are in lower case."""
-
-    method: str = ""
-    url: bytes = b""
-    headers: dict[bytes, bytes] = field(default_factory=dict)
-    body: bytes | bytearray = b""
-    keep_alive: bool = True
-    refused: HttpResponse | None = None  # the answer to a request that is not to be looked at
-
-
-@dataclass(frozen=True)
-class HttpResponse:
-    status: int
-    body: Sequence[bytes | memoryview] = ()
-    content_type: str = JSON
-    headers: tuple[tuple[str, str], ...] = ()
-    close: bool = False
-
-    def encode(self, *, keep_alive: bool) -> bytes:
-        lines = [
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
-            f"Content-Type: {self.content_type}",
-            f"Content-Length: {sum(len(piece) for piece in self.body)}",
-            *(f"{name}: {value}" for name, value in self.headers),
-        ]
-        if not keep_alive or self.close:
-            lines.append("Connection: close")
-        return b"".join(("\r\n".join(lines).encode("latin-1"), b"\r\n\r\n", *self.body))
-
 
 Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
 Refuse = Callable[[int, str], HttpResponse]
+Answered = Callable[[bytes], None]
+# Takes the request (its head, its body until it is answered, and whom to give the encoded answer to), or says that it does not.
+Quick = Callable[[KnownHead, memoryview, Answered], bool]
+
+
+@dataclass
+class Arriving:
+    """A request with a known head, of which a part has come. `buffer` has room for all of it."""
+
+    head: KnownHead
+    buffer: bytearray
+    have: int
+
+
+@dataclass(frozen=True)
+class Lent:
+    """Where a request lies until it is answered, and how long its body is."""
+
+    buffer: bytearray
+    size: int
 
 
 class Connections:
     """All open connections of the gateway, over TCP and Unix socket, and the bytes they have buffered together."""
 
-    def __init__(self, handler: Handler, refuse: Refuse, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        refuse: Refuse,
+        limits: Limits,
+        clock: Callable[[], float],
+        quick: Quick = lambda _head, _body, _answered: False,
+    ) -> None:
         self.handler = handler
+        self.quick = quick
         self.refuse = refuse
         self.limits = limits
         self.clock = clock
         self.buffered = 0
         self.open: set[HttpConnection] = set()
-        self.receive = memoryview(bytearray(RECEIVE_BYTES))
+        self.buffers = Buffers()
+        self.heads = KnownHeads()
 
     def accept(self) -> HttpConnection:
         return HttpConnection(self)
@@ -118,6 +114,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._deadline = 0.0
         self._broken = False  # nothing more is read
         self._paused = False
+        self._between = True  # no request has begun that is not all there
+        self._first = b""  # the head of the request that is arriving, if it may become a known one
+        self._fed = 0  # bytes of that request, and of what came with it
+        self._arriving: Arriving | None = None
+        self._lent: Lent | None = None  # where the request lies that is being answered quickly
         self.answering = False
 
     # --- the transport's calls ----------------------------------------------------------------------------------------
@@ -142,16 +143,31 @@ class HttpConnection(asyncio.BufferedProtocol):
                 waiting.set_result(None)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # as much as there is
-        return self._all.receive
+        if (arriving := self._arriving) is not None:
+            return memoryview(arriving.buffer)[arriving.have : arriving.head.whole]
+        return self._all.buffers.view
 
     def buffer_updated(self, nbytes: int) -> None:
         """The loop reads and tells in one go, so that one buffer is enough for all connections."""
         if self._broken:
             return
+        if self._arriving is not None:
+            self._go_on(self._arriving, nbytes)
+            return
         if self.answering and not self._paused and self._transport is not None:
             self._transport.pause_reading()  # the caller is ahead: no further
             self._paused = True
-        data = self._all.receive[:nbytes]
+        buffers = self._all.buffers
+        if self._between:
+            self._first, known = self._all.heads.find(buffers.current, nbytes)
+            if known is not None and nbytes <= known.whole:
+                self._begin_known(known, nbytes)
+                return
+            self._fed = 0
+        self._fed += nbytes
+        self._parse(buffers.view[:nbytes])
+
+    def _parse(self, data: memoryview) -> None:
         try:
             self._parser.feed_data(data)
             if self._in_header:  # the parser keeps an unfinished header line to itself
@@ -181,6 +197,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         self._request = HttpRequest()
+        self._between = False
         self._in_header = True
         self._header_bytes = self._unparsed = 0
         self._chunks = []
@@ -216,7 +233,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._body_bytes > self._limits.body_bytes:
             self._too_large()
         elif self._all.buffered > self._limits.buffered_bytes:
-            self._refuse(503, "too many bytes wait to be answered; try again later")
+            self._full()
 
     def on_message_complete(self) -> None:
         if self._broken:
@@ -225,8 +242,76 @@ class HttpConnection(asyncio.BufferedProtocol):
         request.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
         self._body_bytes = 0
+        self._between = True
+        self._learn(request)
         self._ready.append(request)
         self._notify()
+
+    def _learn(self, request: HttpRequest) -> None:
+        """Keep the head, if these were its bytes, all of them: what came since it began is it and its body."""
+        head, self._first = self._first, b""  # what comes with this request is not looked at
+        plain = request.headers.keys().isdisjoint((b"transfer-encoding", b"expect"))
+        whole = self._fed == len(head) + len(request.body)
+        if head and plain and whole and request.method == "POST" and request.keep_alive:
+            self._all.heads.learn(KnownHead(head, request.url, request.headers, len(request.body)))
+
+    # --- requests whose heads are known -------------------------------------------------------------------------------
+
+    def _begin_known(self, head: KnownHead, nbytes: int) -> None:
+        self._body_bytes = head.size
+        self._held += head.size
+        self._all.buffered += head.size
+        if self._all.buffered > self._limits.buffered_bytes:
+            self._full()
+        elif nbytes == head.whole:
+            self._arrived(head, self._all.buffers.take())
+        else:
+            if not self.answering:
+                self._deadline = self._all.clock() + self._limits.read_s
+            self._arriving = Arriving(head, self._all.buffers.take_part(nbytes, head.whole), nbytes)
+
+    def _go_on(self, arriving: Arriving, nbytes: int) -> None:
+        arriving.have += nbytes
+        if arriving.have == arriving.head.whole:
+            self._arriving = None
+            self._arrived(arriving.head, arriving.buffer)
+
+    def _arrived(self, head: KnownHead, buffer: bytearray) -> None:
+        self._body_bytes = 0
+        body = memoryview(buffer)[len(head.raw) : head.whole]
+        if not self.answering and not self._ready:
+            self.answering, self._lent = True, Lent(buffer, head.size)
+            if self._all.quick(head, body, self._answered):
+                return
+            self.answering, self._lent = False, None
+        self._ready.append(HttpRequest("POST", head.url, head.headers, bytes(body)))
+        self._all.buffers.give_back(buffer)
+        self._notify()
+
+    def _answered(self, answer: bytes) -> None:
+        """What `Quick` took is answered; the connection may have ended meanwhile."""
+        lent, self._lent = self._lent, None
+        transport = self._transport
+        if lent is None or transport is None:
+            return
+        self._all.buffers.give_back(lent.buffer)
+        self._release(lent.size)
+        if not transport.is_closing():
+            self._deadline = self._all.clock() + self._limits.write_s
+            transport.write(answer)
+        if self._writable is None:
+            self._rest()
+        else:
+            self._writable.add_done_callback(self._rest)
+
+    def _rest(self, *_: object) -> None:
+        """Until the next request, which may be there already."""
+        self.answering = False
+        self._deadline = self._all.clock() + self._limits.idle_s
+        if self._transport is not None and not self._transport.is_closing():
+            self._resume(self._transport)
+        if self._ready or self._broken:
+            self._notify()
 
     # --- limits -------------------------------------------------------------------------------------------------------
 
@@ -237,6 +322,9 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _too_large(self) -> None:
         self._refuse(413, f"the body is longer than {self._limits.body_bytes} bytes")
+
+    def _full(self) -> None:
+        self._refuse(503, "too many bytes wait to be answered; try again later")
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answer so in its turn, and end the connection: where the next request would begin is not known."""
@@ -278,8 +366,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         if transport is None:
             return
         while True:
-            if not self._ready:
-                if self._broken:
+            quickly = self.answering  # another request, which is to be answered first
+            if quickly or not self._ready:
+                if self._broken and not quickly:
                     break
                 self._wake = asyncio.get_running_loop().create_future()
                 await self._wake

@@ -189,5 +189,8 @@ class Visit:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
         self._memory.held -= self._bytes
         self._bytes = 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from covey_agent.gateway.errors import BadRequest, MemoryFullError
-from covey_agent.gateway.http_protocol import HttpRequest
+from covey_agent.gateway.http_messages import HttpRequest
 from covey_agent.gateway.oip import parse_request, render_answer
 from covey_agent.gateway.shared_memory import MAX_REGIONS, Place, Registration, SharedMemory
 from covey_agent.gateway.shared_memory_door import PREFIX, SharedMemoryDoor
