@@ -1,4 +1,4 @@
-"""A deadline that every request sets and clears, for the price of two assignments."""
+"""A deadline that every request sets anew, for the price of an assignment."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from math import inf
 
 
 class Alarm:
-    """Calls `ring` when the time that was set last has come, unless it was cleared. The loop's timer is not touched at every request: one
-    that goes off too early is set again, for the time that counts by then."""
+    """Calls `ring` when the time that was set last has come. The loop's timer is not touched each time that it is set: one that goes off
+    too early is set again, for the time that counts by then."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self._ring = ring
@@ -22,9 +22,6 @@ class Alarm:
         self._at = at
         if at < self._timer_at:
             self._arm(loop, at)
-
-    def clear(self) -> None:
-        self._at = inf
 
     def stop(self) -> None:
         """For good."""

@@ -32,6 +32,7 @@ from covey_agent.gateway.runner_process import BuildSpec, InferFailed, Reply, Ru
 from covey_agent.gateway.settings import Limits
 from covey_agent.gateway.stats import BuildStats, Statistics
 from covey_agent.gateway.trial import Trial
+from covey_contract.histogram import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -266,15 +267,14 @@ class Answering:
         return reply
 
     def _computed(self, runner: RunnerProcess, request: InferRequest, reply: Reply) -> None:
-        build, compute_s = runner.spec.build, reply.result.compute_s
-        rows = rows_of(request) if runner.spec.manifest.max_batch > 1 else 1
-        self._stats_of(runner.spec).computed(reply.result, rows)
-        if (lifetime := self._held.lifetimes.get(build)) is not None:
-            lifetime.record(compute_s)
-        if self._trial.is_on and build == self._held.slots.active:
-            previous = self._held.slots.previous
-            before = self._held.lifetimes[previous] if previous is not None else None
-            self._follow(self._trial.answered(compute_s, before))
+        spec, result = runner.spec, reply.result
+        self._stats_of(spec).computed(result, rows_of(request) if spec.manifest.max_batch > 1 else 1)
+        if self._trial.is_on and spec.build == self._held.slots.active:
+            self._follow(self._trial.answered(result.compute_s, self._held.slots.previous, self.lifetime))
+
+    def lifetime(self, build: str | None) -> Recorder | None:
+        """Compute of a held build since it was loaded."""
+        return self._stats_of(self._held.specs[build]).lifetime if build is not None else None
 
     def _answered(self, stats: BuildStats, arrived: float, *, queue_s: float, fallback: bool) -> None:
         stats.answered(queue_s=queue_s, end_to_end_s=self._clock() - arrived, fallback=fallback, now_ms=self._now_ms())

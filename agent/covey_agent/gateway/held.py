@@ -6,7 +6,6 @@ import asyncio
 
 from covey_agent.gateway.runner_process import BuildSpec, RunnerProcess
 from covey_agent.gateway.slots import Slots
-from covey_contract.histogram import Recorder
 
 
 class Held:
@@ -16,7 +15,6 @@ class Held:
         self.slots = Slots()
         self.away: str | None = None
         self.specs: dict[str, BuildSpec] = {}
-        self.lifetimes: dict[str, Recorder] = {}  # compute of each build since it was loaded
         self._runners: dict[str, RunnerProcess] = {}
         self._ending: set[RunnerProcess] = set()
 
@@ -26,7 +24,6 @@ class Held:
         self.slots = slots
         for build in dropped:
             self.specs.pop(build, None)
-            self.lifetimes.pop(build, None)
             runner = self._runners.pop(build, None)
             if runner is not None:
                 self._ending.add(runner)
@@ -38,7 +35,6 @@ class Held:
     def add(self, runner: RunnerProcess) -> None:
         """It begins to load its build."""
         self._runners[runner.spec.build] = runner
-        self.lifetimes[runner.spec.build] = Recorder()
 
     def let_go(self, runner: RunnerProcess) -> bool:
         """It has ended or is to end; whether its build was its own until now."""

@@ -147,6 +147,7 @@ class Model:
             on_lost=self._lost,
         )
         self._held.add(runner)
+        self.stats_of(spec).loaded()
         try:
             loaded = await runner.start(background=background, check_golden=check_golden, timeout_s=timeout_s)
         except OrderError:
@@ -180,7 +181,7 @@ class Model:
             self._patience.cancel()
         if slots.previous != self._held.away:
             self._held.away = None
-        self._trial.begin(probation, self._held.lifetimes[slots.previous] if slots.previous is not None else None)
+        self._trial.begin(probation, self._answering.lifetime(slots.previous))
         self.stats_of(runner.spec).probation = probation is not None
         self._reverted = None
         self._restarts = 0

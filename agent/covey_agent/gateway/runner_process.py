@@ -114,9 +114,8 @@ class RunnerProcess(asyncio.BufferedProtocol):
         self._number = 0
         self._asked = False  # the inference of that number is in flight
         self._replied: Replied | None = None  # who waits for it
-        self._late = Alarm(self._be_late)
-        self._hung = Alarm(self._hang)
-        self._hang_s = 0.0
+        self._late_at = self._hung_at = self._hang_s = 0.0
+        self._alarm = Alarm(self._overdue)
         self._loop: asyncio.AbstractEventLoop
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
@@ -232,15 +231,18 @@ class RunnerProcess(asyncio.BufferedProtocol):
         self._number += 1
         self._asked, self._replied, self._hang_s = True, replied, hang_s
         now = self._loop.time()
-        self._hung.set(self._loop, now + hang_s)
-        self._late.set(self._loop, now + patience_s)
+        self._late_at, self._hung_at = now + patience_s, now + hang_s
+        self._alarm.set(self._loop, min(self._late_at, self._hung_at))
         self._write(self._frame(request))
 
     def _frame(self, request: InferRequest) -> bytes:
         """The request, with its inputs where they are read the quickest."""
-        if self._arena is not None and sum([info.size for info in request.inputs]) >= SHARED_FROM:
-            with contextlib.suppress(OSError):  # no memory for it; the runner may yet have some
+        if self._arena is not None and sum(map(len, request.data)) >= SHARED_FROM:
+            try:
                 self._arena.lay(request.data)
+            except OSError:  # no memory for it; the runner may yet have some
+                log.debug("no shared memory for a request")
+            else:
                 return encode_frame(Infer(self._number, request.inputs, request.outputs, shared=True))
         return encode_frame(Infer(self._number, request.inputs, request.outputs), request.data)
 
@@ -254,14 +256,20 @@ class RunnerProcess(asyncio.BufferedProtocol):
         if replied is not None:
             replied(outcome)
 
-    def _be_late(self) -> None:
-        self.stuck = True
-        self._on_free()  # others need not wait for it
-        self._tell(InferFailed(Failing.LATE, "the model did not answer in the time there was"))
-
-    def _hang(self) -> None:
-        self._lose(Failing.HUNG, f"no answer within {self._hang_s:.1f} s")
-        self.kill()
+    def _overdue(self) -> None:
+        if not self._asked:
+            return
+        now = self._loop.time()
+        if now >= self._hung_at:
+            self._lose(Failing.HUNG, f"no answer within {self._hang_s:.1f} s")
+            self.kill()
+        elif now < self._late_at:
+            self._alarm.set(self._loop, min(self._late_at, self._hung_at))
+        else:
+            self._alarm.set(self._loop, self._hung_at)
+            self.stuck = True
+            self._on_free()  # others need not wait for it
+            self._tell(InferFailed(Failing.LATE, "the model did not answer in the time there was"))
 
     # --- the socket -------------------------------------------------------------------------------------------------
 
@@ -295,8 +303,6 @@ class RunnerProcess(asyncio.BufferedProtocol):
         if not self._asked or message.id != self._number:
             raise FrameError("the runner answered what it was not asked")
         self._asked = False
-        self._hung.clear()
-        self._late.clear()
         if self._arena is not None:
             self._arena.trim()
         self.busy = self.stuck = False
@@ -340,8 +346,7 @@ class RunnerProcess(asyncio.BufferedProtocol):
             log.warning("runner %d of build %s: %s", self.pid, self.spec.build[:12], detail)
             self._on_lost(self, how, detail)
         self._asked = False
-        self._hung.stop()
-        self._late.stop()
+        self._alarm.stop()
         self._tell(InferFailed(how, detail))
 
     def _reap(self, grace_s: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from covey_agent.gateway.probation import Failing, Judge, Verdict, hang_after
 from covey_contract.histogram import Recorder
 from covey_contract.messages import Probation
@@ -34,12 +36,14 @@ class Trial:
     def requests(self) -> int:
         return self._judge.answered if self._judge is not None else 0
 
-    def answered(self, compute_s: float, before: Recorder | None) -> Verdict | None:
-        """The active build has answered; `before`: compute of the previous one."""
+    def answered(
+        self, compute_s: float, previous: str | None, lifetime: Callable[[str | None], Recorder | None]
+    ) -> Verdict | None:
+        """The active build has answered; `lifetime`: compute of the previous one."""
         if self._judge is None:
             return None
         self._since_switch.record(compute_s)
-        if self._judge.answered_one() and before is not None:
+        if self._judge.answered_one() and (before := lifetime(previous)) is not None:
             return self._judge.latency(self._since_switch.snapshot(), before.snapshot())
         return None
 
