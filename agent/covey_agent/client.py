@@ -188,7 +188,8 @@ class Client:
             if len(self._kinds) >= _KINDS:
                 self._kinds.clear()
             kind = self._kinds[key] = _Kind(_start(model, arrays, outputs, shared))
-        answer = self._say([kind.start] if shared is not None else [kind.start, *arrays.values()], kind.expected)
+        tensors = () if shared is not None else [array.data for array in arrays.values()]
+        answer = self._say([kind.start, *tensors], kind.expected)
         if isinstance(answer, bytearray):
             assert kind.read is not None  # noqa: S101  # it was expected
             return kind.read.outputs(answer)

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Address = str | tuple[str, int]
-Piece = bytes | Array  # an array is contiguous
+Piece = bytes | memoryview  # contiguous, of any shape and type of elements
 
 _MAX_HEAD = 64 * 1024
 _MAX_ANSWER = 1 << 30
@@ -135,8 +134,7 @@ def _send(connection: socket.socket, pieces: Sequence[Piece]) -> None:
     """All of them in as few calls as the socket takes. Raises `OSError`."""
     sent = connection.sendmsg(pieces)
     for piece in pieces:
-        size = len(piece) if isinstance(piece, bytes) else piece.nbytes
+        size = memoryview(piece).nbytes
         if sent < size:
-            data = piece if isinstance(piece, bytes) else piece.reshape(-1).view(np.uint8).data
-            connection.sendall(memoryview(data)[sent:])
+            connection.sendall(memoryview(piece).tobytes()[sent:])
         sent = max(sent - size, 0)
