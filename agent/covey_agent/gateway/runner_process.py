@@ -35,6 +35,7 @@ from covey_agent.runner.protocol import (
     Infer,
     Ready,
     Result,
+    SharedInfer,
     Start,
     encode_frame,
     from_runner,
@@ -121,6 +122,7 @@ class RunnerProcess(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._starting: asyncio.Future[Ready] | None = None
         self._arena: Arena | None = None
+        self._usual = SharedInfer((), ())
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -243,7 +245,10 @@ class RunnerProcess(asyncio.BufferedProtocol):
             except OSError:  # no memory for it; the runner may yet have some
                 log.debug("no shared memory for a request")
             else:
-                return encode_frame(Infer(self._number, request.inputs, request.outputs, shared=True))
+                usual = self._usual
+                if usual.inputs is not request.inputs or usual.outputs is not request.outputs:
+                    usual = self._usual = SharedInfer(request.inputs, request.outputs)
+                return usual.numbered(self._number)
         return encode_frame(Infer(self._number, request.inputs, request.outputs), request.data)
 
     def _forget_arena(self) -> None:

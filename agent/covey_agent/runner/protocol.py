@@ -123,6 +123,21 @@ def encode_frame(message: ToRunner | FromRunner, tensors: Sequence[Buffer] = ())
     return b"".join((PREFIX.pack(len(header), payload), header, *tensors))
 
 
+class SharedInfer:
+    """Frames of requests that differ in their ids and in what lies in the arena: all but the id is encoded once."""
+
+    _ID = (1 << 64) - 1  # as long in MessagePack as an id can be
+
+    def __init__(self, inputs: tuple[TensorInfo, ...], outputs: tuple[str, ...]) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        frame = encode_frame(Infer(self._ID, inputs, outputs, shared=True))
+        self._start, self._end = frame.split(self._ID.to_bytes(8, "big"), 1)
+
+    def numbered(self, number: int) -> bytes:
+        return b"%b%b%b" % (self._start, number.to_bytes(8, "big"), self._end)
+
+
 def decode_prefix(prefix: Buffer) -> tuple[int, int]:
     """Bytes of header and payload; raises `FrameError` beyond the limits."""
     header, payload = PREFIX.unpack(prefix)

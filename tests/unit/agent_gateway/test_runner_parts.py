@@ -24,6 +24,7 @@ from covey_agent.runner.protocol import (
     FrameError,
     Infer,
     Result,
+    SharedInfer,
     Start,
     TensorInfo,
     ToRunner,
@@ -70,6 +71,14 @@ def test_arrays_travel_as_their_elements(array: np.ndarray[tuple[int, ...], np.d
     buffer: FrameBuffer[ToRunner] = FrameBuffer(to_runner)
     [(_, payload)] = buffer.feed(encode_frame(Infer(7, (info,), ("y",)), [array.data]))
     assert payload == array.tobytes()
+
+
+@pytest.mark.parametrize("number", [1, 255, 1 << 20, (1 << 64) - 1])
+def test_frames_that_differ_in_their_ids(number: int) -> None:
+    infos = (TensorInfo("\xff" * 8, "UINT8", (4096,), 4096),)
+    buffer: FrameBuffer[ToRunner] = FrameBuffer(to_runner)
+    [(message, payload)] = buffer.feed(SharedInfer(infos, ("y", "z")).numbered(number))
+    assert (message, payload) == (Infer(number, infos, ("y", "z"), shared=True), b"")
 
 
 @given(st.binary(max_size=64))

@@ -95,7 +95,7 @@ def test_registering_again(memory: SharedMemory, tmp_path: Path) -> None:
     (tmp_path / "object").unlink()
     (tmp_path / "object").write_bytes(b"new one!")
     memory.register("r", Registration(key="object", byte_size=8))
-    assert memory.read("x", place(), 8) == b"new one!"
+    assert bytes(memory.read("x", place(), 8)) == b"new one!"
     with pytest.raises(BadRequest, match="registered already"):
         memory.register("r", Registration(key="object", byte_size=4))
     memory.unregister("r")
