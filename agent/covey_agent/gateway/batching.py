@@ -59,7 +59,7 @@ def merged(requests: Sequence[InferRequest]) -> InferRequest:
             size += request.inputs[at].size
             data.append(request.data[at])
         infos.append(TensorInfo(mine.name, mine.datatype, (rows, *mine.shape[1:]), size))
-    return msgspec.structs.replace(first, inputs=tuple(infos), data=tuple(data))
+    return msgspec.structs.replace(first, inputs=tuple(infos), data=tuple(data), manifest=None)
 
 
 def parted(reply: Reply, rows: Sequence[int]) -> list[Reply] | None:

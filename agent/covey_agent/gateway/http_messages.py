@@ -23,13 +23,18 @@ class HttpRequest:
 
 @dataclass(frozen=True)
 class HttpResponse:
+    """`encoded`: all of it, for a connection that goes on, where it is there already."""
+
     status: int
     body: Sequence[bytes | memoryview] = ()
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
     close: bool = False
+    encoded: bytes = b""
 
     def encode(self, *, keep_alive: bool) -> bytes:
+        if self.encoded:
+            return self.encoded
         lines = [
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
             f"Content-Type: {self.content_type}",

@@ -93,7 +93,7 @@ class Inference:
         self._memory = memory
         self._capture = capture
         self._forms: dict[tuple[str, bytes], Known] = {}
-        self._late: set[asyncio.Task[bytes]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- the whole way ------------------------------------------------------------------------------------------------
 
@@ -106,25 +106,42 @@ class Inference:
                     415, f"Content-Encoding {encoding.decode('latin-1')!r} is not supported; send it uncompressed"
                 )
             told, rest = parts(request.body, _header_length(request.headers))
-            call = self._form(told, model.active_spec()).filled(rest, memory)
+            known = self._known(told, model.active_spec())
+            call = known.form.filled(rest, memory)
             answer = await model.infer(call, self._sooner(deadline, call))
+            if request.keep_alive:
+                return HttpResponse(200, encoded=self.encoded(known, call, answer, memory))
             return self._response(call, answer, memory)
 
-    def _form(self, told: memoryview, spec: BuildSpec) -> Form:
+    def _known(self, told: memoryview, spec: BuildSpec) -> Known:
         if len(told) > MAX_FORM_BYTES:
-            return read_form(told, spec.manifest)
+            return Known(read_form(told, spec.manifest))
         key = (spec.build, bytes(told))
-        if (known := self._forms.get(key)) is not None:
-            return known.form
-        form = read_form(told, spec.manifest)
-        if form.is_lasting:
-            if len(self._forms) >= MAX_FORMS:
-                self._forms.clear()
-            self._forms[key] = Known(form)
-        return form
+        known = self._forms.get(key)
+        if known is None:
+            known = Known(read_form(told, spec.manifest))
+            if known.form.is_lasting:
+                if len(self._forms) >= MAX_FORMS:
+                    self._forms.clear()
+                self._forms[key] = known
+        return known
 
     def _sooner(self, deadline: float, call: InferRequest) -> float:
         return deadline if call.timeout_s is None else min(deadline, self._clock() + call.timeout_s)
+
+    def encoded(self, known: Known, call: InferRequest, answer: Answer, memory: Visit) -> bytes:
+        """All of the answer, for a connection that goes on; raises `BadRequest`."""
+        spec, (result, payload) = answer
+        if known.build == spec.build and known.outputs == result.outputs and known.size == len(payload):
+            if self._capture is not None:
+                self._capture.offer(spec, call, answer.reply)
+            return known.start + payload
+        response = self._response(call, answer, memory)
+        encoded = response.encode(keep_alive=True)
+        if response.status == 200 and call.binary.issuperset(info.name for info in result.outputs):
+            known.build, known.outputs, known.size = spec.build, result.outputs, len(payload)
+            known.start = encoded[: len(encoded) - len(payload)]
+        return encoded
 
     def _response(self, call: InferRequest, answer: Answer, memory: Visit) -> HttpResponse:
         spec, reply = answer
@@ -138,6 +155,11 @@ class Inference:
         if header_bytes is None:
             return HttpResponse(200, body)
         return HttpResponse(200, body, "application/octet-stream", ((HEADER_LENGTH, str(header_bytes)),))
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Until it is done: the loop itself does not hold it."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # --- the quick way ------------------------------------------------------------------------------------------------
 
@@ -161,47 +183,47 @@ class Inference:
             visit.end()
             return False
 
-        def done(outcome: Answer | Awaitable[Answer]) -> None:
-            if isinstance(outcome, Answer):
-                finish(self._quick_answer(known, call, outcome, visit, head.url))
-            else:
-                task = asyncio.get_running_loop().create_task(self._late_answer(call, outcome, visit, head.url))
-                self._late.add(task)
-                task.add_done_callback(self._late.discard)
-                task.add_done_callback(lambda task: finish(task.result()))
-
-        def finish(answer: bytes) -> None:
-            visit.end()
-            self._activity.end()
-            answered(answer)
-
         self._activity.begin()
-        model.begin(runner, call, self._sooner(deadline, call), done)
+        flight = Flight(self, self._activity, known, call, visit, head.url, answered)
+        model.begin(runner, call, self._sooner(deadline, call), flight.done)
         return True
 
-    def _quick_answer(self, known: Known, call: InferRequest, answer: Answer, memory: Visit, url: bytes) -> bytes:
-        spec, (result, payload) = answer
-        if known.build == spec.build and known.outputs == result.outputs and known.size == len(payload):
-            if self._capture is not None:
-                self._capture.offer(spec, call, answer.reply)
-            return known.start + payload
-        try:
-            response = self._response(call, answer, memory)
-        except Exception as error:  # noqa: BLE001  # the last seam before the caller
-            response = refused(error, url)
-        encoded = response.encode(keep_alive=True)
-        if response.status == 200 and call.binary.issuperset(info.name for info in result.outputs):
-            known.build, known.outputs, known.size = spec.build, result.outputs, len(payload)
-            known.start = encoded[: len(encoded) - len(payload)]
-        return encoded
 
-    async def _late_answer(self, call: InferRequest, rest: Awaitable[Answer], memory: Visit, url: bytes) -> bytes:
-        """After the runner has failed the request."""
+@dataclass
+class Flight:
+    """A request on the quick way, until it is answered."""
+
+    inference: Inference
+    activity: Activity
+    known: Known
+    call: InferRequest
+    visit: Visit
+    url: bytes
+    answered: Answered
+
+    def done(self, outcome: Answer | Awaitable[Answer]) -> None:
+        if isinstance(outcome, Answer):
+            self._finish(outcome)
+        else:
+            self.inference.keep(asyncio.get_running_loop().create_task(self._wait(outcome)))
+
+    async def _wait(self, rest: Awaitable[Answer]) -> None:
         try:
-            response = self._response(call, await rest, memory)
+            outcome: Answer | Exception = await rest
         except Exception as error:  # noqa: BLE001  # the last seam before the caller
-            response = refused(error, url)
-        return response.encode(keep_alive=True)
+            outcome = error
+        self._finish(outcome)
+
+    def _finish(self, outcome: Answer | Exception) -> None:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            answer = self.inference.encoded(self.known, self.call, outcome, self.visit)
+        except Exception as error:  # noqa: BLE001  # as above
+            answer = refused(error, self.url).encode(keep_alive=True)
+        self.visit.end()
+        self.activity.end()
+        self.answered(answer)
 
 
 def _route(head: KnownHead) -> Route:

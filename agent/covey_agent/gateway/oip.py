@@ -74,9 +74,12 @@ class InferRequest(msgspec.Struct, frozen=True):
     binary: frozenset[str]  # the outputs that are wanted as bytes
     timeout_s: float | None
     places: Mapping[str, Place] = {}  # the outputs that are wanted in shared memory
+    manifest: Manifest | None = None  # of the build that it was parsed for
 
     def fits(self, manifest: Manifest) -> bool:
         """Whether the request may as well go to another build of the model: same names, types and shapes."""
+        if self.manifest is manifest:
+            return True
         inputs = {spec.name: spec for spec in manifest.inputs}
         outputs = {spec.name for spec in manifest.outputs}
         return (
@@ -106,6 +109,7 @@ class Form:
     binary: frozenset[str]
     timeout_s: float | None
     places: Mapping[str, Place]
+    manifest: Manifest
 
     @property
     def is_lasting(self) -> bool:
@@ -131,7 +135,16 @@ class Form:
                 data.append(source)
         if at < len(rest):
             raise BadRequest(f"the body has {len(rest) - at} bytes more than the inputs' binary_data_size account for")
-        return InferRequest(self.id, self.inputs, tuple(data), self.outputs, self.binary, self.timeout_s, self.places)
+        return InferRequest(
+            self.id,
+            self.inputs,
+            tuple(data),
+            self.outputs,
+            self.binary,
+            self.timeout_s,
+            self.places,
+            self.manifest,
+        )
 
 
 _header = msgspec.json.Decoder(Header)
@@ -166,7 +179,7 @@ def read_form(told: memoryview, manifest: Manifest) -> Form:
         raise BadRequest(f"the request is not valid: {error}") from error
     infos, sources = _inputs(header.inputs, manifest)
     outputs, binary, places = _outputs(header, manifest)
-    return Form(header.id, infos, sources, outputs, binary, _timeout(header.parameters), places)
+    return Form(header.id, infos, sources, outputs, binary, _timeout(header.parameters), places, manifest)
 
 
 def _inputs(
