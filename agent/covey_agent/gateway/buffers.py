@@ -5,7 +5,7 @@ from __future__ import annotations
 # What is taken from a socket at once.
 RECEIVE_BYTES = 256 * 1024
 # So many are kept for later; more are in use only where many requests are on their way at the same time.
-_SPARE = 4
+_SPARE = 2
 
 
 class Buffers:
