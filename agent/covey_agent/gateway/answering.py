@@ -106,10 +106,9 @@ class Answering:
             return None
         return runner
 
-    def begin(self, runner: RunnerProcess, request: InferRequest, deadline: float, done: Done) -> None:
-        """Ask the runner, which is `free`, what fits its build; `done` is called later."""
+    def begin(self, runner: RunnerProcess, request: InferRequest, arrived: float, deadline: float, done: Done) -> None:
+        """Ask the runner, which is `free`, what fits its build; `done` is called later. `arrived`: now."""
         spec = runner.spec
-        arrived = self._clock()
         may_fall_back = self._may_fall_back(runner)
 
         def replied(outcome: Reply | InferFailed) -> None:
@@ -121,7 +120,7 @@ class Answering:
             done(Answer(spec, outcome))
 
         runner.busy = True
-        self._ask(runner, request, deadline - arrived, replied, may_fall_back=may_fall_back)
+        self._ask(runner, request, arrived, deadline, replied, may_fall_back=may_fall_back)
 
     async def _rescue(self, request: InferRequest, failed: Failed, deadline: float, arrived: float) -> Answer:
         """What is left to do for a request that was begun; raises `ServeError`."""
@@ -236,17 +235,16 @@ class Answering:
         self,
         runner: RunnerProcess,
         request: InferRequest,
-        remaining_s: float,
+        now: float,
+        deadline: float,
         replied: Callable[[Reply | InferFailed], None],
         *,
         may_fall_back: bool,
     ) -> None:
-        remaining_s = max(remaining_s, 0.0)
+        remaining_s = max(deadline - now, 0.0)
+        hang_s = self._trial.hang_s if runner.spec.build == self._held.slots.active else self._limits.hang_s
         runner.ask(
-            request,
-            replied,
-            patience_s=patience(remaining_s) if may_fall_back else remaining_s,
-            hang_s=self._trial.hang_s if runner.spec.build == self._held.slots.active else self._limits.hang_s,
+            request, replied, now, patience_s=patience(remaining_s) if may_fall_back else remaining_s, hang_s=hang_s
         )
 
     async def _asked_for(
@@ -259,7 +257,7 @@ class Answering:
             if not outcome.done():  # its caller may have gone away
                 outcome.set_result(told)
 
-        self._ask(runner, request, deadline - self._clock(), replied, may_fall_back=may_fall_back)
+        self._ask(runner, request, self._clock(), deadline, replied, may_fall_back=may_fall_back)
         reply = await outcome
         if isinstance(reply, InferFailed):
             raise reply

@@ -188,11 +188,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._all.shared.buffers.give_back(lying.buffer)
         self._intake.release(lying.head.size)
         if not transport.is_closing():
-            self._deadline = self._all.clock() + self._limits.write_s
             transport.write(answer)
         if self._writable is None:
             self._rest()
         else:
+            self._deadline = self._all.clock() + self._limits.write_s
             self._writable.add_done_callback(self._rest)
 
     def _rest(self, *_: object) -> None:

@@ -175,7 +175,7 @@ class Inference:
         known = self._forms.get((spec.build, bytes(body[: route.header_bytes])))
         if known is None or route.version not in (None, spec.manifest.version):
             return False
-        deadline = self._clock() + self._limits.deadline_s
+        arrived = self._clock()
         visit = self._memory.visit()
         try:
             call = known.form.filled(body[route.header_bytes :], visit)
@@ -185,7 +185,8 @@ class Inference:
 
         self._activity.begin()
         flight = Flight(self, self._activity, known, call, visit, head.url, answered)
-        model.begin(runner, call, self._sooner(deadline, call), flight.done)
+        deadline = arrived + self._limits.deadline_s
+        model.begin(runner, call, arrived, self._sooner(deadline, call), flight.done)
         return True
 
 

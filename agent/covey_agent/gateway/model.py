@@ -259,9 +259,9 @@ class Model:
         """See `Answering.free`."""
         return self._answering.free()
 
-    def begin(self, runner: RunnerProcess, request: InferRequest, deadline: float, done: Done) -> None:
+    def begin(self, runner: RunnerProcess, request: InferRequest, arrived: float, deadline: float, done: Done) -> None:
         """See `Answering.begin`."""
-        self._answering.begin(runner, request, deadline, done)
+        self._answering.begin(runner, request, arrived, deadline, done)
 
     async def infer(self, request: InferRequest, deadline: float) -> Answer:
         """Answer the request before `deadline` (of `clock`), by whichever build can; raises `ServeError`."""

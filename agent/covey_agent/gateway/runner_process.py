@@ -221,10 +221,10 @@ class RunnerProcess(asyncio.BufferedProtocol):
 
     # --- inferences -------------------------------------------------------------------------------------------------
 
-    def ask(self, request: InferRequest, replied: Replied, *, patience_s: float, hang_s: float) -> None:
+    def ask(self, request: InferRequest, replied: Replied, now: float, *, patience_s: float, hang_s: float) -> None:
         """Have `replied` called with the build's answer, or with why there is none; once, and not from within this call.
 
-        After `patience_s` the caller goes on without it (LATE), but the runner stays `busy`, and `stuck`, until it has
+        `now`: of the loop's clock. After `patience_s` the caller goes on without it (LATE), but the runner stays `busy`, and `stuck`, until it has
         answered after all. After `hang_s` it counts as hung and is killed. The caller has set `busy`.
         """
         if self.gone:
@@ -232,7 +232,6 @@ class RunnerProcess(asyncio.BufferedProtocol):
             return
         self._number += 1
         self._asked, self._replied, self._hang_s = True, replied, hang_s
-        now = self._loop.time()
         self._late_at, self._hung_at = now + patience_s, now + hang_s
         self._alarm.set(self._loop, min(self._late_at, self._hung_at))
         self._write(self._frame(request))
