@@ -93,7 +93,14 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="load a new build beside the one that serves, or in its place (by the memory there is)",
     )
-    sub.add_argument("--runner-memory-mb", type=int, metavar="MB", help="that each loaded build may have (no limit)")
+    sub.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="MODEL:KEY=VALUE,…",
+        help="what a model's builds may take: digits:memory=600,cpus=1.5,priority=high,threads=2; * is every other model (no limits)",
+    )
+    sub.add_argument("--runner-memory-mb", type=int, help=argparse.SUPPRESS)  # before there were budgets: '*:memory=…'
     sub.add_argument("--quota-mb", type=int, metavar="MB", help="for all builds together (no limit but the disk's)")
     sub.add_argument("--margin-mb", type=int, default=64, metavar="MB", help="of the disk, never used (%(default)s)")
     sub.add_argument(
@@ -202,6 +209,7 @@ def run(options: argparse.Namespace) -> int:
     from covey_agent import daemon
     from covey_agent.core.swap import SwapMode
     from covey_agent.fetch import FetchLimits
+    from covey_agent.gateway.budget import EVERY, BudgetError, Budgets, parse
     from covey_agent.settings import Settings
 
     if not 0 <= options.inference_port <= 65535:
@@ -211,6 +219,13 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} must be between 0.1 and 86400 seconds")
     if not 0 <= options.capture_share <= 1 or options.capture_mb < 1:
         raise UsageError("--capture-share must be between 0 and 1, --capture-mb at least 1")
+    budgets = list(options.budget)
+    if options.runner_memory_mb is not None:
+        budgets.append(f"{EVERY}:memory={options.runner_memory_mb}")
+    try:
+        Budgets(parse(text) for text in budgets)
+    except BudgetError as error:
+        raise UsageError(f"--budget: {error}") from error
     settings = Settings(
         state=options.state.resolve(),
         inference_port=options.inference_port,
@@ -222,7 +237,7 @@ def run(options: argparse.Namespace) -> int:
         margin=options.margin_mb * 1_000_000,
         load_timeout_s=options.load_timeout,
         swap=SwapMode(options.swap),
-        runner_memory_mb=options.runner_memory_mb,
+        budgets=tuple(budgets),
         capture_share=options.capture_share,
         capture_mb=options.capture_mb,
         retry_first_s=options.retry,

@@ -201,8 +201,8 @@ def gateway_options(settings: Settings) -> list[str]:
     words: list[str] = []
     if settings.inference_socket is not None:
         words += ["--socket", str(settings.inference_socket)]
-    if settings.runner_memory_mb is not None:
-        words += ["--runner-memory-mb", str(settings.runner_memory_mb)]
+    for budget in settings.budgets:
+        words += ["--budget", budget]
     if settings.capture_share > 0:
         words += ["--capture", str(settings.state / "capture")]
         words += ["--capture-share", str(settings.capture_share), "--capture-mb", str(settings.capture_mb)]

@@ -89,9 +89,11 @@ class Link:
             clean_session=True,
             protocol=MQTTProtocolVersion.MQTTv311,
         )
-        client.username_pw_set(self._device)
         if self._broker.tls:
+            # No user name: the certificate says who we are, and RabbitMQ would want a password for it.
             client.tls_set_context(tls_context(self._identity))
+        else:
+            client.username_pw_set(self._device)
         will = encode(Status(boot_id=self._boot_id, online=False))
         client.will_set(up(self._device, Up.STATUS), will, qos=1)
         client.max_inflight_messages_set(50)

@@ -23,7 +23,7 @@ class Settings:
     margin: int = 64_000_000  # of the disk, never used
     load_timeout_s: float = 120.0
     swap: SwapMode = SwapMode.AUTO
-    runner_memory_mb: int | None = None  # that each runner may have; None: no limit
+    budgets: tuple[str, ...] = ()  # of the models' runners, as `gateway.budget` reads them
     capture_share: float = 0.0  # of the requests, kept with their answers; 0: none
     capture_mb: int = 200  # of all that is kept
     memory_margin_mb: float = 64.0  # to be left when two builds are loaded side by side

@@ -24,6 +24,7 @@ import msgspec
 from covey_client.administration import Administration
 from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable, Untrusted
 from covey_client.transport import CountedFile, Json, Progress, Transport
+from covey_client.uploading import FROM_BYTES, Uploader
 from covey_contract.building import BuildJob, BuildReport, LeaseRequest
 from covey_contract.enrolment import EnrolRequest, EnrolResponse
 from covey_contract.errors import ContractError
@@ -56,6 +57,7 @@ class Client:
     ) -> None:
         self._api = Transport(url, token, timeout, transport, ca)
         self.url = self._api.url
+        self._uploader = Uploader(self._api)
         self.admin = Administration(self._api)
 
     def __enter__(self) -> Client:
@@ -116,7 +118,8 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         progress: Callable[[str, int], None] | None = None,
     ) -> Json:
-        """Upload a version as a stream; no `targets`: all that the enrolled devices need.
+        """Upload a version as a stream, large files in pieces that are not sent again when the connection breaks or the server is
+        restarted; no `targets`: all that the enrolled devices need.
 
         `progress` is told field and bytes sent. The same push again is harmless; other content under a version's name is an
         `ApiError` of status 409. Raises OSError if a file cannot be read.
@@ -131,11 +134,17 @@ class Client:
         with contextlib.ExitStack() as stack:
             files = {}
             for field, path in named.items():
-                if path is not None:
+                if path is not None and (upload := self._uploaded(path, _told(progress, field))):
+                    fields[f"{field}_upload"] = upload
+                elif path is not None:
                     file = CountedFile(stack.enter_context(path.open("rb")), _told(progress, field))
                     files[field] = (path.name, file, "application/octet-stream")
             where = f"{V1}/models/{_name(model)}/versions"
-            return self._api.json("POST", where, data=fields, files=files, timeout=_UPLOAD_S)
+            return self._api.json("POST", where, data=fields, files=files or None, timeout=_UPLOAD_S)
+
+    def _uploaded(self, path: Path, progress: Progress) -> str | None:
+        """The upload of a large file; None: it is to go with the request that needs it."""
+        return self._uploader.send(path, progress) if path.stat().st_size >= FROM_BYTES else None
 
     def add_builds(self, model: str, version: str, targets: Sequence[str] = ()) -> list[Json]:
         """Queue builds of further targets of a version; the builds of these targets."""

@@ -173,12 +173,23 @@ class Transport:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(file.stat().st_size)}
         return self.json("PUT", path, params=given(params), content=chunks(), headers=headers)
 
-    def _stream(self, method: str, path: str, limit: int, options: Json) -> Iterator[bytes]:
-        """The body of a good answer, piece by piece; a bad one is raised as `ApiError`."""
+    def headers(self, method: str, path: str, **options: Any) -> Mapping[str, str]:
+        """The headers of a good answer, whose body is not of interest."""
+        found: dict[str, str] = {}
+        for _ in self._stream(method, path, MAX_ANSWER_BYTES, options, found):
+            pass
+        return httpx.Headers(found)
+
+    def _stream(
+        self, method: str, path: str, limit: int, options: Json, headers: dict[str, str] | None = None
+    ) -> Iterator[bytes]:
+        """The body of a good answer, piece by piece, and its headers into `headers`; a bad one is raised as `ApiError`."""
         try:
             with self._http.stream(method, path, **options) as response:
                 if response.is_redirect or response.is_informational:
                     raise BadAnswer(f"{self.url}{path} answered {response.status_code}; is this a Covey server?")
+                if headers is not None:
+                    headers.update(response.headers)
                 size = 0
                 bad = bytearray()
                 for chunk in response.iter_bytes(_CHUNK):

@@ -117,6 +117,9 @@ class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
             raise ValueError(f"counts of more than {MAX_TENSORS} inputs or outputs")
 
 
+MAX_ACCELERATORS = 8
+
+
 class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the agent's processes use, in MB (10^6 bytes) and percent of one core; None: not readable here."""
 
@@ -128,6 +131,14 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     storage_free_mb: float = 0.0
     temperature_c: float | None = None
     throttled: bool | None = None
+    # Percent of the time that each worked, by name: gpu, npu, gpu1 …
+    accelerators: Annotated[
+        dict[
+            Annotated[str, msgspec.Meta(pattern=r"^[a-z]{1,8}[0-9]{0,2}$")],
+            Annotated[float, msgspec.Meta(ge=0, le=100)],
+        ],
+        msgspec.Meta(max_length=MAX_ACCELERATORS),
+    ] = {}
 
 
 class Telemetry(Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -32,6 +32,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+_UPLOAD = re.compile(r"/api/v1/uploads/[^/]+")
 _BUILD_FILE = re.compile(r"/api/v1/jobs/[^/]+/files/[^/]+")
 # Workers ask for jobs every second.
 _ROUTINE = re.compile(r"/api/v1/jobs/.*|/healthz|/readyz|/metrics")
@@ -82,6 +83,8 @@ class Guard:
     def _limit(self, scope: Scope) -> int:
         if scope["method"] == "PUT" and _BUILD_FILE.fullmatch(scope["path"]):
             return self._settings.build_file_max_bytes
+        if scope["method"] == "PATCH" and _UPLOAD.fullmatch(scope["path"]):
+            return self._settings.upload_max_bytes
         for name, value in scope["headers"]:
             if name == b"content-type" and value.startswith(b"multipart/form-data"):
                 return self._settings.upload_max_bytes

@@ -27,6 +27,7 @@ from covey_server.api import (
     models,
     people,
     tokens,
+    uploads,
     webhooks,
 )
 from covey_server.console import routes as console
@@ -62,6 +63,7 @@ _TAGS = [
 # In the order of the document.
 _API = (
     models,
+    uploads,
     builds,
     jobs,
     devices,

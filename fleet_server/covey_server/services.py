@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends
@@ -14,6 +15,7 @@ from covey_server.db.engine import Database
 from covey_server.notifications.sealing import Seal
 from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
+from covey_server.registry.uploads import Uploads
 from covey_server.registry.workers import Workers
 from covey_server.settings import Settings
 from covey_server.tracing.spans import OFF, Tracing
@@ -43,6 +45,10 @@ class Services:
     notifications: NotificationService | None = None
     seal: Seal | None = None
     tracing: Tracing = OFF
+
+    @cached_property
+    def uploads(self) -> Uploads:
+        return Uploads(self.settings.data / "uploads", self.settings.upload_max_bytes)
 
 
 def services(request: HTTPConnection) -> Services:

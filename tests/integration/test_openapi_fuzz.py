@@ -73,6 +73,12 @@ NAMES: dict[str, dict[str, list[object]]] = {
 schema = schemathesis.openapi.from_dict(application().openapi())
 
 
+@schemathesis.serializer("application/offset+octet-stream")
+def piece(_: Any, value: Any) -> bytes:
+    """A piece of an upload is bytes, whatever was drawn."""
+    return value if isinstance(value, bytes) else repr(value).encode()
+
+
 @schema.hook
 def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
     """Half of the names are such that exist; which half follows from what was drawn."""
@@ -184,4 +190,6 @@ def _ask(url: str, token: str) -> None:
 def test_no_request_is_a_server_error(case: schemathesis.Case[Any], server: tuple[str, str]) -> None:
     url, token = server
     response = case.call(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
-    case.validate_response(response, checks=CHECKS)
+    # Nobody is there to answer a command: that is no fault of the server, and it says so.
+    silent = response.status_code == 503 and response.json()["code"] == "no_reply"
+    case.validate_response(response, checks=CHECKS[1:] if silent else CHECKS)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from covey_agent.gateway.app import StartError, serve
+from covey_agent.gateway.budget import BudgetError, Budgets
+from covey_agent.gateway.budget import parse as parse_budget
 from covey_agent.gateway.settings import Limits, Sampling, Settings
 
 # As everywhere in Covey: another process has what this one needs.
@@ -27,7 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8600, help="port for HTTP; 0: any free one (default: %(default)s)")
     parser.add_argument("--socket", type=Path, help="path of the Unix socket for applications (in the run folder)")
     parser.add_argument("--threads", type=int, default=1, help="compute threads of each runner (default: %(default)s)")
-    parser.add_argument("--runner-memory-mb", type=int, metavar="MB", help="that each runner may have (no limit)")
+    parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="MODEL:KEY=VALUE,…",
+        help="what a model's runners may take, such as digits:memory=600,cpus=1.5,priority=high,threads=2; * is every other model",
+    )
     parser.add_argument("--queue", type=int, default=Limits.queue, help="requests that may wait (default: %(default)s)")
     parser.add_argument(
         "--deadline-s", type=float, default=Limits.deadline_s, help="of requests that name none (default: %(default)s)"
@@ -44,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--capture-share", type=float, default=0.01, help="of the requests (default: %(default)s)")
     parser.add_argument("--capture-mb", type=int, default=200, help="of all samples (default: %(default)s)")
     options = parser.parse_args(arguments)
+    try:
+        budgets = Budgets(parse_budget(text) for text in options.budget)
+    except BudgetError as error:
+        parser.error(f"--budget: {error}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s gateway %(levelname)s %(message)s")
     capture = None
     if options.capture is not None:
@@ -54,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         port=options.port,
         socket=options.socket.absolute() if options.socket is not None else None,
         threads=options.threads,
-        runner_memory_bytes=options.runner_memory_mb * 1_000_000 if options.runner_memory_mb else None,
+        budgets=budgets,
         capture=capture,
         limits=Limits(queue=options.queue, deadline_s=options.deadline_s, switch_s=options.switch_s),
     )

@@ -15,9 +15,9 @@ from dataclasses import replace
 
 from covey_agent.gateway.answering import Answer, Answering, Done
 from covey_agent.gateway.control_api import Load, Loaded, ModelSlots, Reverted, RunnerStatus
+from covey_agent.gateway.enclosure import Enclosure
 from covey_agent.gateway.errors import NoBuildError, OrderError
 from covey_agent.gateway.held import Held
-from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.probation import REASONS, Failing, Verdict
 from covey_agent.gateway.runner_process import BuildSpec, RunnerProcess
@@ -44,7 +44,7 @@ class Model:
         name: str,
         *,
         threads: int,
-        memory: MemoryLimit,
+        enclosure: Enclosure,
         idle: Sequence[str],
         limits: Limits,
         clock: Callable[[], float],
@@ -53,7 +53,7 @@ class Model:
         self.name = name
         self.statistics = Statistics()
         self._threads = threads
-        self._memory = memory
+        self._enclosure = enclosure
         self._idle = idle
         self._limits = limits
         self._clock = clock
@@ -140,7 +140,7 @@ class Model:
         runner = RunnerProcess(
             spec,
             threads=self._threads,
-            memory=self._memory,
+            enclosure=self._enclosure,
             idle=self._idle,
             retire_s=self._limits.retire_s,
             on_free=self._answering.pump,

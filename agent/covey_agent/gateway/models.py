@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from covey_agent.gateway.control_api import Load, Loaded
+from covey_agent.gateway.enclosure import Enclosure
 from covey_agent.gateway.errors import OrderError
-from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.model import Model
 from covey_agent.gateway.runner_process import BuildSpec
 from covey_agent.gateway.settings import Settings
@@ -40,7 +40,7 @@ class Models:
         self._clock = clock
         self._now_ms = now_ms
         self._idle = tuple(idle)
-        self._memory = MemoryLimit(settings.runner_memory_bytes)
+        self._enclosure = Enclosure(settings.budgets)
         self._models: dict[str, Model] = {}
         self._window_start_ms = now_ms()
 
@@ -57,8 +57,8 @@ class Models:
         if model is None:
             model = self._models[order.model] = Model(
                 order.model,
-                threads=self._settings.threads,
-                memory=self._memory,
+                threads=self._settings.budgets.of(order.model).threads_of(self._settings.threads),
+                enclosure=self._enclosure,
                 idle=self._idle,
                 limits=self._settings.limits,
                 clock=self._clock,

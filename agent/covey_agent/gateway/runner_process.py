@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from covey_agent.gateway.alarm import Alarm
 from covey_agent.gateway.control_api import Loaded
+from covey_agent.gateway.enclosure import Enclosure
 from covey_agent.gateway.errors import OrderError
-from covey_agent.gateway.memory_limit import MemoryLimit
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.probation import Failing
 from covey_agent.runner.arena import SHARED_FROM, Arena
@@ -89,7 +89,7 @@ class RunnerProcess(asyncio.BufferedProtocol):
         spec: BuildSpec,
         *,
         threads: int,
-        memory: MemoryLimit,
+        enclosure: Enclosure,
         idle: Sequence[str],
         retire_s: float,
         on_free: Callable[[], None],
@@ -105,7 +105,7 @@ class RunnerProcess(asyncio.BufferedProtocol):
         self.pid = 0
         self.ended = asyncio.Event()
         self._threads = threads
-        self._memory = memory
+        self._enclosure = enclosure
         self._idle = tuple(idle)
         self._retire_s = retire_s
         self._on_free = on_free
@@ -145,6 +145,8 @@ class RunnerProcess(asyncio.BufferedProtocol):
             raise OrderError(Reason.LOAD_FAILED, f"the runner cannot be started: {error}") from error
         if self.gone:
             raise OrderError(Reason.LOAD_FAILED, "the runner died as soon as it was ready")
+        if background:
+            self._enclosure.serve(self.pid, self.spec.manifest.model)
         self.loaded = Loaded(load_ms=ready.load_ms, first_ms=ready.first_ms, rss_mb=self.rss_mb())
         return self.loaded
 
@@ -175,7 +177,7 @@ class RunnerProcess(asyncio.BufferedProtocol):
                 self.ended.set()
                 raise
         self.pid = self._process.pid
-        self._memory.enclose(self.pid)
+        self._enclosure.enclose(self.pid, self.spec.manifest.model, background=background)
         await loop.create_unix_connection(lambda: self, sock=ours)
 
     def retire(self, *, quietly: bool = False) -> None:
@@ -196,6 +198,7 @@ class RunnerProcess(asyncio.BufferedProtocol):
 
     def _close(self) -> None:
         if self._quietly and self.pid and not self.gone:
+            self._enclosure.quiet(self.pid)
             with contextlib.suppress(OSError):  # it has ended by itself, or the kernel knows no idle priority
                 os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
         if self._transport is not None:
@@ -356,7 +359,7 @@ class RunnerProcess(asyncio.BufferedProtocol):
     def _reap(self, grace_s: float) -> None:
         """Wait for the process without holding anything up; kill it when it has had its time."""
         if self._process is None or self._process.poll() is not None:
-            self._memory.release(self.pid)
+            self._enclosure.release(self.pid)
             self._forget_arena()
             self.ended.set()
             return

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from covey_agent.gateway.budget import Budgets
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -41,6 +43,6 @@ class Settings:
     port: int = 8600  # 0: any free one
     socket: Path | None = None  # where applications find the Unix socket; None: `inference.sock` in the run folder
     threads: int = 1  # of each runner
-    runner_memory_bytes: int | None = None  # of each runner; None: no limit
+    budgets: Budgets = field(default_factory=Budgets)  # of the models' runners
     capture: Sampling | None = None  # None: nothing is kept
     limits: Limits = field(default_factory=Limits)

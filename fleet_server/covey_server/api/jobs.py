@@ -206,8 +206,18 @@ def _receive(use: Services, body: FinishBody, version: Version, target: str) -> 
     except (binascii.Error, ValueError) as error:
         raise Invalid("the manifest is not base64", field="manifest") from error
     manifest = receipt.check_manifest(payload, version.model, version.name, target)
-    receipt.check_files(use.blobs, manifest)
+    receipt.check_files(use.blobs, manifest, _materials(version))
     return report, Signed(manifest, payload, use.keys.sign_manifest(payload))
+
+
+def _materials(version: Version) -> dict[str, str | None]:
+    """What every build of a version is made from, as a statement of provenance names it."""
+    return {
+        "source": version.source_blob,
+        "calibration": version.calibration_blob,
+        "evaluation": version.evaluation_blob,
+        "labels": version.labels_blob,
+    }
 
 
 def _release(use: Services, signed: Signed) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
@@ -37,16 +40,21 @@ router = APIRouter(prefix="/api/v1", tags=["models"], responses=responses(Unauth
 Changer = Annotated[Actor, Depends(require("operator", checks_model=True))]
 
 _FILES = ("source", "calibration", "evaluation", "labels")
-_FIELDS = ("version", "budget", "description", "metadata", "targets", CSRF_FIELD)
+_UPLOADS = {f"{name}_upload": name for name in _FILES}
+_FIELDS = ("version", "budget", "description", "metadata", "targets", *_UPLOADS, CSRF_FIELD)
 _THERE: dict[int | str, dict[str, Any]] = {200: {"model": VersionView, "description": "It was already there"}}
 _FORM = {
     "type": "object",
-    "required": ["source", "version"],
+    "required": ["version"],
     "properties": {
         "source": {"type": "string", "format": "binary", "description": "the trained model, e.g. ONNX"},
         "calibration": {"type": "string", "format": "binary", "description": ".npz: an array per input, samples first"},
         "evaluation": {"type": "string", "format": "binary", "description": ".npz: as calibration, with `labels`"},
         "labels": {"type": "string", "format": "binary", "description": ".txt: one class name a line"},
+        **{
+            f"{name}_upload": {"type": "string", "description": f"in place of `{name}`: the id of an upload"}
+            for name in ("source", "calibration", "evaluation", "labels")
+        },
         "version": {"type": "string", "example": "1.0"},
         "budget": {"type": "number", "default": 0.01, "description": "highest absolute drop of the metric"},
         "description": {"type": "string", "description": "what the model is for"},
@@ -98,7 +106,8 @@ def show_version(use: Use, model: str, version: str, _: Annotated[Actor, Depends
 @router.post(
     "/models/{model}/versions",
     summary="Push a version",
-    description="Uploads a trained model and queues a build for every target. The same push again is answered with 200.",
+    description="Uploads a trained model and queues a build for every target. The same push again is answered with 200. Large files may be "
+    "uploaded before, in pieces (`POST /uploads`), and named by their uploads here.",
     status_code=201,
     response_model=VersionView,
     responses={**_THERE, **responses(Conflict, TooLarge, Invalid)},
@@ -159,32 +168,65 @@ def _push(use: Services, model: str, form: FormData, actor: Actor) -> tuple[Vers
     for name, value in form.multi_items():
         if name not in (_FILES if isinstance(value, UploadFile) else _FIELDS):
             raise Invalid(f"there is no field {name[:80]!r} in a push, or not of this kind", field=name[:80])
-    source = form.get("source")
-    if not isinstance(source, UploadFile):
+    with contextlib.ExitStack() as held:
+        parts = {name: part for name in _FILES if (part := _part(use, form, name, actor, held)) is not None}
+        return _push_parts(use, model, form, parts, actor)
+
+
+def _push_parts(
+    use: Services, model: str, form: FormData, parts: dict[str, _Part], actor: Actor
+) -> tuple[VersionView, bool]:
+    source = parts.get("source")
+    if source is None:
         raise Invalid("the push has no file `source`", field="source")
     checked: dict[str, Any] = {
         "model": versions.check_model_name(model),
         "version": versions.check_version_name(_text(form, "version")),
-        "source_filename": versions.check_source_name(source.filename or ""),
+        "source_filename": versions.check_source_name(source.filename),
         "budget": versions.check_budget(_text(form, "budget") or "0.01"),
         "description": versions.check_description(_text(form, "description")),
         "metadata": versions.check_metadata(_text(form, "metadata")),
         "targets": versions.check_targets([str(one) for one in form.getlist("targets") if one]),
     }
     versions.check_source(checked["source_filename"], source.file)
-    evaluation = form.get("evaluation")
-    versions.check_evaluation(checked["metadata"], evaluation.file if isinstance(evaluation, UploadFile) else None)
+    versions.check_evaluation(checked["metadata"], parts["evaluation"].file if "evaluation" in parts else None)
     sizes: dict[str, int] = {}
-    for name in _FILES:
-        file = form.get(name)
-        if not isinstance(file, UploadFile):
-            continue
-        sha256, size = use.blobs.put(file.file, use.settings.upload_max_bytes)
+    for name, part in parts.items():
+        sha256, size = part.keep(use)
         if size == 0:
             raise Invalid(f"the file {name} is empty", field=name)
+        if part.sha256 not in ("", sha256):
+            raise Invalid(f"the SHA-256 of the upload is {sha256}, not the announced one", field=name)
         sizes[sha256] = size
         checked[name] = sha256
     return push_files(use, Upload(**checked), sizes, actor)
+
+
+@dataclass
+class _Part:
+    """A file of a push: in the form itself, or uploaded before. `sha256`: what was announced of it, if anything."""
+
+    file: BinaryIO
+    filename: str
+    uploaded: Path | None = None
+    sha256: str = ""
+
+    def keep(self, use: Services) -> tuple[str, int]:
+        """SHA-256 and bytes of it in the blob store."""
+        if self.uploaded is not None:
+            return use.blobs.adopt(self.uploaded)
+        return use.blobs.put(self.file, use.settings.upload_max_bytes)
+
+
+def _part(use: Services, form: FormData, name: str, actor: Actor, held: contextlib.ExitStack) -> _Part | None:
+    file, upload = form.get(name), _text(form, f"{name}_upload")
+    if upload and file is not None:
+        raise Invalid(f"{name} and {name}_upload exclude one another", field=f"{name}_upload")
+    if upload:
+        found = use.uploads.whole(upload, actor.name)
+        path = use.uploads.data(upload)
+        return _Part(held.enter_context(path.open("rb")), found.said.filename, path, found.said.sha256)
+    return _Part(file.file, file.filename or "") if isinstance(file, UploadFile) else None
 
 
 def _text(form: FormData, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -20,8 +21,14 @@ class _Subject(msgspec.Struct):
     digest: dict[str, str]
 
 
+class _Material(msgspec.Struct):
+    name: str = ""
+    digest: dict[str, str] = {}
+
+
 class _Definition(msgspec.Struct, rename="camel"):
     external_parameters: dict[str, Any]
+    resolved_dependencies: list[_Material] = []
 
 
 class _Predicate(msgspec.Struct, rename="camel"):
@@ -70,12 +77,14 @@ def check_manifest(data: bytes, model: str, version: str, target: str) -> Manife
     return manifest
 
 
-def check_files(blobs: BlobStore, manifest: Manifest) -> None:
-    """All files are in the store, whole, with the statement of provenance, and the block table is theirs. Reads every byte once."""
+def check_files(blobs: BlobStore, manifest: Manifest, materials: Mapping[str, str | None]) -> None:
+    """All files are in the store, whole, with the statement of provenance, and the block table is theirs. Reads every byte once.
+
+    `materials`: SHA-256 by name of what was uploaded for this job, None for what was not."""
     for entry in manifest.wire_files():
         _check_size(blobs, entry)
     if manifest.provenance_sha256 is not None:
-        _check_provenance(blobs, manifest, manifest.provenance_sha256)
+        _check_provenance(blobs, manifest, manifest.provenance_sha256, materials)
     with blobs.open(manifest.table.sha256) as table:
         for entry in manifest.files:
             with blobs.open(entry.sha256) as file:
@@ -84,8 +93,9 @@ def check_files(blobs: BlobStore, manifest: Manifest) -> None:
                         raise Invalid(f"the block table does not fit {entry.path}", field="manifest")
 
 
-def _check_provenance(blobs: BlobStore, manifest: Manifest, sha256: str) -> None:
-    """It is a statement about these very files, this model, version and target: what is signed must not point to somebody else's origin."""
+def _check_provenance(blobs: BlobStore, manifest: Manifest, sha256: str, materials: Mapping[str, str | None]) -> None:
+    """It is a statement about these very files, this model, version and target, made from the very files that were uploaded: what is
+    signed must not point to somebody else's origin."""
     try:
         size = blobs.size(sha256)
     except NotFound as error:
@@ -108,6 +118,11 @@ def _check_provenance(blobs: BlobStore, manifest: Manifest, sha256: str) -> None
     for what, wanted in (("model", manifest.model), ("version", manifest.version), ("target", manifest.target)):
         if told.get(what) != wanted:
             raise Invalid(f"the statement of provenance tells of another {what}", field="manifest")
+    used = statement.predicate.build_definition.resolved_dependencies
+    for what, uploaded in materials.items():
+        told_of = [material.digest.get("sha256") for material in used if material.name == what]
+        if told_of != ([] if uploaded is None else [uploaded]):
+            raise Invalid(f"the statement of provenance tells of another {what} than was uploaded", field="manifest")
 
 
 def _check_size(blobs: BlobStore, entry: FileEntry) -> None:

@@ -506,7 +506,7 @@ CASES: tuple[Case, ...] = (
         "killed by the kernel for memory",
         "at rest",
         "that process ends, and no other",
-        "tests/unit/agent_gateway/test_memory_limit.py::test_a_process_ends_beyond_its_groups_limit",
+        "tests/unit/agent_gateway/test_enclosure.py::test_a_process_ends_beyond_its_groups_limit",
     ),
     Case(
         "trusted build crashes",

@@ -361,12 +361,12 @@ def test_the_gateway_process(rig: Any) -> None:
 
 def test_a_build_that_wants_too_much_memory_fails_alone(rig: Any) -> None:
     rig.stop()
-    rig.start("--runner-memory-mb", "1000")
+    rig.start("--budget", "*:memory=1000")
     good = rig.build(2.0, "1.0")
     rig.serve(good)
-    assert "each runner may have 1000 MB" in rig.log()
+    assert "runners' memory is bounded by" in rig.log()
     rig.stop()
-    rig.start("--runner-memory-mb", "8")  # less than a runtime allocates, whoever has its files in memory already
+    rig.start("--budget", f"{MODEL}:memory=8")  # less than a runtime allocates, whoever has its files in memory already
     answer = rig.order(Load(model=MODEL, build=good.digest, folder=str(good.folder)))
     assert isinstance(answer, Failure)
     assert answer.reason in (Reason.LOAD_FAILED, Reason.NO_MEMORY)

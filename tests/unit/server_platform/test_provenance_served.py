@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 MODEL = b"a graph"
 TABLE = hashlib.sha256(MODEL).digest()
+SOURCE = b"the graph"  # as `Site.push` uploads it
+
+
+def material(name: str, data: bytes) -> dict[str, Any]:
+    return {"name": name, "digest": {"sha256": hashlib.sha256(data).hexdigest()}}
 
 
 def statement(**changes: Any) -> bytes:
@@ -28,7 +33,12 @@ def statement(**changes: Any) -> bytes:
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": "model.onnx", "digest": {"sha256": hashlib.sha256(MODEL).hexdigest()}}],
         "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {"buildDefinition": {"externalParameters": {**told, **changes.pop("told", {})}}},
+        "predicate": {
+            "buildDefinition": {
+                "externalParameters": {**told, **changes.pop("told", {})},
+                "resolvedDependencies": changes.pop("materials", [material("source", SOURCE)]),
+            }
+        },
     }
     return json.dumps({**whole, **changes}).encode() + b"\n"
 
@@ -109,6 +119,12 @@ def test_a_statement_that_is_too_large(site: Site) -> None:
         (statement(told={"model": "letters"}), "another model"),
         (statement(told={"version": "0.9"}), "another version"),
         (statement(told={"target": "tflite-int8"}), "another target"),
+        (statement(materials=[]), "another source than was uploaded"),
+        (statement(materials=[material("source", b"somebody else's graph")]), "another source than was uploaded"),
+        (
+            statement(materials=[material("source", SOURCE), material("calibration", b"poisoned")]),
+            "another calibration than was uploaded",
+        ),
     ],
 )
 def test_a_statement_about_something_else_is_not_signed(site: Site, data: bytes, word: str) -> None:
