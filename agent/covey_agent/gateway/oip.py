@@ -7,8 +7,6 @@ does not. Sources: "Open Inference Protocol" (kserve/open-inference-protocol, re
 from __future__ import annotations
 
 import math
-import struct
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,24 +14,11 @@ from typing import Any
 import msgspec
 
 from covey_agent.gateway.errors import BadRequest
+from covey_agent.gateway.oip_elements import pack, unpack
 from covey_agent.gateway.shared_memory import Place, Visit
 from covey_agent.runner.protocol import TensorInfo
 from covey_contract.manifest import DataType, Manifest, TensorSpec
 
-# Element types as Python's `array` names them; FP16 and BOOL have none and go by `struct`.
-ARRAY_CODES = {
-    DataType.UINT8: "B",
-    DataType.UINT16: "H",
-    DataType.UINT32: "I",
-    DataType.UINT64: "Q",
-    DataType.INT8: "b",
-    DataType.INT16: "h",
-    DataType.INT32: "i",
-    DataType.INT64: "q",
-    DataType.FP32: "f",
-    DataType.FP64: "d",
-}
-STRUCT_CODES = {DataType.FP16: "e", DataType.BOOL: "?"}
 MAX_RANK = 16
 MAX_ELEMENT_BYTES = 128  # of one number in JSON, with the white space around it
 
@@ -272,30 +257,6 @@ def _flatten(field: str, values: object, rank: int) -> list[Any]:
     if any(isinstance(value, list) for value in flat):
         raise BadRequest(f"{field}.data: nested deeper than the tensor has dimensions")
     return flat
-
-
-def pack(field: str, values: list[Any], datatype: DataType) -> bytes:
-    """Numbers as raw elements; raises `BadRequest` for what is no number of that type or does not fit it."""
-    number = (bool, int, float) if datatype is DataType.BOOL else (int, float)
-    if not all(isinstance(value, number) for value in values):
-        raise BadRequest(f"{field}.data: has elements that are no {datatype}")
-    try:
-        if datatype in ARRAY_CODES:
-            return array(ARRAY_CODES[datatype], values).tobytes()
-        if datatype is DataType.BOOL and any(value not in (0, 1) for value in values):
-            raise BadRequest(f"{field}.data: has elements that are no BOOL")
-        return struct.pack(f"<{len(values)}{STRUCT_CODES[datatype]}", *values)
-    except (OverflowError, TypeError, struct.error) as error:
-        raise BadRequest(f"{field}.data: has elements that are no {datatype}: {error}") from error
-
-
-def unpack(data: bytes | memoryview, datatype: DataType) -> list[Any]:
-    """Raw elements as numbers."""
-    if datatype in ARRAY_CODES:
-        values = array(ARRAY_CODES[datatype])
-        values.frombytes(data)
-        return values.tolist()
-    return list(struct.unpack(f"<{len(data) // datatype.itemsize}{STRUCT_CODES[datatype]}", data))
 
 
 def _outputs(header: Header, manifest: Manifest) -> tuple[tuple[str, ...], frozenset[str], dict[str, Place]]:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covey_agent.gateway.errors import BadRequest
-from covey_agent.gateway.oip import pack, parse_request, render_answer, unpack
+from covey_agent.gateway.oip import parse_request, render_answer
+from covey_agent.gateway.oip_elements import pack, unpack
 from covey_agent.gateway.oip_metadata import model_config, model_metadata
 from covey_agent.gateway.shared_memory import SharedMemory
 from covey_agent.runner.protocol import TensorInfo
