@@ -167,6 +167,7 @@ OPERATORS: list[tuple[str, str, int, str]] = [
     ("empty file", "model push broken 1 empty.onnx --wait", NO, "the file source is empty"),
     ("no such file", "model push broken 1 nothing.onnx", 2, "nothing.onnx: no such file"),
     ("no such target", "model push broken 1 {good} --target abacus", NO, "targets: 'abacus' is not a target"),
+    ("no such batch", "model push broken 1 {good} --max-batch 9999", NO, "is not a whole number from 1 to 256"),
     ("bad version name", "model push broken a/b {good}", NO, "a version's name has 1 to 64 of"),
     ("version is taken", "model push digits 1.0 {other}", NO, "version 1.0 of digits is already there"),
     ("no such device", "device show nope", NO, "no device is called 'nope'"),
