@@ -109,7 +109,7 @@ class Capture:
         )
 
     def offer(self, spec: BuildSpec, request: InferRequest, reply: Reply) -> None:
-        """Keep it, if it is one of those. Copies nothing, waits for nothing."""
+        """Keep it, if it is one of those. Waits for nothing, and copies only what it keeps."""
         if self.draw() >= self.settings.share:
             return
         now = self.clock()
@@ -128,7 +128,7 @@ class Capture:
         outputs = reply.result.outputs
         answers = zip(outputs, split_payload(outputs, reply.payload), strict=True)
         tensors: list[tuple[str, TensorInfo, Buffer]] = [
-            *(("in", info, data) for info, data in zip(request.inputs, request.data, strict=True)),
+            *(("in", info, bytes(data)) for info, data in zip(request.inputs, request.data, strict=True)),
             *(("out", info, data) for info, data in answers),
         ]
         try:

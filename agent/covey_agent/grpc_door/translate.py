@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from covey_agent.gateway.errors import BadRequest
-from covey_agent.gateway.oip import pack
+from covey_agent.gateway.oip_elements import pack
 from covey_agent.grpc_door.messages import KINDS
 from covey_contract.manifest import DataType
 
