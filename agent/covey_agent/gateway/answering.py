@@ -27,11 +27,10 @@ from covey_agent.gateway.errors import (
 from covey_agent.gateway.held import Held
 from covey_agent.gateway.line import Line, Ride, Turn
 from covey_agent.gateway.oip import InferRequest
-from covey_agent.gateway.probation import Failing, Verdict, patience
+from covey_agent.gateway.probation import Failing, Trial, Verdict, patience
 from covey_agent.gateway.runner_process import BuildSpec, InferFailed, Reply, RunnerProcess
 from covey_agent.gateway.settings import Limits
 from covey_agent.gateway.stats import BuildStats, Statistics
-from covey_agent.gateway.trial import Trial
 from covey_contract.histogram import Recorder
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from covey_agent.gateway.http_intake import Intake, Lying, Shared
 from covey_agent.gateway.http_messages import HttpRequest, HttpResponse
-from covey_agent.gateway.intake import Intake, Lying, Shared
 from covey_agent.gateway.known_heads import KnownHead
 from covey_agent.gateway.settings import Limits
 

@@ -19,12 +19,11 @@ from covey_agent.gateway.enclosure import Enclosure
 from covey_agent.gateway.errors import NoBuildError, OrderError
 from covey_agent.gateway.held import Held
 from covey_agent.gateway.oip import InferRequest
-from covey_agent.gateway.probation import REASONS, Failing, Verdict
+from covey_agent.gateway.probation import REASONS, Failing, Trial, Verdict
 from covey_agent.gateway.runner_process import BuildSpec, RunnerProcess
 from covey_agent.gateway.settings import Limits
 from covey_agent.gateway.slots import SlotError, Slots
 from covey_agent.gateway.stats import BuildStats, Statistics
-from covey_agent.gateway.trial import Trial
 from covey_contract.messages import BuildWindow, Probation
 from covey_contract.reasons import Reason
 

@@ -16,11 +16,13 @@ from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.batching import merged, parted, rows_of, together
 from covey_agent.gateway.control import ControlServer
 from covey_agent.gateway.errors import BadRequest, MemoryFullError
-from covey_agent.gateway.http_protocol import Connections, HttpRequest
+from covey_agent.gateway.http_messages import HttpRequest
+from covey_agent.gateway.http_protocol import Connections
+from covey_agent.gateway.inference import refuse
 from covey_agent.gateway.locks import Locks
 from covey_agent.gateway.models import Models
 from covey_agent.gateway.oip import parse_request, render_answer
-from covey_agent.gateway.routes import Routes, refuse
+from covey_agent.gateway.routes import Routes
 from covey_agent.gateway.runner_process import Reply
 from covey_agent.gateway.settings import Limits, Settings
 from covey_agent.gateway.shared_memory import Registration, SharedMemory
