@@ -2,6 +2,9 @@
 
 `covey-agent` writes `ID.json`, the control loop answers in `ID.answer` when it next looks round, at most two seconds later. Whoever may
 write there may do this: the folder is the agent's own.
+
+Nothing is done twice, and nothing silently: an ask becomes `ID.taken`, durably, before it is followed, and that goes when the answer
+lies there. One that a start finds taken was cut off by the end of the agent, and is answered so.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ _MAX_BYTES = 4096
 _MOST_AT_ONCE = 16
 _FORGOTTEN_S = 600.0
 _POLL_S = 0.05
+_TAKEN = ".taken"
+INTERRUPTED = (
+    "the agent ended while it did this, and does not do it again by itself: see `covey-agent status`, then ask anew"
+)
 
 
 class GoBack(msgspec.Struct, frozen=True, tag=True):
@@ -72,10 +79,13 @@ class AskFolder:
     def __init__(self, state: Path, obey: Callable[[Ask], Answer]) -> None:
         self._folder = state / FOLDER
         self._obey = obey
+        self._unsaid: dict[str, Answer] = {}  # what was done, and the disk did not take the answer
 
     def look(self, now_s: float) -> None:
         """Answer what lies there; `now_s` is Unix time, by which answers that nobody fetched, and what kills have left, are removed. Never raises."""
         try:
+            for taken in self._folder.glob(f"*{_TAKEN}"):
+                self._left(taken)
             for path in sorted(self._folder.glob("*.json"))[:_MOST_AT_ONCE]:
                 self._answer_one(path)
             for path in (*self._folder.glob("*.answer"), *self._folder.glob(f".*{durable.TEMPORARY}")):
@@ -85,17 +95,46 @@ class AskFolder:
             log.warning("%s/ cannot be looked at: %s", FOLDER, error)
 
     def _answer_one(self, path: Path) -> None:
+        """Raises `OSError`; then nothing was done and the ask lies there still, or what was done is answered later."""
+        ask: Ask | None = None
         try:
             with path.open("rb") as file:
                 ask = _ask.decode(file.read(_MAX_BYTES + 1))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             answer = Answer(False, f"this cannot be read: {error}")
-        else:
+        taken = self._take(path)
+        if ask is not None:
             log.info("asked at the device: %s", ask)
             answer = self._obey(ask)
-        # Removed first: after a kill in between the one who asked hears nothing, rather than it being done twice.
-        path.unlink(missing_ok=True)
-        durable.write(path.with_suffix(".answer"), msgspec.json.encode(answer))
+        self._unsaid[taken.stem] = answer
+        self._say(taken, answer)
+
+    def _take(self, path: Path) -> Path:
+        """Durably: no power cut brings it back once it is being followed. Raises `OSError`, and then it is not taken, if that can be undone."""
+        taken = path.with_suffix(_TAKEN)
+        path.replace(taken)
+        try:
+            durable.sync_folder(self._folder)
+        except OSError:
+            taken.replace(path)
+            raise
+        return taken
+
+    def _left(self, taken: Path) -> None:
+        """Taken up before this look, by this agent or the one before it. Raises `OSError`."""
+        if (answer := self._unsaid.get(taken.stem)) is not None:
+            self._say(taken, answer)
+        elif taken.with_suffix(".answer").exists():  # the end came after the answer
+            taken.unlink(missing_ok=True)
+        else:
+            log.warning("an ask was cut off by the end of the agent: %s", taken.name)
+            self._say(taken, Answer(False, INTERRUPTED))
+
+    def _say(self, taken: Path, answer: Answer) -> None:
+        """Raises `OSError`; it is tried again at the next look."""
+        durable.write(taken.with_suffix(".answer"), msgspec.json.encode(answer))
+        taken.unlink(missing_ok=True)
+        self._unsaid.pop(taken.stem, None)
 
 
 def ask_agent(state: Path, ask: Ask, timeout_s: float = 20.0) -> Answer:
@@ -114,5 +153,9 @@ def ask_agent(state: Path, ask: Ask, timeout_s: float = 20.0) -> Answer:
             reply.unlink(missing_ok=True)
             return answer
         time.sleep(_POLL_S)
-    path.unlink(missing_ok=True)
-    raise AgentError(f"the agent on {state} has not answered within {timeout_s:.0f} s")
+    try:
+        path.unlink()
+        words = "has not taken this up"
+    except OSError:
+        words = "has taken this up, and has not answered"
+    raise AgentError(f"the agent on {state} {words} within {timeout_s:.0f} s")

@@ -135,6 +135,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--port", type=int, default=8001, metavar="N", help="on 127.0.0.1; 0: any free one (%(default)s)")
     sub.add_argument("--inference-socket", type=Path, metavar="PATH", help="as given to `run` (in the state folder)")
 
+    sub = command(
+        "otlp", otlp, "Push this device's figures to an OpenTelemetry collector, until it is stopped (extra `otlp`)."
+    )
+    sub.add_argument("--endpoint", required=True, metavar="URL", help="http://HOST:4318, or https://HOST[:PORT][/PATH]")
+    sub.add_argument("--interval", type=float, default=30.0, metavar="S", help="between two pushes (%(default)s)")
+    sub.add_argument(
+        "--header", action="append", default=[], metavar="NAME=VALUE", help="sent with each push; may be repeated"
+    )
+    sub.add_argument("--ca", type=Path, metavar="FILE", help="authorities to know the collector by (the system's)")
+
     sub = command("status", status, "What this device runs.")
     sub.add_argument("--json", action="store_true")
 
@@ -278,6 +288,18 @@ def grpc(options: argparse.Namespace) -> int:
     if not 0 <= options.port <= 65535:
         raise UsageError(f"port {options.port} is not between 0 and 65535")
     serve(options.inference_socket or run_folder(options.state) / "inference.sock", "127.0.0.1", options.port)
+    return 0
+
+
+def otlp(options: argparse.Namespace) -> int:
+    try:
+        from covey_agent.otlp.collector import collector_of
+        from covey_agent.otlp.process import run as push
+    except ImportError as error:
+        raise AgentError(f"OTLP is not installed ({error}): pip install 'covey-agent[otlp]'") from error
+    if not 1 <= options.interval <= 3600:
+        raise UsageError("--interval must be between 1 and 3600 seconds")
+    push(options.state, collector_of(options.endpoint, options.header, options.ca), options.interval)
     return 0
 
 

@@ -15,29 +15,23 @@ protocol will do.
 from __future__ import annotations
 
 import contextlib
-import mmap
-import os
 import re
-import secrets
-import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from covey_agent.client_memory import NoSharedMemoryError, SharedRegion
+from covey_agent.client_wire import Address, Answer, Array, Connection, Expected, NobodyAnswers, Piece
 
 DEFAULT_ADDRESS = "127.0.0.1:8090"
 # Smaller inputs go with the request itself.
 SHARED_MEMORY_FROM = 32 * 1024
-_SHM = Path("/dev/shm")  # noqa: S108  # where shm_open(3) keeps its objects
-_MAX_HEAD = 64 * 1024
-_MAX_ANSWER = 1 << 30
 _HEADER_LENGTH = b"inference-header-content-length"
-_DATATYPES = {
+_NAMES = {
     "b1": "BOOL",
     "u1": "UINT8",
     "u2": "UINT16",
@@ -51,7 +45,10 @@ _DATATYPES = {
     "f4": "FP32",
     "f8": "FP64",
 }
-_NUMPY_TYPES = {name: np.dtype("?" if code == "b1" else f"<{code}") for code, name in _DATATYPES.items()}
+# How many kinds of request are remembered; an application that asks in more shapes than that has them made anew.
+_KINDS = 64
+_NUMPY_TYPES = {name: np.dtype("?" if code == "b1" else f"<{code}") for code, name in _NAMES.items()}
+_DATATYPES = {dtype: name for name, dtype in _NUMPY_TYPES.items()}
 _NAME = re.compile(r"[A-Za-z0-9._+-]{1,64}")
 
 
@@ -72,12 +69,6 @@ class Outputs(dict[str, Array]):
     target: str = ""
 
 
-class _Answer(NamedTuple):
-    status: int
-    headers: dict[bytes, bytes]
-    body: memoryview
-
-
 class _Output(msgspec.Struct):
     name: str
     datatype: str
@@ -91,6 +82,32 @@ class _Header(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What an answer said, but for its tensors: of each one its name, type, shape and where it begins among them."""
+
+    header: _Header
+    tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int], ...]
+
+    def outputs(self, data: bytearray) -> Outputs:
+        outputs = Outputs()
+        outputs.version = self.header.model_version
+        outputs.build = str(self.header.parameters.get("covey_build", ""))
+        outputs.target = str(self.header.parameters.get("covey_target", ""))
+        for name, dtype, shape, begin in self.tensors:
+            outputs[name] = np.ndarray(shape, dtype, data, begin)
+        return outputs
+
+
+@dataclass
+class _Kind:
+    """Requests that differ in their tensors alone: what they begin with, and how the last one was answered."""
+
+    start: bytes
+    expected: Expected | None = None
+    read: _Read | None = None
+
+
 _decode_header = msgspec.json.Decoder(_Header).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -101,11 +118,11 @@ class Client:
     def __init__(
         self, address: str | Path = DEFAULT_ADDRESS, *, timeout_s: float = 10.0, shared_memory: bool = False
     ) -> None:
-        self._address = _parse(address)
         self._timeout_s = timeout_s
-        self._shared = _SharedRegion() if shared_memory else None
-        self._socket: socket.socket | None = None
+        self._connection = Connection(_parse(address), timeout_s)
+        self._shared = SharedRegion() if shared_memory else None
         self._only_input: dict[str, str] = {}
+        self._kinds: dict[object, _Kind] = {}
 
     def __enter__(self) -> Client:
         return self
@@ -114,13 +131,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        if self._socket is not None:
-            if self._shared is not None and self._shared.name is not None:
+        if self._shared is not None:
+            if self._connection.is_open and self._shared.name is not None:
                 with contextlib.suppress(ClientError):
                     self._ask("POST", f"/v2/systemsharedmemory/region/{self._shared.name}/unregister")
-            self._disconnect()
-        if self._shared is not None:
             self._shared.close()
+        self._connection.close()
 
     # --- what may be asked --------------------------------------------------------------------------------------------
 
@@ -131,13 +147,14 @@ class Client:
         """
         given = inputs if isinstance(inputs, Mapping) else {self._input_of(model): inputs}
         arrays = {name: _wire(name, array) for name, array in given.items()}
-        size = sum(array.nbytes for array in arrays.values())
-        if self._shared is not None and size >= SHARED_MEMORY_FROM:
-            try:
-                return self._infer(model, arrays, outputs, self._placed(self._shared, arrays, size))
-            except _NoSharedMemoryError:
-                self._shared = None  # of another user, another container: not to be had here
-        return self._infer(model, arrays, outputs, None)
+        if self._shared is not None:
+            size = sum(array.nbytes for array in arrays.values())
+            if size >= SHARED_MEMORY_FROM:
+                try:
+                    return self._infer_placed(self._shared, model, arrays, outputs, size)
+                except NoSharedMemoryError:
+                    self._shared = None  # of another user, another container: not to be had here
+        return self._infer(model, arrays, outputs)
 
     def ready(self, model: str | None = None) -> bool:
         """Whether the model serves; without a name, whether all do. False if the gateway does not answer."""
@@ -161,39 +178,42 @@ class Client:
     # --- inference ----------------------------------------------------------------------------------------------------
 
     def _infer(
-        self,
-        model: str,
-        arrays: Mapping[str, Array],
-        outputs: Sequence[str],
-        placed: Mapping[str, Any] | None,
-        *,
-        again: bool = False,
+        self, model: str, arrays: Mapping[str, Array], outputs: Sequence[str], shared: SharedRegion | None = None
     ) -> Outputs:
-        header = {
-            "inputs": [
-                {
-                    "name": name,
-                    "shape": array.shape,
-                    "datatype": _DATATYPES[array.dtype.str[1:]],
-                    "parameters": placed[name] if placed is not None else {"binary_data_size": array.nbytes},
-                }
-                for name, array in arrays.items()
-            ],
-            "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
-            "parameters": {"binary_data_output": True},
-        }
-        body: list[bytes | memoryview] = [_encode(header)]
-        head = b"Inference-Header-Content-Length: %d\r\n" % len(body[0])
-        if placed is None:
-            body += [array.reshape(-1).view(np.uint8).data for array in arrays.values()]
-        answer = self._ask("POST", f"/v2/models/{_name(model)}/infer", head, body)
-        forgotten = placed is not None and answer.status == 400 and b"no shared memory region" in bytes(answer.body)
-        if forgotten and self._shared is not None and not again:
-            self._shared.name = None  # the gateway was started anew, or has had too many others since
-            placed = self._placed(self._shared, arrays, self._shared.used)
-            return self._infer(model, arrays, outputs, placed, again=True)
+        """`shared`: where the arrays lie; without it they go with the request."""
+        alike = tuple([(name, array.shape, array.dtype) for name, array in arrays.items()])
+        key = (model, alike, tuple(outputs), None if shared is None else shared.name)
+        kind = self._kinds.get(key)
+        if kind is None:
+            if len(self._kinds) >= _KINDS:
+                self._kinds.clear()
+            kind = self._kinds[key] = _Kind(_start(model, arrays, outputs, shared))
+        tensors = () if shared is not None else [array.data for array in arrays.values()]
+        answer = self._say([kind.start, *tensors], kind.expected)
+        if isinstance(answer, bytearray):
+            assert kind.read is not None  # noqa: S101  # it was expected
+            return kind.read.outputs(answer)
         _expect(answer)
-        return _read(answer)
+        size = int(answer.headers.get(_HEADER_LENGTH, str(len(answer.body)).encode()))
+        kind.read = _read(answer.body[:size])
+        kind.expected = Expected(answer.head + answer.body[:size], len(answer.body) - size)
+        return kind.read.outputs(bytearray(answer.body[size:]))
+
+    def _infer_placed(
+        self, shared: SharedRegion, model: str, arrays: Mapping[str, Array], outputs: Sequence[str], size: int
+    ) -> Outputs:
+        """Copy the arrays into the region, which is made and registered if that is to be done, and ask."""
+        for last in (False, True):
+            if shared.name is None or size > shared.size:
+                self._register(shared, size)
+            shared.place(arrays)
+            try:
+                return self._infer(model, arrays, outputs, shared)
+            except ClientError as error:
+                if last or error.status != 400 or "no shared memory region" not in str(error):
+                    raise
+                shared.name = None  # the gateway was started anew, or has had too many others since
+        raise AssertionError("unreachable")
 
     def _input_of(self, model: str) -> str:
         if model not in self._only_input:
@@ -203,134 +223,44 @@ class Client:
             self._only_input[model] = names[0]
         return self._only_input[model]
 
-    def _placed(self, shared: _SharedRegion, arrays: Mapping[str, Array], size: int) -> dict[str, Any]:
-        """Copy the arrays into the region, which is made and registered if that is to be done."""
-        if shared.name is None or size > shared.size:
-            self._register(shared, size)
-        return shared.place(arrays)
-
-    def _register(self, shared: _SharedRegion, size: int) -> None:
+    def _register(self, shared: SharedRegion, size: int) -> None:
         if shared.name is not None:
             self._ask("POST", f"/v2/systemsharedmemory/region/{shared.name}/unregister")
         with shared.made(size) as key:
             body = {"key": key, "byte_size": shared.size}
-            answer = self._ask("POST", f"/v2/systemsharedmemory/region/{key}/register", body=[_encode(body)])
+            answer = self._ask("POST", f"/v2/systemsharedmemory/region/{key}/register", _encode(body))
         if answer.status != 200:
-            raise _NoSharedMemoryError
+            raise NoSharedMemoryError
         shared.name = key
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
     def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        answer = self._ask(method, path, body=[_encode(body)] if body is not None else [])
+        answer = self._ask(method, path, _encode(body) if body is not None else b"")
         _expect(answer)
         document: dict[str, Any] = msgspec.json.decode(answer.body)
         return document
 
-    def _ask(self, method: str, path: str, head: bytes = b"", body: Sequence[bytes | memoryview] = ()) -> _Answer:
-        """One request and its answer. A connection that the gateway has closed meanwhile is opened again, once."""
-        length = sum(len(piece) for piece in body)
-        request = b"%s %s HTTP/1.1\r\nHost: covey\r\nContent-Length: %d\r\n%s\r\n" % (
-            method.encode(),
-            path.encode(),
-            length,
-            head,
-        )
-        for last in (self._socket is None, True):
-            connection = self._connected()
-            try:
-                _send(connection, [request, *body])
-                return _receive(connection)
-            except TimeoutError as error:
-                self._disconnect()
-                raise ClientError(f"no answer within {self._timeout_s:g} s") from error
-            except OSError as error:
-                self._disconnect()
-                if last:
-                    raise ClientError(f"the gateway hung up: {error}") from error
-        raise AssertionError("unreachable")
+    def _ask(self, method: str, path: str, body: bytes = b"") -> Answer:
+        answer = self._say([_head(method, path, len(body)) + body])
+        assert isinstance(answer, Answer)  # noqa: S101  # nothing was expected
+        return answer
 
-    def _connected(self) -> socket.socket:
-        if self._socket is None:
-            unix = isinstance(self._address, str)
-            connection = socket.socket(socket.AF_UNIX if unix else socket.AF_INET, socket.SOCK_STREAM)
-            connection.settimeout(self._timeout_s)
-            try:
-                if not unix:
-                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection.connect(self._address)
-            except OSError as error:
-                connection.close()
-                raise ClientError(f"no gateway answers at {self._address}: {error}") from error
-            self._socket = connection
-        return self._socket
-
-    def _disconnect(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
-class _NoSharedMemoryError(Exception):
-    """The gateway does not take our regions."""
-
-
-class _SharedRegion:
-    """A memory object that both processes hold. It has a name only until the gateway has opened it, so that nothing is left behind."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None  # None: the gateway has none
-        self.size = 0
-        self.used = 0
-        self._map: mmap.mmap | None = None
-
-    @contextlib.contextmanager
-    def made(self, size: int) -> Any:
-        """A new object of at least that size; its name, which ends with the block."""
-        self.close()
-        size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        key = f"covey-{secrets.token_hex(8)}"
+    def _say(self, pieces: Sequence[Piece], expected: Expected | None = None) -> Answer | bytearray:
         try:
-            descriptor = os.open(_SHM / key, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            return self._connection.ask(pieces, expected)
+        except NobodyAnswers as error:
+            raise ClientError(str(error)) from error
+        except TimeoutError as error:
+            raise ClientError(f"no answer within {self._timeout_s:g} s") from error
         except OSError as error:
-            raise _NoSharedMemoryError from error
-        try:
-            os.posix_fallocate(descriptor, 0, size)  # rather now than as a SIGBUS later
-            self._map, self.size = mmap.mmap(descriptor, size), size
-            yield key
-        except OSError as error:
-            raise _NoSharedMemoryError from error
-        finally:
-            os.close(descriptor)
-            with contextlib.suppress(FileNotFoundError):
-                (_SHM / key).unlink()
-
-    def place(self, arrays: Mapping[str, Array]) -> dict[str, Any]:
-        """Copy the arrays one after the other; each one's parameters for the request."""
-        assert self._map is not None  # noqa: S101  # it was made
-        places: dict[str, Any] = {}
-        offset = 0
-        for name, array in arrays.items():
-            self._map[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8).data
-            places[name] = {
-                "shared_memory_region": self.name,
-                "shared_memory_offset": offset,
-                "shared_memory_byte_size": array.nbytes,
-            }
-            offset += array.nbytes
-        self.used = offset
-        return places
-
-    def close(self) -> None:
-        if self._map is not None:
-            self._map.close()
-        self._map, self.name, self.size = None, None, 0
+            raise ClientError(f"the gateway hung up: {error}") from error
 
 
 # --- on the wire ------------------------------------------------------------------------------------------------------
 
 
-def _parse(address: str | Path) -> str | tuple[str, int]:
+def _parse(address: str | Path) -> Address:
     """A path, or host and port; raises `ValueError`."""
     text = str(address)
     if "/" in text:
@@ -350,51 +280,49 @@ def _name(model: str) -> str:
 
 def _wire(name: str, array: Array) -> Array:
     """Contiguous and little-endian; raises `ClientError` for what no tensor is made of."""
-    array = np.ascontiguousarray(array) if array.ndim else array.copy()
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    if array.dtype.str[1:] not in _DATATYPES:
+    if array.dtype not in _DATATYPES:
         raise ClientError(f"input {name!r}: an array of {array.dtype} is no tensor")
     return array
 
 
-def _send(connection: socket.socket, pieces: list[bytes | memoryview]) -> None:
-    """All of them in as few calls as the socket takes. Raises `OSError`."""
-    sent = connection.sendmsg(pieces)
-    for piece in pieces:
-        if sent < len(piece):
-            connection.sendall(memoryview(piece)[sent:])
-        sent = max(sent - len(piece), 0)
+def _start(model: str, arrays: Mapping[str, Array], outputs: Sequence[str], shared: SharedRegion | None) -> bytes:
+    """All of a request but its tensors."""
+    inputs, offset = [], 0
+    for name, array in arrays.items():
+        place = {"shared_memory_offset": offset, "shared_memory_byte_size": array.nbytes}
+        inputs.append(
+            {
+                "name": name,
+                "shape": array.shape,
+                "datatype": _DATATYPES[array.dtype],
+                "parameters": {"binary_data_size": array.nbytes}
+                if shared is None
+                else {"shared_memory_region": shared.name, **place},
+            }
+        )
+        offset += array.nbytes
+    header = _encode(
+        {
+            "inputs": inputs,
+            "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
+            "parameters": {"binary_data_output": True},
+        }
+    )
+    length = b"Inference-Header-Content-Length: %d\r\n" % len(header)
+    size = len(header) + (offset if shared is None else 0)
+    return _head("POST", f"/v2/models/{_name(model)}/infer", size, length) + header
 
 
-def _receive(connection: socket.socket) -> _Answer:
-    """The gateway says how long each answer is. Raises `OSError`."""
-    data = bytearray()
-    while (end := data.find(b"\r\n\r\n")) < 0:
-        chunk = connection.recv(65536)
-        if not chunk:
-            raise ConnectionResetError("the connection ended before the answer")
-        data += chunk
-        if len(data) > _MAX_HEAD and b"\r\n\r\n" not in data[: _MAX_HEAD + 4]:
-            raise ConnectionAbortedError("the answer's head is too long")
-    first, *lines = bytes(data[:end]).split(b"\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
-    length = int(headers.get(b"content-length", b"0"))
-    if length > _MAX_ANSWER:
-        raise ConnectionAbortedError(f"an answer of {length} bytes")
-    body = bytearray(length)
-    have = len(data) - end - 4
-    body[:have] = data[end + 4 :]
-    view = memoryview(body)
-    while have < length:
-        count = connection.recv_into(view[have:])
-        if not count:
-            raise ConnectionResetError("the connection ended within the answer")
-        have += count
-    return _Answer(int(first.split(b" ", 2)[1]), headers, view)
+def _head(method: str, path: str, size: int, more: bytes = b"") -> bytes:
+    lines = b"%s %s HTTP/1.1\r\nHost: covey\r\nContent-Length: %d\r\n%s\r\n"
+    return lines % (method.encode(), path.encode(), size, more)
 
 
-def _expect(answer: _Answer) -> None:
+def _expect(answer: Answer) -> None:
     """Raises `ClientError` unless the answer is one."""
     if answer.status == 200:
         return
@@ -406,17 +334,10 @@ def _expect(answer: _Answer) -> None:
     raise ClientError(detail, answer.status, float(after) if after is not None and after.isdigit() else None)
 
 
-def _read(answer: _Answer) -> Outputs:
-    size = int(answer.headers.get(_HEADER_LENGTH, str(len(answer.body)).encode()))
-    header = _decode_header(answer.body[:size])
-    outputs = Outputs()
-    outputs.version = header.model_version
-    outputs.build = str(header.parameters.get("covey_build", ""))
-    outputs.target = str(header.parameters.get("covey_target", ""))
+def _read(told: memoryview) -> _Read:
+    header = _decode_header(told)
+    tensors, begin = [], 0
     for one in header.outputs:
-        length = int(one.parameters["binary_data_size"])
-        outputs[one.name] = np.frombuffer(answer.body[size : size + length], _NUMPY_TYPES[one.datatype]).reshape(
-            one.shape
-        )
-        size += length
-    return outputs
+        tensors.append((one.name, _NUMPY_TYPES[one.datatype], one.shape, begin))
+        begin += int(one.parameters["binary_data_size"])
+    return _Read(header, tuple(tensors))

@@ -93,7 +93,7 @@ class Commands:
         log.warning("a command cannot be read: %s", error)
         try:
             named = msgspec.json.decode(body, type=_Named)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         if named.device != self._device or len(named.id) > 256:
             return None

@@ -33,6 +33,7 @@ from covey_agent.renewal import Renewal
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.supervisor import Supervisor
+from covey_agent.tap import Tap
 from covey_agent.trusted_clock import TrustedClock
 from covey_agent.tuf.relay import Relay
 from covey_contract.blocks import decode_block
@@ -110,8 +111,10 @@ class Control:
         clock: TrustedClock,
         relay: Relay,
         renewal: Renewal,
+        tap: Tap,
     ) -> None:
         self._device = device
+        self._tap = tap
         self._settings = settings
         self._boot_id = boot_id
         self._last_exit = last_exit
@@ -278,6 +281,7 @@ class Control:
         )
         for record in records(telemetry):
             self.spool(record)
+            self._tap.tell(record)
 
     def _tell_state(self) -> None:
         """For `covey-agent status`, which cannot ask this process."""

@@ -51,6 +51,7 @@ from covey_agent.settings import Settings
 from covey_agent.store import Store
 from covey_agent.supervisor import supervisor_of
 from covey_agent.surroundings import look_around
+from covey_agent.tap import SOCKET, Tap
 from covey_agent.trusted_clock import TrustedClock
 from covey_agent.tuf.relay import Relay
 from covey_agent.tuf.vouching import Vouching
@@ -78,9 +79,8 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
         machine.read()
         log.info("covey-agent %s, device %s%s", __version__, identity.device, machine.words)
 
-        gateway = GatewayProcess(
-            prepare_run_folder(settings.state), settings.gateway_log, settings.inference_port, gateway_options(settings)
-        )
+        folder = prepare_run_folder(settings.state)
+        gateway = GatewayProcess(folder, settings.gateway_log, settings.inference_port, gateway_options(settings))
         if gateway.find() is None:
             gateway.check_port()
         boot_id = uuid.uuid4().hex
@@ -179,6 +179,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             clock=clock,
             relay=relay,
             renewal=renewal,
+            tap=Tap(folder / SOCKET),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: control.stop())

@@ -123,13 +123,15 @@ def _kept_key(state: Path) -> bytes | None:
 def check_certificate(response: EnrolResponse, key_pem: bytes) -> None:
     """The certificate must be for our key; raises `EnrolmentError`."""
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
         certificate = x509.load_pem_x509_certificate(response.certificate_pem.encode())
+        fits = same_key(certificate, key_pem)
         check_device_id(response.device)
-    except (ValueError, ContractError) as error:
+    except (ValueError, UnsupportedAlgorithm, ContractError) as error:
         raise EnrolmentError(f"the server's answer is not an identity: {error}") from error
-    if not same_key(certificate, key_pem):
+    if not fits:
         raise EnrolmentError("the server's certificate is for another key")
 
 
@@ -237,7 +239,7 @@ def problem(status: int, answer: bytes) -> str:
     """One line of a problem document (RFC 9457), or the status."""
     try:
         document = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if isinstance(document, dict):
         words = document.get("detail") or document.get("title")

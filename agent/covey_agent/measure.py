@@ -46,6 +46,7 @@ class Meter:
             runners_rss_mb=collected.runners_rss_mb if collected else 0.0,
             memory_available_mb=psutil.virtual_memory().available / 1e6,
             storage_free_mb=psutil.disk_usage(str(self._state)).free / 1e6,
+            capture=collected.capture if collected else None,
             temperature_c=_temperature(self._sys),
             throttled=self._throttling.read(),
             accelerators=self._accelerators.read(now),

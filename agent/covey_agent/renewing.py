@@ -148,7 +148,7 @@ def _may_be_ours(cause: BaseException | None) -> bool:
 def check(certificate_pem: bytes, key_pem: bytes, ca_pem: bytes, device: str, now_ms: int) -> None:
     """Whether it is the fleet's, on our key, in our name, for TLS clients, and good now. Raises `EnrolmentError`."""
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     try:
@@ -157,7 +157,7 @@ def check(certificate_pem: bytes, key_pem: bytes, ca_pem: bytes, device: str, no
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         validity = read_certificate(certificate_pem)
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
         raise EnrolmentError(f"the server's answer is no certificate of this fleet ({error})") from error
     if not same_key(certificate, key_pem):
         raise EnrolmentError("the server's certificate is for another key")

@@ -2,11 +2,13 @@
 
 The model computes next to nothing on an input of 110,592 bytes, so that nearly all that is measured is on the way. One caller asks one
 request after the other; overhead is the quantile of its times less the same quantile of the runtime's own call. The ways take turns in
-rounds, so that what the machine does besides falls on all of them.
+rounds, so that what the machine does besides falls on all of them. `cpu_us` is processor time a request, of caller, gateway and runner: with
+`taskset -c 0` before the command it is the work alone, without the waking of idle cores.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -51,24 +53,38 @@ def run(folder: Path, *, requests: int, say: Callable[[str], None]) -> dict[str,
                 skipped[peer.name] = str(error)
                 continue
             ways[peer.name] = lambda client=client: client(image)  # type: ignore[misc]
-        times = _take_turns(ways, requests)
+        processes = {"client": [os.getpid()], "gateway": [gateway.child.pid], "runner": gateway.runner_pids()}
+        times, spent = _take_turns(ways, requests, processes)
         throughput = {"uds_per_s": round(measure_capacity(gateway.socket), 1)}
-    return judge(times) | {"throughput": throughput, "skipped": skipped}
+    cpu_us = {way: {who: round(s * 1e6, 1) for who, s in spent[way].items()} for way in ("http", "uds", "shm")}
+    return judge(times) | {"cpu_us": cpu_us, "throughput": throughput, "skipped": skipped}
 
 
-def _take_turns(ways: dict[str, Ask], requests: int) -> dict[str, Numbers]:
-    """Seconds of each request."""
+def _take_turns(
+    ways: dict[str, Ask], requests: int, processes: dict[str, list[int]]
+) -> tuple[dict[str, Numbers], dict[str, dict[str, float]]]:
+    """Seconds of each request, and of each of the processes for one, by way."""
     times: dict[str, list[float]] = {name: [] for name in ways}
+    spent = {name: dict.fromkeys(processes, 0.0) for name in ways}
     for ask in ways.values():
         for _ in range(WARM_UP):
             ask()
     for _ in range(ROUNDS):
         for name, ask in ways.items():
+            before = {who: _processor_s(pids) for who, pids in processes.items()}
             for _ in range(requests // ROUNDS):
                 began = time.perf_counter()
                 ask()
                 times[name].append(time.perf_counter() - began)
-    return {name: np.array(taken) for name, taken in times.items()}
+            for who, pids in processes.items():
+                spent[name][who] += (_processor_s(pids) - before[who]) / (requests // ROUNDS * ROUNDS)
+    return {name: np.array(taken) for name, taken in times.items()}, spent
+
+
+def _processor_s(pids: list[int]) -> float:
+    """Processor time of all threads so far, as the scheduler counts it (`/proc/…/schedstat`, its first number)."""
+    threads = [path for pid in pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(path.read_text(encoding="ascii").split()[0]) for path in threads) / 1e9
 
 
 def judge(times: dict[str, Numbers]) -> dict[str, Any]:

@@ -63,6 +63,9 @@ class Rig:
     def runner_pid(self, build: MadeBuild) -> int:
         return next(one.pid for one in self.slots().runners if one.build == build.digest)
 
+    def runner_pids(self) -> list[int]:
+        return [one.pid for one in self.slots().runners]
+
     def pss_mb(self) -> dict[str, float]:
         """Of the gateway and of its runners together, in MB of 10^6 bytes."""
         gateway = psutil.Process(self.child.pid)

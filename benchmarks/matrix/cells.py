@@ -15,12 +15,12 @@ from covey_agent.runner.protocol import Start
 from covey_agent.runner.service import load_build
 from covey_contract.building import BuildReport, Outcome
 from covey_contract.manifest import check_target
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
 from covey_converters.isolation import build_isolated
 from covey_converters.spec import BuildSpec, Limits
 
 # A recipe, all recipes of a cell, and the whole cell.
-_RECIPE_SECONDS, _CHAIN_SECONDS, _CELL_SECONDS = 120.0, 300.0, 600.0
+_RECIPE_SECONDS, _CHAIN_SECONDS, _CELL_SECONDS = 120.0, 420.0, 800.0
 Say = Callable[[str], None]
 
 

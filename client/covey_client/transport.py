@@ -88,7 +88,7 @@ class Transport:
             return {}
         try:
             answer = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadAnswer(f"{self.url}{path} answered something that is not JSON; is this a Covey server?") from error
         if not isinstance(answer, dict):
             raise BadAnswer(f"{self.url}{path} answered JSON that is not an object; is this a Covey server?")
@@ -264,7 +264,7 @@ def problem(status: int, body: bytes) -> ApiError:
     """The error that an answer tells of: a problem document, or whatever a proxy in between made of it."""
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = {}
     if not isinstance(document, dict):
         document = {}

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from covey_contract.manifest import ModelName, Sha256, VersionName
+from covey_contract.manifest import Batch, ModelName, Sha256, VersionName
 from covey_contract.messages import Millis, ShortText
 from covey_contract.strenum import StrEnum
 from covey_contract.wire import Message
@@ -21,6 +21,8 @@ REPORT_FILE = "report.json"
 PROVENANCE_FILE = "provenance.json"
 # The key of a version's metadata that names the metric its builds are judged by.
 METRIC_KEY = "metric"
+# The key of a version's metadata that says how many waiting requests its builds should compute at once.
+MAX_BATCH_KEY = "max_batch"
 PROVENANCE_MAX_BYTES = 256 * 1024
 
 
@@ -131,6 +133,7 @@ class BuildJob(Message, frozen=True, kw_only=True, omit_defaults=True):
     labels: SourceFile | None = None  # .txt: one name per class
     budget: float = 0.01  # highest absolute drop of the metric
     metric: str = ""  # which one: a kind or a Python entry point; empty: what the evaluation says, or its labels
+    max_batch: Batch = 1  # rows of several requests that the build should take at once
     metadata: dict[str, str] = {}
 
 

@@ -151,8 +151,10 @@ class Recorder:
         else:
             value = 0.0
             self._zero_count += 1
-        self._min = min(self._min, value)
-        self._max = max(self._max, value)
+        if value < self._min:
+            self._min = value
+        if value > self._max:
+            self._max = value
 
     def snapshot(self) -> Histogram:
         if not self._buckets and not self._zero_count:

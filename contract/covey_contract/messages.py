@@ -118,6 +118,16 @@ class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
             raise ValueError(f"counts of more than {MAX_TENSORS} inputs or outputs")
 
 
+class Captured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Samples of requests and their answers that a device keeps for labelling. They stay there; this counts them. Sizes in MB (10^6 bytes)."""
+
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]  # of the answered requests
+    limit_mb: float
+    samples: Count = 0  # that it holds now
+    held_mb: float = 0.0
+    dropped: Count = 0  # chosen and not kept since the gateway started: no room or time, or too large
+
+
 MAX_ACCELERATORS = 8
 
 
@@ -140,6 +150,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         ],
         msgspec.Meta(max_length=MAX_ACCELERATORS),
     ] = {}
+    capture: Captured | None = None  # None: no samples are kept
 
 
 class Telemetry(Message, frozen=True, kw_only=True, omit_defaults=True):

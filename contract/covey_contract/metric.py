@@ -110,7 +110,7 @@ def _declared_in(evaluation: BinaryIO) -> str:
     try:
         with zipfile.ZipFile(evaluation) as archive, archive.open(f"{METRIC}.npy") as file:
             content = file.read(_MAX_MEMBER_BYTES + 1)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError, ValueError) as error:
         raise DecodeError(f"the evaluation's array {METRIC!r} cannot be read: {error}") from error
     wide = content[6:7] != b"\x01"
     start = 12 if wide else 10

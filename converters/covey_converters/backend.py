@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,13 +24,25 @@ Array = NDArray[np.generic]
 
 @dataclass(frozen=True)
 class Source:
-    """A reviewed model: the file as it came, which is the reference, and the cleaned-up graph that builds start from."""
+    """A reviewed model: the file as it came, which is the reference, and the cleaned-up graph that builds start from. The review's shapes are
+    those of one row, whatever the builds take."""
 
     original: Path
     graph: Path
     review: Review
     work: Path  # for scratch files
     native: Path | None = None  # the source as it came, where a backend takes that as its own float build
+    opened: Path | None = None  # `graph` with its first dimension open, where more than one row may come at once
+    max_batch: int = 1  # so many; see `covey_converters.batching`
+
+    @property
+    def start(self) -> Path:
+        """The graph that builds start from, if they need no fixed shapes."""
+        return self.opened or self.graph
+
+    def alone(self) -> Source:
+        """The same, for one row at a time."""
+        return replace(self, opened=None, max_batch=1)
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class Built:
     compute_capability: str | None = None
     steps: dict[str, float] = field(default_factory=dict)  # quantisation step by output name
     notes: tuple[str, ...] = ()
+    max_batch: int = 1  # rows that may come at once
 
 
 class Session(Protocol):

@@ -11,7 +11,6 @@ and with it the build's name, because it holds the memory that was measured.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import shutil
 import time
@@ -21,18 +20,15 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from covey_contract import drift
 from covey_contract.building import Accuracy, BuildReport, Outcome, OutputParity, Try
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import Runtime, TensorSpec, Tolerance
-from covey_converters import evidence, metrics, parity
+from covey_converters import batching, evidence, metrics, parity
 from covey_converters.backend import Array, Backend, Built, Source
 from covey_converters.backends import backend_for
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 from covey_converters.deadline import OutOfTime, within
-from covey_converters.deterministic import write_npz
 from covey_converters.errors import (
     BadInputError,
     ConvertError,
@@ -44,25 +40,15 @@ from covey_converters.errors import (
 from covey_converters.folder import LABELS_FILE, write_manifest
 from covey_converters.golden import GOLDEN_FILE, GOLDEN_SAMPLES, tolerance, write_golden
 from covey_converters.measure import Measured, measure
-from covey_converters.metrics import Declared
 from covey_converters.prepare import prepare
 from covey_converters.provenance import write_provenance
 from covey_converters.reference import reference_of as drift_reference
-from covey_converters.samples import Samples, load_samples, random_samples
+from covey_converters.samples import Samples, load_samples
 from covey_converters.spec import BuildSpec
+from covey_converters.truth import RANDOM_SAMPLES, Reference, answers_of, one_line, reference_of
 
-RANDOM_SAMPLES = 32
 _MAX_LABELS_BYTES = 1 << 20
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The evaluation samples, and what the source answers on them in ONNX Runtime FP32: {name: (n, *shape)}."""
-
-    samples: Samples
-    outputs: dict[str, Array]
-    metric: Declared | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +86,8 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
     say("running the source")
     reference = reference_of(source, Path(spec.evaluation) if spec.evaluation else None, spec.metric)
     notes += _notes(spec, precision, reference)
+    source, more = batching.opened(source, spec.max_batch, reference.samples)
+    notes += more
     report = _with(report, notes=notes, toolchain=versions(backend.packages))
 
     began = time.monotonic()
@@ -116,6 +104,11 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
         folder = Path(spec.work) / f"{spec.target}-{number}"
         try:
             candidate, tried = attempt(backend, source, spec, recipe, calibration, reference, folder)
+            if (why := _mixed(backend, precision, candidate, reference)) is not None:
+                # Another recipe may bear it; but that would be a slower or a worse one for all who ask alone.
+                report = _with(report, notes=(*report.notes, batching.without(why)))
+                source = source.alone()
+                candidate, tried = attempt(backend, source, spec, recipe, calibration, reference, folder)
         except UnverifiableError as finding:
             return _with(report, outcome=Outcome.CHECKED, recipe=recipe, reason=str(finding), tries=tuple(tries))
         tries.append(tried)
@@ -134,6 +127,9 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
     for name in accepted.built.files:
         shutil.move(accepted.built.folder / name, out / name)
     built = Built(**{**vars(accepted.built), "folder": out})
+    if built.max_batch > 1:
+        pace = batching.pace(backend.open(built, threads=1), reference.samples, built.max_batch)
+        report = _with(report, notes=(*report.notes, pace))
     tolerances = _golden(backend, precision, built, source, reference.samples.spread(GOLDEN_SAMPLES))
     if spec.labels:
         _copy_labels(Path(spec.labels), out / LABELS_FILE)
@@ -154,6 +150,17 @@ def _build(spec: BuildSpec, backend: Backend, precision: str, report: BuildRepor
         source_latency=source_latency,
         notes=(*report.notes, *built.notes),
     )
+
+
+def _mixed(backend: Backend, precision: str, candidate: Candidate | None, reference: Reference) -> str | None:
+    """Why a build that may otherwise ship must not compute several rows at once; None where it may, or need not."""
+    if candidate is None or candidate.objections or candidate.built.max_batch <= 1:
+        return None
+    session = backend.open(candidate.built, threads=1)
+    try:
+        return batching.mixed(session, precision, reference.samples, candidate.built.max_batch) or None
+    except Exception as error:  # noqa: BLE001  # a runtime raises its own kinds for shapes that it cannot run
+        return f"the build does not run on several rows: {one_line(error)}"
 
 
 def _recipes(spec: BuildSpec, backend: Backend, precision: str, *, calibrated: bool) -> tuple[str, ...]:
@@ -182,6 +189,8 @@ def attempt(
 
     def make() -> tuple[Built, list[dict[str, Array]]]:
         built = backend.build(source, spec.target, recipe, calibration, folder)
+        if source.max_batch > 1:
+            built = batching.batched(built, source.max_batch)
         session = backend.open(built, threads=1)
         return built, [session.run(sample) for sample in reference.samples]
 
@@ -195,7 +204,7 @@ def attempt(
             raise
         return None, _tried(recipe, Outcome.FAILED, str(error), began)
     except Exception as error:  # noqa: BLE001  # a runtime raises its own kinds for a build that it cannot load or run
-        return None, _tried(recipe, Outcome.FAILED, f"the build does not run: {_one_line(error)}", began)
+        return None, _tried(recipe, Outcome.FAILED, f"the build does not run: {one_line(error)}", began)
     compared = parity.compare(reference.outputs, outputs)
     try:
         judged = metrics.judge(reference.metric, reference.outputs, outputs, reference.samples, spec.budget)
@@ -233,52 +242,11 @@ def _figures(candidate: Candidate) -> dict[str, float]:
     return {name: round(value, 6) for name, value in found.items()}
 
 
-def reference_of(source: Source, evaluation: Path | None, metric: str = "") -> Reference:
-    """Run the source as it came. Raises `BadInputError` if it does not run, its answers are no numbers, or the metric is none."""
-    inputs = source.review.inputs
-    samples = load_samples(evaluation, inputs) if evaluation else random_samples(inputs, RANDOM_SAMPLES)
-    declared = metrics.chosen(metric, samples)
-    kept = source.work / f"answers-{_digest(evaluation) if evaluation else 'random'}.npz"
-    if (before := _kept(kept, samples)) is not None:
-        return Reference(samples, before, declared)
-    try:
-        outputs = parity.stack(_answers(source, samples))
-    except Exception as error:  # noqa: BLE001  # ONNX Runtime has its own exception per failure
-        raise BadInputError(f"{source.original.name}: ONNX Runtime does not run it: {_one_line(error)}") from error
-    for name, array in outputs.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            which = evaluation.name if evaluation else "random inputs"
-            raise BadInputError(f"{source.original.name}: its output {name!r} has NaN or infinite values on {which}")
-    # Kept only if they are good.
-    write_npz(kept.with_suffix(".partial"), outputs)
-    kept.with_suffix(".partial").replace(kept)
-    return Reference(samples, outputs, declared)
-
-
-def _answers(source: Source, samples: Samples) -> list[dict[str, Array]]:
-    session = OnnxRuntimeSession(source.original, threads=1)
-    return [session.run(sample) for sample in samples]
-
-
-def _kept(path: Path, samples: Samples) -> dict[str, Array] | None:
-    """What the source answered when an earlier target of it was built: the same process would compute the same again."""
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as arrays:
-        outputs: dict[str, Array] = {name: arrays[name] for name in arrays.files}
-    return outputs if all(len(array) == len(samples) for array in outputs.values()) else None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def _golden(backend: Backend, precision: str, built: Built, source: Source, samples: Samples) -> dict[str, Tolerance]:
     """Write the golden vectors; the tolerance of each output, by name."""
     ours = _run(backend.open(built, threads=1).run, samples)
     other = _run(backend.open(built, threads=2, reference=True).run, samples)
-    truth = parity.stack(_answers(source, samples))
+    truth = parity.stack(answers_of(source, samples))
     write_golden(built.folder / GOLDEN_FILE, samples.arrays, ours)
     names = {spec.name: spec.build_name or spec.name for spec in built.outputs}
     return {
@@ -360,10 +328,6 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 def _tried(recipe: str, outcome: Outcome, detail: str, began: float) -> Try:
     return Try(recipe=recipe, outcome=outcome, detail=detail[:1000], seconds=round(time.monotonic() - began, 2))
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _size(path: Path) -> int:

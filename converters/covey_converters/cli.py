@@ -86,6 +86,13 @@ def _source() -> argparse.ArgumentParser:
         "--shape", action="append", default=[], metavar="INPUT=1x3x224x224", help="the shape of an input that is open"
     )
     source.add_argument(
+        "--max-batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="builds that compute up to so many waiting requests at once, where the model allows it (%(default)d: none)",
+    )
+    source.add_argument(
         "--measure-seconds", type=float, default=0.5, help="of inference, for source and build each (%(default)g)"
     )
     source.add_argument(

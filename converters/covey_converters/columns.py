@@ -51,6 +51,17 @@ def worst_column(source: NDArray[np.generic], build: NDArray[np.generic]) -> Wor
     return found
 
 
+def mean_error(source: NDArray[np.generic], build: NDArray[np.generic]) -> float:
+    """Of all columns, each relative to its own range; without columns, relative to the output's length."""
+    errors = [
+        _errors(a, np.abs(a - _by_column(build, axis))) for axis in _axes(source) for a in (_by_column(source, axis),)
+    ]
+    if errors:
+        return float(np.concatenate(errors).mean())
+    a = source.astype(np.float64)
+    return float(np.linalg.norm(a - build.astype(np.float64)) / max(float(np.linalg.norm(a)), 1e-30))
+
+
 def _axes(output: NDArray[np.generic]) -> list[int]:
     """The last axis, and the one behind the batch: detectors come as [1, anchors, columns] and as [1, columns, anchors]."""
     if output.ndim < 2 or not output.size:

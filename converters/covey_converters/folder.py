@@ -74,6 +74,7 @@ def write_manifest(
         tolerance=tolerances,
         labels=LABELS_FILE if LABELS_FILE in names else None,
         metadata=spec.metadata,
+        max_batch=built.max_batch,
         memory_mb=memory_mb,
         provenance_sha256=provenance(files) if provenance else None,
         reference=reference,
@@ -116,6 +117,7 @@ def built_from(folder: Path, manifest: Manifest) -> Built:
         inputs=manifest.inputs,
         outputs=manifest.outputs,
         options=dict(manifest.options),
+        max_batch=manifest.max_batch,
     )
 
 

@@ -28,14 +28,15 @@ def prepare(
     notes = [*found.notes, *reviewed.notes]
     slim, plain = folder / "slim.onnx", folder / "plain.onnx"
     if not slim.exists() and not plain.exists():
-        _clean_up(model, slim, plain)
+        clean_up(model, slim, plain)
     if not slim.exists():
         notes.append("onnxslim could not clean up the graph; the builds start from it as it came")
     graph = slim if slim.exists() else plain
     return Source(original=path, graph=graph, review=reviewed, work=folder, native=found.native), tuple(notes)
 
 
-def _clean_up(model: Any, slim: Path, plain: Path) -> None:
+def clean_up(model: Any, slim: Path, plain: Path) -> None:
+    """Into `slim`, or as it is into `plain` where onnxslim fails."""
     import onnx
     import onnxslim
 

@@ -67,6 +67,7 @@ def statement(
                     "target": spec.target,
                     "budget": spec.budget,
                     "metric": spec.metric,
+                    "max_batch": spec.max_batch,
                     "shapes": {name: list(shape) for name, shape in spec.shapes.items()},
                     "metadata": spec.metadata,
                 },

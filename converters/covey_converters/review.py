@@ -156,8 +156,10 @@ def _external(model: Any) -> list[Any]:
 def _check_external_data(path: Path, model: Any) -> None:
     for tensor in _external(model):
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-        target = (path.parent / location).resolve()
-        if not location or not target.is_relative_to(path.parent.resolve()):
+        # Text that is no UTF-8 comes as bytes; and no file has a name with a zero byte.
+        plain = isinstance(location, str) and "\0" not in location
+        target = (path.parent / location).resolve() if plain else path
+        if not plain or not location or not target.is_relative_to(path.parent.resolve()):
             raise BadInputError(
                 f"{path.name}: tensor {tensor.name!r} wants data from {location!r}, outside the model's folder"
             )

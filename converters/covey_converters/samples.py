@@ -6,6 +6,7 @@ Nothing here trusts the file: no pickles, a limit on what it may unpack to, and 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,7 +114,18 @@ def _read(path: Path) -> dict[str, Array]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file") from error
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, MemoryError, NotImplementedError) as error:
+    except (
+        *(
+            zipfile.BadZipFile,
+            zlib.error,
+            ValueError,
+            EOFError,
+            OSError,
+            MemoryError,
+            NotImplementedError,
+            RuntimeError,
+        ),
+    ) as error:
         raise BadInputError(f"{path.name}: not a readable .npz file of plain arrays: {error}") from error
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from covey_contract.manifest import ModelName, VersionName
+from covey_contract.manifest import Batch, ModelName, VersionName
 from covey_contract.wire import Message
 
 RECIPE_SECONDS = 300.0
@@ -30,6 +30,7 @@ class BuildSpec(Message, frozen=True, kw_only=True, omit_defaults=True):
     recipe: str = ""  # this one alone; empty: one after the other until one passes
     metadata: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}  # by input name, for models whose shapes are open
+    max_batch: Batch = 1  # rows of several requests that the build should take at once; 1: no batching
     measure_seconds: float = 0.5  # of inference, for each of source and build
     recipe_seconds: float = RECIPE_SECONDS  # for one recipe: made, run on the evaluation, judged
     chain_seconds: float = 1200.0  # after which no further recipe is begun

@@ -103,6 +103,7 @@ class Worker:
                 labels=self._optional(job.labels),
                 budget=job.budget,
                 metric=self._metric(job.metric),
+                max_batch=job.max_batch,
                 metadata=job.metadata,
             )
             return build_isolated(

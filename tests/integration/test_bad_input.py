@@ -167,6 +167,7 @@ OPERATORS: list[tuple[str, str, int, str]] = [
     ("empty file", "model push broken 1 empty.onnx --wait", NO, "the file source is empty"),
     ("no such file", "model push broken 1 nothing.onnx", 2, "nothing.onnx: no such file"),
     ("no such target", "model push broken 1 {good} --target abacus", NO, "targets: 'abacus' is not a target"),
+    ("no such batch", "model push broken 1 {good} --max-batch 9999", NO, "is not a whole number from 1 to 256"),
     ("bad version name", "model push broken a/b {good}", NO, "a version's name has 1 to 64 of"),
     ("version is taken", "model push digits 1.0 {other}", NO, "version 1.0 of digits is already there"),
     ("no such device", "device show nope", NO, "no device is called 'nope'"),
@@ -557,8 +558,8 @@ def test_a_full_disk_while_pushing(site: Site) -> None:
             def push(version: str, file: str) -> subprocess.CompletedProcess[str]:
                 return site.run("covey", "model", "push", MODEL, version, file, environment=server.environment)
 
-            only_line_of(push("1.0", "large.onnx"), 1, full)
-            assert list((disk / "data" / "blobs" / "incoming").iterdir()) == []
+            only_line_of(push("1.0", "large.onnx"), 1, f"the server's disk has no room for {32 << 20} bytes")
+            assert list((disk / "data" / "uploads").iterdir()) == []
             assert push("1.0", "{good}").returncode == 0
             # Not a byte is left: neither files nor rows can be written, but what is there can be read.
             ballast = disk / "ballast"

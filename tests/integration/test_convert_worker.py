@@ -76,7 +76,7 @@ class JobServer:
         self._http.server_close()
         self._thread.join()
 
-    def add(self, job_id: int, target: str, source: Path, evaluation: Path) -> None:
+    def add(self, job_id: int, target: str, source: Path, evaluation: Path, *, max_batch: int = 1) -> None:
         self.jobs.append(
             BuildJob(
                 id=job_id,
@@ -87,6 +87,7 @@ class JobServer:
                 target=target,
                 source=self._blob(source),
                 evaluation=self._blob(evaluation),
+                max_batch=max_batch,
             )
         )
 
@@ -177,7 +178,7 @@ def test_jobs_are_built_and_delivered_although_the_server_restarts(
 ) -> None:
     server.trouble = 2
     server.add(1, "onnxruntime-fp32", data.model_path("1.0"), evaluation)
-    server.add(2, "onnxruntime-int8", data.model_path("1.0"), evaluation)
+    server.add(2, "onnxruntime-int8", data.model_path("1.0"), evaluation, max_batch=4)
     worker = start()
     wait_for(lambda: len(server.finished) == 1)
     server.trouble = 1
@@ -190,6 +191,8 @@ def test_jobs_are_built_and_delivered_although_the_server_restarts(
         assert (report.target, report.outcome) == (target, Outcome.BUILT), report.reason
         manifest = decode(Manifest, base64.b64decode(finished["manifest"]))
         assert (manifest.model, manifest.version, manifest.target) == ("digits", "1.0", target)
+        # Without calibration data that is INT8 weights, or ranges found while running, which all rows would share.
+        assert manifest.max_batch == (4 if report.recipe == "INT8 weights, computed in FP32" else 1), report.notes
         for file in manifest.wire_files():
             assert len(server.files[file.sha256]) == file.size
     # The source was downloaded once for both.

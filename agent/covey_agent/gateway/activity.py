@@ -13,12 +13,18 @@ class Activity:
         self._in_flight = 0
         self._last = clock()
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
         self._in_flight += 1
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         self._in_flight -= 1
         self._last = self._clock()
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     @property
     def idle_s(self) -> float:

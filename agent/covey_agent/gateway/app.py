@@ -22,9 +22,10 @@ from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.control import ControlServer
 from covey_agent.gateway.control_api import MAX_LINE_BYTES
 from covey_agent.gateway.http_protocol import Connections
+from covey_agent.gateway.inference import refuse
 from covey_agent.gateway.locks import LOCK_FILE, Locks
 from covey_agent.gateway.models import Models, system_ms
-from covey_agent.gateway.routes import Routes, refuse
+from covey_agent.gateway.routes import Routes
 from covey_agent.gateway.settings import Settings
 from covey_agent.gateway.shared_memory import SharedMemory
 from covey_agent.runner.priority import idle_command
@@ -72,7 +73,7 @@ async def _serve_on(
     memory = SharedMemory(limits.buffered_bytes)
     capture = _capturing(settings)
     routes = Routes(models, limits, loop.time, activity=activity, locks=locks, memory=memory, capture=capture)
-    connections = Connections(routes.handle, refuse, limits, loop.time)
+    connections = Connections(routes.handle, refuse, limits, loop.time, routes.quick)
     port = tcp.getsockname()[1]
     control = ControlServer(
         models,
@@ -82,6 +83,7 @@ async def _serve_on(
         http_port=port,
         stop=lambda: _after_the_answer(loop, stop),
         max_connections=limits.control_connections,
+        capture=capture,
     )
     servers = [
         await loop.create_server(connections.accept, sock=tcp, backlog=BACKLOG),

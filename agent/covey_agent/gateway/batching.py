@@ -7,7 +7,8 @@ of their inputs and on no other. Nobody waits for others to come: what is put to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+import msgspec
 
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.runner_process import Reply
@@ -58,7 +59,7 @@ def merged(requests: Sequence[InferRequest]) -> InferRequest:
             size += request.inputs[at].size
             data.append(request.data[at])
         infos.append(TensorInfo(mine.name, mine.datatype, (rows, *mine.shape[1:]), size))
-    return replace(first, inputs=tuple(infos), data=tuple(data))
+    return msgspec.structs.replace(first, inputs=tuple(infos), data=tuple(data), manifest=None)
 
 
 def parted(reply: Reply, rows: Sequence[int]) -> list[Reply] | None:

@@ -27,6 +27,7 @@ from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.runner_process import BuildSpec, Reply
 from covey_agent.gateway.settings import Sampling
 from covey_agent.runner.protocol import Buffer, TensorInfo, split_payload
+from covey_contract.messages import Captured
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,18 @@ class Capture:
             self._queue.put(None)
             self._thread.join(5.0)
 
+    def told(self) -> Captured:
+        """As telemetry has it."""
+        return Captured(
+            share=self.settings.share,
+            limit_mb=self.settings.limit_bytes / 1e6,
+            samples=len(self._files),
+            held_mb=self._bytes / 1e6,
+            dropped=self.dropped,
+        )
+
     def offer(self, spec: BuildSpec, request: InferRequest, reply: Reply) -> None:
-        """Keep it, if it is one of those. Copies nothing, waits for nothing."""
+        """Keep it, if it is one of those. Waits for nothing, and copies only what it keeps."""
         if self.draw() >= self.settings.share:
             return
         now = self.clock()
@@ -117,7 +128,7 @@ class Capture:
         outputs = reply.result.outputs
         answers = zip(outputs, split_payload(outputs, reply.payload), strict=True)
         tensors: list[tuple[str, TensorInfo, Buffer]] = [
-            *(("in", info, data) for info, data in zip(request.inputs, request.data, strict=True)),
+            *(("in", info, bytes(data)) for info, data in zip(request.inputs, request.data, strict=True)),
             *(("out", info, data) for info, data in answers),
         ]
         try:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -36,6 +37,9 @@ from covey_agent.gateway.locks import Locks
 from covey_agent.gateway.models import Models
 from covey_contract.reasons import Reason
 
+if TYPE_CHECKING:
+    from covey_agent.gateway.capture import Capture
+
 log = logging.getLogger(__name__)
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -56,6 +60,7 @@ class ControlServer:
         http_port: int,
         stop: Callable[[], None],
         max_connections: int,
+        capture: Capture | None = None,
     ) -> None:
         self._models = models
         self._activity = activity
@@ -64,6 +69,7 @@ class ControlServer:
         self._http_port = http_port
         self._stop = stop
         self._max_connections = max_connections
+        self._capture = capture
         self._connections = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -149,6 +155,7 @@ class ControlServer:
             windows=windows,
             gateway_rss_mb=_own_rss_mb(),
             runners_rss_mb=sum(model.runners_rss_mb() for model in self._models.all()),
+            capture=self._capture.told() if self._capture is not None else None,
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from covey_contract.messages import BuildWindow, Probation
+from covey_contract.messages import BuildWindow, Captured, Probation
 from covey_contract.reasons import Reason
 
 MAX_LINE_BYTES = 1 << 20
@@ -136,6 +136,7 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     windows: tuple[BuildWindow, ...]
     gateway_rss_mb: float
     runners_rss_mb: float
+    capture: Captured | None = None  # None: it is off
 
 
 Answer = Done | Failure | Loaded | GatewayStatus | Collected

@@ -1,7 +1,8 @@
 """HTTP/1.1 on the loopback: one connection, its requests answered in order, every wait and every size bounded.
 
-Parsing is httptools'; what a request means is the handler's. A connection keeps what its caller sends ahead (pipelining) and
-reads no further while it answers.
+What a request means is the handler's. A connection keeps what its caller sends ahead (pipelining) and reads no further while it answers.
+A request whose head is known (`intake`) is answered without a task's help where the handler can (`Quick`); all others, and those that
+come ahead, are answered by the connection's task, one after the other.
 """
 
 from __future__ import annotations
@@ -9,74 +10,51 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from http import HTTPStatus
+from collections.abc import Awaitable, Callable
 
-import httptools
-
+from covey_agent.gateway.http_intake import Intake, Lying, Shared
+from covey_agent.gateway.http_messages import HttpRequest, HttpResponse
+from covey_agent.gateway.known_heads import KnownHead
 from covey_agent.gateway.settings import Limits
 
 log = logging.getLogger(__name__)
 
-JSON = "application/json"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # How often connections are looked at for those that keep the gateway waiting, in seconds.
 SWEEP_S = 1.0
 # A caller that was refused in the middle of its request may go on sending for this long: a connection that is closed on bytes nobody
 # has read is reset, and the answer with it.
 LINGER_S = 2.0
-# What is taken from a socket at once.
-RECEIVE_BYTES = 256 * 1024
-
-
-@dataclass
-class HttpRequest:
-    """`url` is the raw target; header names are in lower case."""
-
-    method: str = ""
-    url: bytes = b""
-    headers: dict[bytes, bytes] = field(default_factory=dict)
-    body: bytes | bytearray = b""
-    keep_alive: bool = True
-    refused: HttpResponse | None = None  # the answer to a request that is not to be looked at
-
-
-@dataclass(frozen=True)
-class HttpResponse:
-    status: int
-    body: Sequence[bytes | memoryview] = ()
-    content_type: str = JSON
-    headers: tuple[tuple[str, str], ...] = ()
-    close: bool = False
-
-    def encode(self, *, keep_alive: bool) -> bytes:
-        lines = [
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
-            f"Content-Type: {self.content_type}",
-            f"Content-Length: {sum(len(piece) for piece in self.body)}",
-            *(f"{name}: {value}" for name, value in self.headers),
-        ]
-        if not keep_alive or self.close:
-            lines.append("Connection: close")
-        return b"".join(("\r\n".join(lines).encode("latin-1"), b"\r\n\r\n", *self.body))
-
 
 Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]
 Refuse = Callable[[int, str], HttpResponse]
+Answered = Callable[[bytes], None]
+# Takes the request (its head, its body until it is answered, and whom to give the encoded answer to), or says that it does not.
+Quick = Callable[[KnownHead, memoryview, Answered], bool]
 
 
 class Connections:
-    """All open connections of the gateway, over TCP and Unix socket, and the bytes they have buffered together."""
+    """All open connections of the gateway, over TCP and Unix socket."""
 
-    def __init__(self, handler: Handler, refuse: Refuse, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        refuse: Refuse,
+        limits: Limits,
+        clock: Callable[[], float],
+        quick: Quick = lambda _head, _body, _answered: False,
+    ) -> None:
         self.handler = handler
+        self.quick = quick
         self.refuse = refuse
         self.limits = limits
         self.clock = clock
-        self.buffered = 0
+        self.shared = Shared(limits, refuse)
         self.open: set[HttpConnection] = set()
-        self.receive = memoryview(bytearray(RECEIVE_BYTES))
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of requests that are not answered yet."""
+        return self.shared.buffered
 
     def accept(self) -> HttpConnection:
         return HttpConnection(self)
@@ -102,21 +80,14 @@ class HttpConnection(asyncio.BufferedProtocol):
     def __init__(self, connections: Connections) -> None:
         self._all = connections
         self._limits = connections.limits
-        self._parser = httptools.HttpRequestParser(self)
+        self._intake = Intake(connections.shared, self)
         self._transport: asyncio.Transport | None = None
-        self._request = HttpRequest()
-        self._in_header = False
-        self._header_bytes = 0
-        self._unparsed = 0  # bytes of whole pieces that ended within the header
-        self._chunks: list[bytes] = []
-        self._body_bytes = 0  # of the request that is arriving
-        self._held = 0  # bytes of bodies that are not answered yet
         self._ready: deque[HttpRequest] = deque()
+        self._lying: Lying | None = None  # the request that is being answered quickly
         self._wake: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
-        self._broken = False  # nothing more is read
         self._paused = False
         self.answering = False
 
@@ -135,37 +106,25 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # why it went away changes nothing
         self._all.open.discard(self)
-        self._broken = True
-        self._release(self._held)
+        self._intake.closed = True
+        self._intake.release(self._intake.held)
         for waiting in (self._wake, self._writable):
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # as much as there is
-        return self._all.receive
+        return self._intake.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         """The loop reads and tells in one go, so that one buffer is enough for all connections."""
-        if self._broken:
-            return
-        if self.answering and not self._paused and self._transport is not None:
+        if self.answering and not self._paused and not self._intake.closed and self._transport is not None:
             self._transport.pause_reading()  # the caller is ahead: no further
             self._paused = True
-        data = self._all.receive[:nbytes]
-        try:
-            self._parser.feed_data(data)
-            if self._in_header:  # the parser keeps an unfinished header line to itself
-                self._unparsed += len(data)
-                self._count_header(0)
-        except httptools.HttpParserUpgrade:
-            self._refuse(400, "protocol upgrades are not supported")
-        except httptools.HttpParserError as error:
-            if not self._broken:  # our own refusals also end the parser
-                self._refuse(400, f"not a valid HTTP request: {error}")
+        self._intake.updated(nbytes)
 
     def eof_received(self) -> bool:
         # A caller that has said all may still want its answer.
-        self._broken = True
+        self._intake.closed = True
         self._notify()
         return self.answering or bool(self._ready)
 
@@ -177,87 +136,38 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._writable.set_result(None)
         self._writable = None
 
-    # --- the parser's calls -------------------------------------------------------------------------------------------
+    # --- the intake's calls -------------------------------------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        self._request = HttpRequest()
-        self._in_header = True
-        self._header_bytes = self._unparsed = 0
-        self._chunks = []
+    def on_begin(self) -> None:
         if not self.answering:
             self._deadline = self._all.clock() + self._limits.read_s
 
-    def on_url(self, url: bytes) -> None:
-        self._count_header(len(url))
-        self._request.url += url
+    def say(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_header(len(name) + len(value))
-        self._request.headers[name.lower()] = value
-
-    def on_headers_complete(self) -> None:
-        self._in_header = False
-        request = self._request
-        request.method = self._parser.get_method().decode("latin-1")
-        request.keep_alive = self._parser.should_keep_alive()
-        length = request.headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._limits.body_bytes:
-            self._too_large()
-        elif request.headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
-            self._transport.write(CONTINUE)
-
-    def on_body(self, body: bytes) -> None:
-        if self._broken:
-            return
-        self._body_bytes += len(body)
-        self._held += len(body)
-        self._all.buffered += len(body)
-        self._chunks.append(body)
-        if self._body_bytes > self._limits.body_bytes:
-            self._too_large()
-        elif self._all.buffered > self._limits.buffered_bytes:
-            self._refuse(503, "too many bytes wait to be answered; try again later")
-
-    def on_message_complete(self) -> None:
-        if self._broken:
-            return
-        request = self._request
-        request.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks = []
-        self._body_bytes = 0
+    def on_request(self, request: HttpRequest) -> None:
         self._ready.append(request)
         self._notify()
 
-    # --- limits -------------------------------------------------------------------------------------------------------
+    def on_lying(self, lying: Lying) -> None:
+        head, body = lying.head, lying.body
+        if not self.answering and not self._ready:
+            self.answering, self._lying = True, lying
+            if self._all.quick(head, body, self._answered):
+                return
+            self.answering, self._lying = False, None
+        self.on_request(HttpRequest("POST", head.url, head.headers, bytes(body)))
+        self._all.shared.buffers.give_back(lying.buffer)
 
-    def _count_header(self, count: int) -> None:
-        self._header_bytes += count
-        if max(self._header_bytes, self._unparsed) > self._limits.header_bytes and not self._broken:
-            self._refuse(431, f"the request's header is longer than {self._limits.header_bytes} bytes")
-
-    def _too_large(self) -> None:
-        self._refuse(413, f"the body is longer than {self._limits.body_bytes} bytes")
-
-    def _refuse(self, status: int, detail: str) -> None:
-        """Answer so in its turn, and end the connection: where the next request would begin is not known."""
-        self._broken = True
-        self._release(self._body_bytes)
-        self._body_bytes = 0
-        self._chunks.clear()
-        self._ready.append(HttpRequest(refused=self._all.refuse(status, detail), keep_alive=False))
-        self._notify()
-
-    def _release(self, count: int) -> None:
-        count = min(count, self._held)  # all was released when the connection was lost
-        self._held -= count
-        self._all.buffered -= count
+    # --- how long it may take -----------------------------------------------------------------------------------------
 
     def overdue(self, now: float) -> bool:
         return now > self._deadline and (not self.answering or self._writable is not None)
 
     def finish(self) -> asyncio.Task[None] | None:
         """Answer what has arrived, and end; the task that does it."""
-        self._broken = True
+        self._intake.closed = True
         self._notify()
         return self._task
 
@@ -269,6 +179,31 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
+    def _answered(self, answer: bytes) -> None:
+        """What `Quick` took is answered; the connection may have ended meanwhile."""
+        lying, self._lying = self._lying, None
+        transport = self._transport
+        if lying is None or transport is None:
+            return
+        self._all.shared.buffers.give_back(lying.buffer)
+        self._intake.release(lying.head.size)
+        if not transport.is_closing():
+            transport.write(answer)
+        if self._writable is None:
+            self._rest()
+        else:
+            self._deadline = self._all.clock() + self._limits.write_s
+            self._writable.add_done_callback(self._rest)
+
+    def _rest(self, *_: object) -> None:
+        """Until the next request, which may be there already."""
+        self.answering = False
+        self._deadline = self._all.clock() + self._limits.idle_s
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._resume(self._transport)
+        if self._ready or self._intake.closed:
+            self._notify()
+
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
@@ -278,8 +213,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         if transport is None:
             return
         while True:
-            if not self._ready:
-                if self._broken:
+            quickly = self.answering  # another request, which is to be answered first
+            if quickly or not self._ready:
+                if self._intake.closed and not quickly:
                     break
                 self._wake = asyncio.get_running_loop().create_future()
                 await self._wake
@@ -287,7 +223,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             request = self._ready.popleft()
             self.answering = True
             response = request.refused or await self._all.handler(request)
-            self._release(len(request.body))
+            self._intake.release(len(request.body))
             keep_alive = request.keep_alive and not response.close
             if transport.is_closing():
                 break

@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from covey_agent.gateway.errors import BadRequest
-from covey_agent.gateway.http_protocol import HttpRequest, HttpResponse
+from covey_agent.gateway.http_messages import HttpRequest, HttpResponse
 from covey_agent.gateway.locks import LockRequest, Locks, TooManyLocksError, UnlockRequest
 
 PATH = "/v2/covey/lock"

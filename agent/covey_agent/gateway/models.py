@@ -97,7 +97,7 @@ def read_spec(order: Load) -> BuildSpec:
     try:
         data = (folder / MANIFEST_FILE).read_bytes()
         manifest = decode(Manifest, data)
-    except (OSError, DecodeError) as error:
+    except (OSError, ValueError, DecodeError) as error:  # a path with a zero byte is a ValueError
         raise OrderError(Reason.LOAD_FAILED, f"the build's manifest cannot be read: {error}") from error
     if build_digest(data) != order.build:
         raise OrderError(Reason.DIGEST_MISMATCH, f"the manifest in {folder} is not that of build {order.build[:12]}")

@@ -7,33 +7,18 @@ does not. Sources: "Open Inference Protocol" (kserve/open-inference-protocol, re
 from __future__ import annotations
 
 import math
-import struct
-from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from covey_agent.gateway.errors import BadRequest
+from covey_agent.gateway.oip_elements import pack, unpack
 from covey_agent.gateway.shared_memory import Place, Visit
 from covey_agent.runner.protocol import TensorInfo
 from covey_contract.manifest import DataType, Manifest, TensorSpec
 
-# Element types as Python's `array` names them; FP16 and BOOL have none and go by `struct`.
-ARRAY_CODES = {
-    DataType.UINT8: "B",
-    DataType.UINT16: "H",
-    DataType.UINT32: "I",
-    DataType.UINT64: "Q",
-    DataType.INT8: "b",
-    DataType.INT16: "h",
-    DataType.INT32: "i",
-    DataType.INT64: "q",
-    DataType.FP32: "f",
-    DataType.FP64: "d",
-}
-STRUCT_CODES = {DataType.FP16: "e", DataType.BOOL: "?"}
 MAX_RANK = 16
 MAX_ELEMENT_BYTES = 128  # of one number in JSON, with the white space around it
 
@@ -64,8 +49,7 @@ class Header(msgspec.Struct, frozen=True):
     parameters: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, frozen=True):
     """A request that fits the build it was parsed for."""
 
     id: str
@@ -74,10 +58,13 @@ class InferRequest:
     outputs: tuple[str, ...]
     binary: frozenset[str]  # the outputs that are wanted as bytes
     timeout_s: float | None
-    places: Mapping[str, Place] = field(default_factory=dict)  # the outputs that are wanted in shared memory
+    places: Mapping[str, Place] = {}  # the outputs that are wanted in shared memory
+    manifest: Manifest | None = None  # of the build that it was parsed for
 
     def fits(self, manifest: Manifest) -> bool:
         """Whether the request may as well go to another build of the model: same names, types and shapes."""
+        if self.manifest is manifest:
+            return True
         inputs = {spec.name: spec for spec in manifest.inputs}
         outputs = {spec.name for spec in manifest.outputs}
         return (
@@ -92,6 +79,59 @@ class InferRequest:
         )
 
 
+@dataclass(frozen=True)
+class Form:
+    """What the JSON part of a request says, where it fits a build: all of the request but the bytes that come otherwise.
+
+    `sources`: of each input the field of the request it stands in, and its elements, or where they are: in a place in shared memory, or so
+    many bytes of what follows the JSON part.
+    """
+
+    id: str
+    inputs: tuple[TensorInfo, ...]
+    sources: tuple[tuple[str, bytes | Place | int], ...]
+    outputs: tuple[str, ...]
+    binary: frozenset[str]
+    timeout_s: float | None
+    places: Mapping[str, Place]
+    manifest: Manifest
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether another request may well begin with the same JSON part: it holds neither elements nor a name of its own."""
+        return not self.id and not any(isinstance(source, bytes) for _, source in self.sources)
+
+    def filled(self, rest: memoryview, memory: Visit) -> InferRequest:
+        """With what follows the JSON part, of which it becomes views; raises `BadRequest`, and `MemoryFullError` for what lies in shared
+        memory."""
+        data: list[bytes | memoryview] = []
+        at = 0
+        for info, (field, source) in zip(self.inputs, self.sources, strict=True):
+            if isinstance(source, int):
+                data.append(rest[at : at + source])
+                at += source
+                if at > len(rest):
+                    raise BadRequest(
+                        f"{field}.parameters.binary_data_size: {source} bytes announced, {len(data[-1])} left in the body"
+                    )
+            elif isinstance(source, Place):
+                data.append(memory.read(f"{field}.parameters", source, info.size))
+            else:
+                data.append(source)
+        if at < len(rest):
+            raise BadRequest(f"the body has {len(rest) - at} bytes more than the inputs' binary_data_size account for")
+        return InferRequest(
+            self.id,
+            self.inputs,
+            tuple(data),
+            self.outputs,
+            self.binary,
+            self.timeout_s,
+            self.places,
+            self.manifest,
+        )
+
+
 _header = msgspec.json.Decoder(Header)
 
 
@@ -102,26 +142,37 @@ def parse_request(
 
     Raises `BadRequest`, and `MemoryFullError` for what lies in shared memory. Binary tensors are views of `body`.
     """
+    told, rest = parts(body, header_bytes)
+    return read_form(told, manifest).filled(rest, memory)
+
+
+def parts(body: bytes | bytearray | memoryview, header_bytes: int | None) -> tuple[memoryview, memoryview]:
+    """The JSON part of a body, and what follows it; raises `BadRequest`."""
     view = memoryview(body)
-    if header_bytes is not None and not 0 <= header_bytes <= len(view):
+    if header_bytes is None:
+        return view, view[len(view) :]
+    if not 0 <= header_bytes <= len(view):
         raise BadRequest(f"Inference-Header-Content-Length is {header_bytes}; the body has {len(view)} bytes")
-    size = len(view) if header_bytes is None else header_bytes
+    return view[:header_bytes], view[header_bytes:]
+
+
+def read_form(told: memoryview, manifest: Manifest) -> Form:
+    """The JSON part of a request for that build; raises `BadRequest`."""
     try:
-        header = _header.decode(view[:size])
+        header = _header.decode(told)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the request is not valid: {error}") from error
-    infos, data = _inputs(header.inputs, view[size:], manifest, memory)
+    infos, sources = _inputs(header.inputs, manifest)
     outputs, binary, places = _outputs(header, manifest)
-    return InferRequest(header.id, infos, data, outputs, binary, _timeout(header.parameters), places)
+    return Form(header.id, infos, sources, outputs, binary, _timeout(header.parameters), places, manifest)
 
 
 def _inputs(
-    tensors: Sequence[Tensor], rest: memoryview, manifest: Manifest, memory: Visit
-) -> tuple[tuple[TensorInfo, ...], tuple[bytes | memoryview, ...]]:
+    tensors: Sequence[Tensor], manifest: Manifest
+) -> tuple[tuple[TensorInfo, ...], tuple[tuple[str, bytes | Place | int], ...]]:
     specs = {spec.name: spec for spec in manifest.inputs}
-    seen: set[str] = set()
-    infos: list[TensorInfo] = []
-    data: list[bytes | memoryview] = []
+    infos: dict[str, TensorInfo] = {}
+    sources: list[tuple[str, bytes | Place | int]] = []
     for index, tensor in enumerate(tensors):
         field = f"inputs[{index}]"
         spec = specs.get(tensor.name)
@@ -129,26 +180,25 @@ def _inputs(
             raise BadRequest(
                 f"{field}.name: {_quote(tensor.name)} is not an input of this model; it has {', '.join(specs)}"
             )
-        if tensor.name in seen:
+        if tensor.name in infos:
             raise BadRequest(f"{field}.name: input {_quote(tensor.name)} is given twice")
-        seen.add(tensor.name)
         size = _check_signature(field, tensor, spec)
-        if (binary_size := tensor.parameters.get("binary_data_size")) is not None:
-            piece = _binary(field, tensor, binary_size, size, rest)
-            rest = rest[size:]
-            data.append(piece)
-        elif (place := _place(field, tensor.parameters)) is not None:
-            if tensor.data:
-                raise BadRequest(f"{field}.data: given beside shared_memory_region")
-            data.append(memory.read(f"{field}.parameters", place, size))
-        else:
-            data.append(_from_json(field, tensor, spec, size // spec.datatype.itemsize))
-        infos.append(TensorInfo(tensor.name, spec.datatype.value, tensor.shape, size))
-    if missing := [name for name in specs if name not in seen]:
+        infos[tensor.name] = TensorInfo(tensor.name, spec.datatype.value, tensor.shape, size)
+        sources.append((field, _source(field, tensor, spec, size)))
+    if missing := [name for name in specs if name not in infos]:
         raise BadRequest(f"inputs: {', '.join(map(_quote, missing))} missing")
-    if len(rest):
-        raise BadRequest(f"the body has {len(rest)} bytes more than the inputs' binary_data_size account for")
-    return tuple(infos), tuple(data)
+    return tuple(infos.values()), tuple(sources)
+
+
+def _source(field: str, tensor: Tensor, spec: TensorSpec, size: int) -> bytes | Place | int:
+    if (binary_size := tensor.parameters.get("binary_data_size")) is not None:
+        _check_binary(field, tensor, binary_size, size)
+        return size
+    if (place := _place(field, tensor.parameters)) is not None:
+        if tensor.data:
+            raise BadRequest(f"{field}.data: given beside shared_memory_region")
+        return place
+    return _from_json(field, tensor, spec, size // spec.datatype.itemsize)
 
 
 def _check_signature(field: str, tensor: Tensor, spec: TensorSpec) -> int:
@@ -166,7 +216,7 @@ def _fits(spec: Sequence[int], shape: Sequence[int]) -> bool:
     )
 
 
-def _binary(field: str, tensor: Tensor, given: object, size: int, rest: memoryview) -> memoryview:
+def _check_binary(field: str, tensor: Tensor, given: object, size: int) -> None:
     name = f"{field}.parameters.binary_data_size"
     if not isinstance(given, int) or isinstance(given, bool) or given < 0:
         raise BadRequest(f"{name}: must be a number of bytes")
@@ -174,9 +224,6 @@ def _binary(field: str, tensor: Tensor, given: object, size: int, rest: memoryvi
         raise BadRequest(f"{field}.data: given beside binary_data_size")
     if given != size:
         raise BadRequest(f"{name}: {given} bytes; shape and datatype of {_quote(tensor.name)} make {size}")
-    if len(rest) < size:
-        raise BadRequest(f"{name}: {size} bytes announced, {len(rest)} left in the body")
-    return rest[:size]
 
 
 def _from_json(field: str, tensor: Tensor, spec: TensorSpec, count: int) -> bytes:
@@ -210,30 +257,6 @@ def _flatten(field: str, values: object, rank: int) -> list[Any]:
     if any(isinstance(value, list) for value in flat):
         raise BadRequest(f"{field}.data: nested deeper than the tensor has dimensions")
     return flat
-
-
-def pack(field: str, values: list[Any], datatype: DataType) -> bytes:
-    """Numbers as raw elements; raises `BadRequest` for what is no number of that type or does not fit it."""
-    number = (bool, int, float) if datatype is DataType.BOOL else (int, float)
-    if not all(isinstance(value, number) for value in values):
-        raise BadRequest(f"{field}.data: has elements that are no {datatype}")
-    try:
-        if datatype in ARRAY_CODES:
-            return array(ARRAY_CODES[datatype], values).tobytes()
-        if datatype is DataType.BOOL and any(value not in (0, 1) for value in values):
-            raise BadRequest(f"{field}.data: has elements that are no BOOL")
-        return struct.pack(f"<{len(values)}{STRUCT_CODES[datatype]}", *values)
-    except (OverflowError, TypeError, struct.error) as error:
-        raise BadRequest(f"{field}.data: has elements that are no {datatype}: {error}") from error
-
-
-def unpack(data: bytes | memoryview, datatype: DataType) -> list[Any]:
-    """Raw elements as numbers."""
-    if datatype in ARRAY_CODES:
-        values = array(ARRAY_CODES[datatype])
-        values.frombytes(data)
-        return values.tolist()
-    return list(struct.unpack(f"<{len(data) // datatype.itemsize}{STRUCT_CODES[datatype]}", data))
 
 
 def _outputs(header: Header, manifest: Manifest) -> tuple[tuple[str, ...], frozenset[str], dict[str, Place]]:
@@ -336,40 +359,3 @@ def _to_json(info: TensorInfo, content: memoryview) -> list[Any]:
     if datatype.value.startswith("FP") and not all(map(math.isfinite, values)):
         raise ValueError(f"output {info.name!r} has infinite elements, which JSON cannot say; ask for binary_data")
     return values
-
-
-# --- metadata -------------------------------------------------------------------------------------------------------
-
-
-def model_metadata(manifest: Manifest, build: str) -> dict[str, Any]:
-    return {
-        "name": manifest.model,
-        "versions": [manifest.version],
-        "platform": f"covey_{manifest.runtime}",
-        "inputs": [_tensor_metadata(spec) for spec in manifest.inputs],
-        "outputs": [_tensor_metadata(spec) for spec in manifest.outputs],
-        "parameters": {"covey_build": build, "covey_target": manifest.target, **manifest.metadata},
-    }
-
-
-def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype.value, "shape": spec.shape}
-
-
-def model_config(manifest: Manifest) -> dict[str, Any]:
-    """The model's configuration as Triton describes it, as far as it means something here."""
-    return {
-        "name": manifest.model,
-        "platform": f"covey_{manifest.runtime}",
-        "backend": manifest.runtime.value,
-        "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": 0,
-        "input": [_tensor_config(spec) for spec in manifest.inputs],
-        "output": [_tensor_config(spec) for spec in manifest.outputs],
-        "instance_group": [{"name": manifest.model, "kind": "KIND_AUTO", "count": 1}],
-        "parameters": {name: {"string_value": value} for name, value in manifest.metadata.items()},
-    }
-
-
-def _tensor_config(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": spec.shape}

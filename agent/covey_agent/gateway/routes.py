@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,31 +10,24 @@ import msgspec
 import covey_contract
 from covey_agent.gateway import lock_door, metrics, shared_memory_door
 from covey_agent.gateway.activity import Activity
-from covey_agent.gateway.errors import BadRequest, NoBuildError, ServeError
-from covey_agent.gateway.http_protocol import HttpRequest, HttpResponse
+from covey_agent.gateway.errors import NoBuildError
+from covey_agent.gateway.http_messages import HttpRequest, HttpResponse
+from covey_agent.gateway.http_protocol import Answered
+from covey_agent.gateway.inference import MODEL_PATH, Inference, refuse, refused
+from covey_agent.gateway.known_heads import KnownHead
 from covey_agent.gateway.lock_door import LockDoor
 from covey_agent.gateway.locks import Locks
 from covey_agent.gateway.model import Model
 from covey_agent.gateway.models import Models
-from covey_agent.gateway.oip import model_config, model_metadata, parse_request, render_answer
+from covey_agent.gateway.oip_metadata import model_config, model_metadata
 from covey_agent.gateway.settings import Limits
-from covey_agent.gateway.shared_memory import SharedMemory, Visit
+from covey_agent.gateway.shared_memory import SharedMemory
 from covey_agent.gateway.shared_memory_door import SharedMemoryDoor
-from covey_agent.runner.protocol import split_payload
-from covey_contract.manifest import MODEL_NAME
 
 if TYPE_CHECKING:
     from covey_agent.gateway.capture import Capture
 
-log = logging.getLogger(__name__)
-
-HEADER_LENGTH = "Inference-Header-Content-Length"
-_MODEL = re.compile(rf"/v2/models/({MODEL_NAME.pattern})(?:/versions/([^/]{{1,64}}))?(?:/(infer|ready|config|stats))?")
 _encode = msgspec.json.Encoder().encode
-
-
-def refuse(status: int, detail: str) -> HttpResponse:
-    return HttpResponse(status, [_encode({"error": detail})])
 
 
 def _json(body: Any, status: int = 200) -> HttpResponse:
@@ -58,30 +49,26 @@ class Routes:
         capture: Capture | None = None,
     ) -> None:
         self._models = models
-        self._limits = limits
-        self._clock = clock
         self._activity = activity
         self._locks = locks
         self._lock_door = LockDoor(locks)
-        self._memory = memory
-        self._capture = capture
+        self._inference = Inference(models, limits, clock, activity=activity, memory=memory, capture=capture)
         self._memory_door = SharedMemoryDoor(memory)
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Never raises."""
         try:
             return await self._route(request)
-        except BadRequest as error:
-            return refuse(400, str(error))
-        except ServeError as error:
-            return _refused(error)
-        except Exception:  # the last seam before the caller
-            log.exception("a request failed: %s %r", request.method, request.url[:200])
-            return refuse(500, "internal error; see the gateway's log")
+        except Exception as error:  # noqa: BLE001  # the last seam before the caller
+            return refused(error, request.url)
+
+    def quick(self, head: KnownHead, body: memoryview, answered: Answered) -> bool:
+        """See `Inference.quick`."""
+        return self._inference.quick(head, body, answered)
 
     async def _route(self, request: HttpRequest) -> HttpResponse:
         path = request.url.partition(b"?")[0].decode("latin-1")
-        match = None if path == "/v2/models/stats" else _MODEL.fullmatch(path)
+        match = None if path == "/v2/models/stats" else MODEL_PATH.fullmatch(path)
         if match is None:
             if path == lock_door.PATH:
                 return await self._lock_door.handle(request)
@@ -101,34 +88,8 @@ class Routes:
         if version is not None and version != serving:
             return refuse(404, f"version {version!r} of {name!r} does not serve here; {serving!r} does")
         if what == "infer":
-            with self._activity, self._memory.visit() as memory:
-                return await self._infer(model, request, memory)
+            return await self._inference.answer(model, request)
         return self._about_model(model, what)
-
-    # --- inference ----------------------------------------------------------------------------------------------------
-
-    async def _infer(self, model: Model, request: HttpRequest, memory: Visit) -> HttpResponse:
-        deadline = self._clock() + self._limits.deadline_s
-        if (encoding := request.headers.get(b"content-encoding", b"identity")) != b"identity":
-            return refuse(
-                415, f"Content-Encoding {encoding.decode('latin-1')!r} is not supported; send it uncompressed"
-            )
-        spec = model.active_spec()
-        call = parse_request(request.body, _header_length(request), spec.manifest, memory)
-        if call.timeout_s is not None:
-            deadline = min(deadline, self._clock() + call.timeout_s)
-        answer = await model.infer(call, deadline)
-        if self._capture is not None:
-            self._capture.offer(answer.spec, call, answer.reply)
-        outputs = answer.reply.result.outputs
-        data = split_payload(outputs, answer.reply.payload)
-        try:
-            body, header_bytes = render_answer(call, answer.spec.manifest, answer.spec.build, outputs, data, memory)
-        except ValueError as error:
-            return refuse(500, str(error))
-        if header_bytes is None:
-            return HttpResponse(200, body)
-        return HttpResponse(200, body, "application/octet-stream", ((HEADER_LENGTH, str(header_bytes)),))
 
     # --- metadata -----------------------------------------------------------------------------------------------------
 
@@ -194,15 +155,6 @@ class Routes:
         return _json(model_metadata(spec.manifest, spec.build))
 
 
-def _header_length(request: HttpRequest) -> int | None:
-    value = request.headers.get(HEADER_LENGTH.lower().encode())
-    if value is None:
-        return None
-    if not value.isdigit() or len(value) > 12:
-        raise BadRequest(f"{HEADER_LENGTH}: must be a number of bytes")
-    return int(value)
-
-
 def _statistics(model: Model) -> dict[str, Any]:
     spec = model.active_spec()
     totals = model.stats_of(spec).totals
@@ -230,11 +182,6 @@ def _statistics(model: Model) -> dict[str, Any]:
             for rows, number in sorted(totals.batches.items())
         ],
     }
-
-
-def _refused(error: ServeError) -> HttpResponse:
-    headers = (("Retry-After", str(error.retry_after_s)),) if error.retry_after_s is not None else ()
-    return HttpResponse(error.status, [_encode({"error": str(error), "code": error.code})], headers=headers)
 
 
 def _wrong_method(wanted: str) -> HttpResponse:

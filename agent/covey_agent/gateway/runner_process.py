@@ -17,7 +17,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from covey_agent.gateway.alarm import Alarm
 from covey_agent.gateway.control_api import Loaded
 from covey_agent.gateway.enclosure import Enclosure
 from covey_agent.gateway.errors import OrderError
@@ -33,6 +35,7 @@ from covey_agent.runner.protocol import (
     Infer,
     Ready,
     Result,
+    SharedInfer,
     Start,
     encode_frame,
     from_runner,
@@ -43,6 +46,7 @@ from covey_contract.reasons import Reason
 log = logging.getLogger(__name__)
 
 SOCKET_BUFFER = 1 << 20
+RECEIVE_BYTES = 128 * 1024
 # After the socket of a dying process closes, its exit code follows within a moment.
 EXIT_CODE_POLLS = 25
 EXIT_CODE_POLL_S = 0.002
@@ -67,22 +71,17 @@ class InferFailed(Exception):  # noqa: N818  # the word of its class in `Failing
         self.how = how
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """The answer of a runner; `payload` holds the outputs' bytes one after the other."""
 
     result: Result
     payload: bytes
 
 
-@dataclass
-class _Pending:
-    id: int
-    reply: asyncio.Future[Reply]
-    hang: asyncio.TimerHandle
+Replied = Callable[[Reply | InferFailed], None]
 
 
-class RunnerProcess(asyncio.Protocol):
+class RunnerProcess(asyncio.BufferedProtocol):
     """`on_free`: it may take the next inference. `on_lost(runner, how, detail)`: it is gone. Neither is called while loading."""
 
     def __init__(
@@ -112,18 +111,24 @@ class RunnerProcess(asyncio.Protocol):
         self._on_free = on_free
         self._on_lost = on_lost
         self._frames: FrameBuffer[FromRunner] = FrameBuffer(from_runner)
+        self._received = memoryview(bytearray(RECEIVE_BYTES))
         self._number = 0
-        self._pending: _Pending | None = None
+        self._asked = False  # the inference of that number is in flight
+        self._replied: Replied | None = None  # who waits for it
+        self._late_at = self._hung_at = self._hang_s = 0.0
+        self._alarm = Alarm(self._overdue)
+        self._loop: asyncio.AbstractEventLoop
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._starting: asyncio.Future[Ready] | None = None
         self._arena: Arena | None = None
+        self._usual = SharedInfer((), ())
 
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def start(self, *, background: bool, check_golden: bool, timeout_s: float) -> Loaded:
         """Start the process and wait until its build is ready; raises `OrderError` with the reason if it does not get there."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._starting = loop.create_future()
         try:
             await self._spawn(loop, background=background)
@@ -219,31 +224,33 @@ class RunnerProcess(asyncio.Protocol):
 
     # --- inferences -------------------------------------------------------------------------------------------------
 
-    async def infer(self, request: InferRequest, *, patience_s: float, hang_s: float) -> Reply:
-        """The build's answer; raises `InferFailed`.
+    def ask(self, request: InferRequest, replied: Replied, now: float, *, patience_s: float, hang_s: float) -> None:
+        """Have `replied` called with the build's answer, or with why there is none; once, and not from within this call.
 
-        After `patience_s` the caller goes on without it (LATE), but the runner stays `busy`, and `stuck`, until it has
+        `now`: of the loop's clock. After `patience_s` the caller goes on without it (LATE), but the runner stays `busy`, and `stuck`, until it has
         answered after all. After `hang_s` it counts as hung and is killed. The caller has set `busy`.
         """
         if self.gone:
-            raise InferFailed(Failing.CRASHED, "the runner died before it was asked")
-        loop = asyncio.get_running_loop()
+            self._loop.call_soon(replied, InferFailed(Failing.CRASHED, "the runner died before it was asked"))
+            return
         self._number += 1
-        reply: asyncio.Future[Reply] = loop.create_future()
-        self._pending = _Pending(self._number, reply, loop.call_later(hang_s, self._hang, hang_s))
+        self._asked, self._replied, self._hang_s = True, replied, hang_s
+        self._late_at, self._hung_at = now + patience_s, now + hang_s
+        self._alarm.set(self._loop, min(self._late_at, self._hung_at))
         self._write(self._frame(request))
-        late = loop.call_later(patience_s, self._late, self._pending)
-        try:
-            return await reply
-        finally:
-            late.cancel()
 
     def _frame(self, request: InferRequest) -> bytes:
         """The request, with its inputs where they are read the quickest."""
-        if self._arena is not None and sum(info.size for info in request.inputs) >= SHARED_FROM:
-            with contextlib.suppress(OSError):  # no memory for it; the runner may yet have some
+        if self._arena is not None and sum(map(len, request.data)) >= SHARED_FROM:
+            try:
                 self._arena.lay(request.data)
-                return encode_frame(Infer(self._number, request.inputs, request.outputs, shared=True))
+            except OSError:  # no memory for it; the runner may yet have some
+                log.debug("no shared memory for a request")
+            else:
+                usual = self._usual
+                if usual.inputs is not request.inputs or usual.outputs is not request.outputs:
+                    usual = self._usual = SharedInfer(request.inputs, request.outputs)
+                return usual.numbered(self._number)
         return encode_frame(Infer(self._number, request.inputs, request.outputs), request.data)
 
     def _forget_arena(self) -> None:
@@ -251,15 +258,25 @@ class RunnerProcess(asyncio.Protocol):
             self._arena.close()
             self._arena = None
 
-    def _late(self, pending: _Pending) -> None:
-        if not pending.reply.done():
-            self.stuck = True
-            pending.reply.set_exception(InferFailed(Failing.LATE, "the model did not answer in the time there was"))
-            self._on_free()  # others need not wait for it
+    def _tell(self, outcome: Reply | InferFailed) -> None:
+        replied, self._replied = self._replied, None
+        if replied is not None:
+            replied(outcome)
 
-    def _hang(self, hang_s: float) -> None:
-        self._lose(Failing.HUNG, f"no answer within {hang_s:.1f} s")
-        self.kill()
+    def _overdue(self) -> None:
+        if not self._asked:
+            return
+        now = self._loop.time()
+        if now >= self._hung_at:
+            self._lose(Failing.HUNG, f"no answer within {self._hang_s:.1f} s")
+            self.kill()
+        elif now < self._late_at:
+            self._alarm.set(self._loop, min(self._late_at, self._hung_at))
+        else:
+            self._alarm.set(self._loop, self._hung_at)
+            self.stuck = True
+            self._on_free()  # others need not wait for it
+            self._tell(InferFailed(Failing.LATE, "the model did not answer in the time there was"))
 
     # --- the socket -------------------------------------------------------------------------------------------------
 
@@ -271,9 +288,12 @@ class RunnerProcess(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(frame)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # as much as there is
+        return self._received
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for message, payload in self._frames.feed(data):
+            for message, payload in self._frames.feed(self._received[:nbytes]):
                 self._take(message, payload)
         except FrameError as error:
             self._lose(Failing.CRASHED, str(error))
@@ -287,22 +307,20 @@ class RunnerProcess(asyncio.Protocol):
                 else:
                     self._starting.set_exception(OrderError(message.reason, message.detail))
             return
-        pending, self._pending = self._pending, None
-        if pending is None or pending.id != message.id:
+        if not self._asked or message.id != self._number:
             raise FrameError("the runner answered what it was not asked")
-        pending.hang.cancel()
+        self._asked = False
         if self._arena is not None:
             self._arena.trim()
         self.busy = self.stuck = False
-        if not pending.reply.done():
-            if isinstance(message, Error):
-                pending.reply.set_exception(InferFailed(Failing(message.kind.value), message.detail))
-            elif isinstance(message, Result):
-                pending.reply.set_result(Reply(message, payload))
         if self.draining:
             self._close()
         else:
             self._on_free()
+        if isinstance(message, Result):
+            self._tell(Reply(message, payload))
+        elif isinstance(message, Error):
+            self._tell(InferFailed(Failing(message.kind.value), message.detail))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the exit code says more
         asyncio.get_running_loop().call_soon(self._learn_exit, EXIT_CODE_POLLS)
@@ -334,11 +352,9 @@ class RunnerProcess(asyncio.Protocol):
         elif self.loaded is not None and not self.draining:
             log.warning("runner %d of build %s: %s", self.pid, self.spec.build[:12], detail)
             self._on_lost(self, how, detail)
-        if self._pending is not None:
-            self._pending.hang.cancel()
-            if not self._pending.reply.done():
-                self._pending.reply.set_exception(InferFailed(how, detail))
-            self._pending = None
+        self._asked = False
+        self._alarm.stop()
+        self._tell(InferFailed(how, detail))
 
     def _reap(self, grace_s: float) -> None:
         """Wait for the process without holding anything up; kill it when it has had its time."""

@@ -22,6 +22,8 @@ from covey_agent.gateway.errors import BadRequest, MemoryFullError
 
 MAX_REGIONS = 64
 MAX_REGION_BYTES = 1 << 30
+# Room for one tensor up to this size is kept from one request to the next.
+KEPT_BYTES = 4 << 20
 SHM = Path("/dev/shm")  # noqa: S108  # where shm_open(3) keeps its objects
 
 # Names as shm_open takes them: a slash in front or none, and none within.
@@ -66,6 +68,7 @@ class SharedMemory:
         self._limit = limit
         self._folder = folder
         self._regions: dict[str, Region] = {}
+        self._spare: bytearray | None = None
         self.held = 0
 
     def register(self, name: str, wanted: Registration) -> None:
@@ -127,15 +130,21 @@ class SharedMemory:
         """For one request; what it reads counts until the visit ends."""
         return Visit(self)
 
-    def read(self, field: str, place: Place, size: int) -> bytes:
+    def read(self, field: str, place: Place, size: int) -> memoryview:
         """The tensor's bytes; raises `BadRequest` that names the field, and `MemoryFullError`."""
         if self.held + size > self._limit:
             raise MemoryFullError(f"{self.held} bytes of shared memory wait to be computed; try again later")
         descriptor, offset = self._locate(field, place, size)
-        data = os.pread(descriptor, size, offset)
-        if len(data) != size:
+        spare, self._spare = self._spare, None
+        data = memoryview(spare if spare is not None and len(spare) >= size else bytearray(size))[:size]
+        if os.preadv(descriptor, [data], offset) != size:
             raise BadRequest(f"{field}: region {place.shared_memory_region!r} was cut short by its owner")
         return data
+
+    def forget(self, data: memoryview) -> None:
+        """Nobody looks at what was read any longer: the next is read to the same place."""
+        if isinstance(data.obj, bytearray) and len(data.obj) <= KEPT_BYTES:
+            self._spare = data.obj
 
     def write(self, field: str, place: Place, data: bytes | memoryview) -> None:
         """Raises `BadRequest`; the region may have been unregistered while the request was computed."""
@@ -174,11 +183,12 @@ class Visit:
 
     def __init__(self, memory: SharedMemory) -> None:
         self._memory = memory
-        self._bytes = 0
+        self._read: list[memoryview] = []
 
-    def read(self, field: str, place: Place, size: int) -> bytes:
+    def read(self, field: str, place: Place, size: int) -> memoryview:
+        """Until the visit ends."""
         data = self._memory.read(field, place, size)
-        self._bytes += size
+        self._read.append(data)
         self._memory.held += size
         return data
 
@@ -189,5 +199,10 @@ class Visit:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._memory.held -= self._bytes
-        self._bytes = 0
+        self.end()
+
+    def end(self) -> None:
+        for data in self._read:
+            self._memory.held -= len(data)
+            self._memory.forget(data)
+        self._read.clear()

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import msgspec
 
 from covey_agent.gateway.errors import BadRequest
-from covey_agent.gateway.http_protocol import HttpRequest, HttpResponse
+from covey_agent.gateway.http_messages import HttpRequest, HttpResponse
 from covey_agent.gateway.shared_memory import Registration, SharedMemory
 
 PREFIX = "/v2/systemsharedmemory/"

@@ -17,6 +17,8 @@ from covey_contract.manifest import MAX_BATCH, Manifest
 from covey_contract.messages import BuildWindow
 
 MAX_BUILDS = 32
+# Counted at once; so many more are held in memory, each of some hundred bytes.
+NOTED = 64
 # Upper bounds, in seconds, of what scrapers see; the histograms that go to the server are finer.
 DURATION_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -40,7 +42,10 @@ class Totals:
 
 @dataclass
 class BuildStats:
-    """Requests count for the build that was asked first; `fallbacks` are those of them that the previous build answered."""
+    """Requests count for the build that was asked first; `fallbacks` are those of them that the previous build answered.
+
+    What a request adds is noted in its time and counted later, many at once: before anybody looks, or when `NOTED` have come together.
+    """
 
     build: str
     manifest: Manifest
@@ -53,17 +58,55 @@ class BuildStats:
     queue: Recorder = field(default_factory=Recorder)
     compute: Recorder = field(default_factory=Recorder)
     end_to_end: Recorder = field(default_factory=Recorder)
-    totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self) -> None:
+        self._totals = Totals()
+        self._lifetime = Recorder()
         self._tally = Tally(self.manifest.reference)
+        self._answered: list[tuple[float, float, bool, int]] = []
+        self._computed: list[tuple[Result, int]] = []
+
+    @property
+    def totals(self) -> Totals:
+        self._count()
+        return self._totals
+
+    @property
+    def lifetime(self) -> Recorder:
+        """Compute since the build was loaded."""
+        self._count()
+        return self._lifetime
+
+    def loaded(self) -> None:
+        """Anew, in another process."""
+        self._count()
+        self._lifetime.reset()
 
     def answered(self, *, queue_s: float, end_to_end_s: float, fallback: bool, now_ms: int) -> None:
+        self._answered.append((queue_s, end_to_end_s, fallback, now_ms))
+        if len(self._answered) >= NOTED:
+            self._count()
+
+    def computed(self, result: Result, rows: int = 1) -> None:
+        """One inference, of so many rows."""
+        self._computed.append((result, rows))
+        if len(self._computed) >= NOTED:
+            self._count()
+
+    def _count(self) -> None:
+        for answer in self._answered:
+            self._count_answer(*answer)
+        self._answered.clear()
+        for result, rows in self._computed:
+            self._count_computation(result, rows)
+        self._computed.clear()
+
+    def _count_answer(self, queue_s: float, end_to_end_s: float, fallback: bool, now_ms: int) -> None:  # noqa: FBT001
         self.ok += 1
         self.fallbacks += fallback
         self.queue.record(queue_s)
         self.end_to_end.record(end_to_end_s)
-        totals = self.totals
+        totals = self._totals
         totals.ok += 1
         totals.fallbacks += fallback
         totals.queue_s += queue_s
@@ -71,28 +114,31 @@ class BuildStats:
         totals.durations[bisect_left(DURATION_BOUNDS_S, end_to_end_s)] += 1
         totals.last_ms = now_ms
 
-    def computed(self, result: Result, rows: int = 1) -> None:
-        """One inference, of so many rows."""
+    def _count_computation(self, result: Result, rows: int) -> None:
         self.computations += 1
+        totals = self._totals
         if self.manifest.max_batch > 1 and 1 <= rows <= MAX_BATCH:
             self.batches[rows] = self.batches.get(rows, 0) + 1
-            self.totals.batches[rows] = self.totals.batches.get(rows, 0) + 1
-        self.totals.computations += 1
+            totals.batches[rows] = totals.batches.get(rows, 0) + 1
+        totals.computations += 1
+        totals.compute_s += result.compute_s
         self.compute.record(result.compute_s)
-        self.totals.compute_s += result.compute_s
+        self._lifetime.record(result.compute_s)
         self._tally.add(result)
 
     def failed(self, code: str) -> None:
         self.errors[code] = self.errors.get(code, 0) + 1
-        self.totals.failed += 1
-        self.totals.errors[code] = self.totals.errors.get(code, 0) + 1
+        self._totals.failed += 1
+        self._totals.errors[code] = self._totals.errors.get(code, 0) + 1
 
     @property
     def is_empty(self) -> bool:
+        self._count()
         return not (self.ok or self.errors or self.computations)
 
     def take(self, *, probation: bool) -> BuildWindow:
         """The window so far; a new one begins, in probation or not."""
+        self._count()
         outputs, inputs = self._tally.take()
         window = BuildWindow(
             model=self.manifest.model,

@@ -1,8 +1,9 @@
 """The protocol's messages, made of a table when they are first needed: no generated code, and no clash with anybody's who has some.
 
 Only numbers and types travel, so that messages stand side by side here which the protocol nests, and its maps are repeated entries of `key`
-and `value`, which are the same bytes. Source: "Open Inference Protocol", gRPC (kserve/open-inference-protocol), with the repository and
-system shared memory extensions of Triton's `grpc_service.proto`.
+and `value`, which are the same bytes. Source: "Open Inference Protocol", gRPC (kserve/open-inference-protocol), with the repository,
+configuration, statistics and system shared memory extensions of Triton's `grpc_service.proto` and `model_config.proto`; of both as much as
+the gateway has something to say of.
 """
 
 from __future__ import annotations
@@ -82,6 +83,47 @@ _TABLE: dict[str, tuple[tuple[int, str, str], ...]] = {
     "RepositoryIndexRequest": ((1, "repository_name", "string"), (2, "ready", "bool")),
     "ModelIndex": ((1, "name", "string"), (2, "version", "string"), (3, "state", "string"), (4, "reason", "string")),
     "RepositoryIndexResponse": ((1, "*models", "ModelIndex"),),
+    "ModelConfigRequest": ((1, "name", "string"), (2, "version", "string")),
+    "LatestVersions": ((1, "num_versions", "uint32"),),
+    "VersionPolicy": ((1, "latest", "LatestVersions"),),
+    "ConfigInput": ((1, "name", "string"), (2, "data_type", "int32"), (4, "*dims", "int64")),
+    "ConfigOutput": ((1, "name", "string"), (2, "data_type", "int32"), (3, "*dims", "int64")),
+    "InstanceGroup": ((1, "name", "string"), (2, "count", "int32"), (4, "kind", "int32")),
+    "ConfigText": ((1, "string_value", "string"),),
+    "ConfigParameter": ((1, "key", "string"), (2, "value", "ConfigText")),
+    "ModelConfig": (
+        (1, "name", "string"),
+        (2, "platform", "string"),
+        (3, "version_policy", "VersionPolicy"),
+        (4, "max_batch_size", "int32"),
+        (5, "*input", "ConfigInput"),
+        (6, "*output", "ConfigOutput"),
+        (7, "*instance_group", "InstanceGroup"),
+        (14, "*parameters", "ConfigParameter"),
+        (17, "backend", "string"),
+    ),
+    "ModelConfigResponse": ((1, "config", "ModelConfig"),),
+    "ModelStatisticsRequest": ((1, "name", "string"), (2, "version", "string")),
+    "Duration": ((1, "count", "uint64"), (2, "ns", "uint64")),
+    "InferStatistics": (
+        (1, "success", "Duration"),
+        (2, "fail", "Duration"),
+        (3, "queue", "Duration"),
+        (4, "compute_input", "Duration"),
+        (5, "compute_infer", "Duration"),
+        (6, "compute_output", "Duration"),
+    ),
+    "BatchStatistics": ((1, "batch_size", "uint64"), (3, "compute_infer", "Duration")),
+    "ModelStatistics": (
+        (1, "name", "string"),
+        (2, "version", "string"),
+        (3, "last_inference", "uint64"),
+        (4, "inference_count", "uint64"),
+        (5, "execution_count", "uint64"),
+        (6, "inference_stats", "InferStatistics"),
+        (7, "*batch_stats", "BatchStatistics"),
+    ),
+    "ModelStatisticsResponse": ((1, "*model_stats", "ModelStatistics"),),
     "SystemSharedMemoryStatusRequest": ((1, "name", "string"),),
     "RegionStatus": ((1, "name", "string"), (2, "key", "string"), (3, "offset", "uint64"), (4, "byte_size", "uint64")),
     "Region": ((1, "key", "string"), (2, "value", "RegionStatus")),

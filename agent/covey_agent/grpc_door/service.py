@@ -12,7 +12,7 @@ import msgspec
 from covey_agent.gateway.errors import BadRequest
 from covey_agent.grpc_door.backend import Answer, Gateway, Unreachable
 from covey_agent.grpc_door.messages import KINDS, SERVICE
-from covey_agent.grpc_door.translate import infer_response, request_body
+from covey_agent.grpc_door.translate import infer_response, model_config, request_body
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -65,6 +65,8 @@ class InferenceService:
             },
             "ServerMetadata": lambda _request, _context: self._get("/v2"),
             "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
             "ModelInfer": self._infer,
             "RepositoryIndex": self._index,
             "SystemSharedMemoryStatus": self._regions,
@@ -99,6 +101,14 @@ class InferenceService:
     def _model_metadata(self, request: Any, _context: grpc.ServicerContext) -> dict[str, Any]:
         told = self._get(_model(request.name, request.version, ""))
         return {name: told[name] for name in ("name", "versions", "platform", "inputs", "outputs")}
+
+    def _model_config(self, request: Any, _context: grpc.ServicerContext) -> dict[str, Any]:
+        return {"config": model_config(self._get(_model(request.name, request.version, "/config")))}
+
+    def _model_statistics(self, request: Any, _context: grpc.ServicerContext) -> Any:
+        """Of one model, or of all without a name."""
+        path = _model(request.name, request.version, "/stats") if request.name else "/v2/models/stats"
+        return self._get(path)
 
     def _index(self, request: Any, _context: grpc.ServicerContext) -> dict[str, Any]:
         models = self._get("/v2/repository/index", "POST")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from covey_agent.gateway.errors import BadRequest
-from covey_agent.gateway.oip import pack
+from covey_agent.gateway.oip_elements import pack
 from covey_agent.grpc_door.messages import KINDS
 from covey_contract.manifest import DataType
 
@@ -27,6 +27,16 @@ _CONTENTS = {
     DataType.FP32: "fp32_contents",
     DataType.FP64: "fp64_contents",
 }
+
+# By their numbers in `model_config.proto`.
+_TYPES = tuple(
+    f"TYPE_{name}"
+    for name in (
+        *("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+        *("FP16", "FP32", "FP64", "STRING", "BF16"),
+    )
+)
+_KINDS = ("KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL")
 
 
 def request_body(request: Any, timeout_s: float | None) -> tuple[bytes, int]:
@@ -74,6 +84,21 @@ def infer_response(body: bytes, header_bytes: int) -> Any:
             name=output["name"], datatype=output["datatype"], shape=output["shape"], parameters=_parameters(told)
         )
     return made
+
+
+def model_config(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `ModelConfig` is made of, out of the gateway's answer: names of types become numbers, its map becomes entries."""
+
+    def tensors(name: str) -> list[dict[str, Any]]:
+        return [{**one, "data_type": _TYPES.index(one["data_type"])} for one in told[name]]
+
+    return {
+        **told,
+        "input": tensors("input"),
+        "output": tensors("output"),
+        "instance_group": [{**one, "kind": _KINDS.index(one["kind"])} for one in told["instance_group"]],
+        "parameters": [{"key": key, "value": value} for key, value in told["parameters"].items()],
+    }
 
 
 def _content(field: str, tensor: Any, raw: list[bytes]) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -117,9 +117,25 @@ from_runner: msgspec.msgpack.Decoder[FromRunner] = msgspec.msgpack.Decoder(FromR
 
 
 def encode_frame(message: ToRunner | FromRunner, tensors: Sequence[Buffer] = ()) -> bytes:
+    """`tensors`: contiguous, of any shape and type of elements."""
     header = _encoder.encode(message)
-    payload = sum(len(tensor) for tensor in tensors)
+    payload = sum([memoryview(tensor).nbytes for tensor in tensors])
     return b"".join((PREFIX.pack(len(header), payload), header, *tensors))
+
+
+class SharedInfer:
+    """Frames of requests that differ in their ids and in what lies in the arena: all but the id is encoded once."""
+
+    _ID = (1 << 64) - 1  # as long in MessagePack as an id can be
+
+    def __init__(self, inputs: tuple[TensorInfo, ...], outputs: tuple[str, ...]) -> None:
+        self.inputs = inputs
+        self.outputs = outputs
+        frame = encode_frame(Infer(self._ID, inputs, outputs, shared=True))
+        self._start, self._end = frame.split(self._ID.to_bytes(8, "big"), 1)
+
+    def numbered(self, number: int) -> bytes:
+        return b"%b%b%b" % (self._start, number.to_bytes(8, "big"), self._end)
 
 
 def decode_prefix(prefix: Buffer) -> tuple[int, int]:
@@ -139,7 +155,7 @@ def decode_header(decoder: msgspec.msgpack.Decoder[T], header: Buffer) -> T:
 
 def split_payload(tensors: Sequence[TensorInfo], payload: Buffer) -> list[memoryview]:
     """The payload cut into its tensors, without copying; raises `FrameError` if the sizes do not add up."""
-    if sum(tensor.size for tensor in tensors) != len(payload):
+    if sum([tensor.size for tensor in tensors]) != len(payload):
         raise FrameError(f"the tensors' sizes do not add up to the payload of {len(payload)} bytes")
     view, parts, offset = memoryview(payload), [], 0
     for tensor in tensors:
@@ -155,8 +171,17 @@ class FrameBuffer(Generic[T]):
         self._decoder = decoder
         self._data = bytearray()
 
-    def feed(self, data: Buffer) -> Iterator[tuple[T, bytes]]:
-        """Yields each frame that is now complete as (message, payload); raises `FrameError`."""
+    def feed(self, data: Buffer) -> Iterable[tuple[T, bytes]]:
+        """Each frame that is now complete as (message, payload); raises `FrameError`. What was read in one piece, as most are, is copied
+        no more often than need be."""
+        if not self._data and len(data) >= PREFIX.size:
+            header, payload = PREFIX.unpack_from(data)
+            body = PREFIX.size + header
+            if body + payload == len(data) <= MAX_HEADER_BYTES:
+                return ((decode_header(self._decoder, data[PREFIX.size : body]), bytes(data[body:])),)
+        return self._cut(data)
+
+    def _cut(self, data: Buffer) -> Iterator[tuple[T, bytes]]:
         self._data += data
         while len(self._data) >= PREFIX.size:
             header, payload = decode_prefix(self._data[: PREFIX.size])

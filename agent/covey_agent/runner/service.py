@@ -12,6 +12,7 @@ import select
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from covey_agent.runner import priority
@@ -19,9 +20,9 @@ from covey_agent.runner.arena import Arena
 from covey_agent.runner.backends import BACKENDS, Model, load_model
 from covey_agent.runner.counting import Counter
 from covey_agent.runner.errors import BadOutputError, LoadError
+from covey_agent.runner.frames import Frames, GatewayGone
 from covey_agent.runner.golden import mismatch, read_golden
 from covey_agent.runner.protocol import (
-    PREFIX,
     Error,
     ErrorKind,
     Failed,
@@ -32,14 +33,10 @@ from covey_agent.runner.protocol import (
     Result,
     Start,
     TensorInfo,
-    ToRunner,
-    decode_header,
-    decode_prefix,
     encode_frame,
     split_payload,
-    to_runner,
 )
-from covey_agent.runner.tensors import Array, example_inputs, from_wire, map_inputs, map_outputs, raw_bytes
+from covey_agent.runner.tensors import Array, BuildInputs, CallerOutputs, example_inputs, from_wire
 from covey_contract.building import MANIFEST_FILE
 from covey_contract.errors import DecodeError
 from covey_contract.manifest import Manifest
@@ -48,12 +45,6 @@ from covey_contract.wire import decode
 
 WARM_UP_RUNS = 3
 MAX_DETAIL = 1000
-# Read at once: whole requests whose inputs are small or lie in shared memory.
-RECEIVE_BYTES = 16 * 1024
-
-
-class GatewayGone(Exception):  # noqa: N818  # not an error: the ordinary end of a runner
-    """The gateway has closed the socket."""
 
 
 class LoadedBuild:
@@ -63,11 +54,30 @@ class LoadedBuild:
         self.manifest = manifest
         self.counter = Counter(manifest.reference)
         self._model = model
+        self._inputs = BuildInputs(manifest.inputs)
+        self._outputs = CallerOutputs(manifest.outputs)
+        self._types = {spec.name: spec.datatype.value for spec in manifest.outputs}
+        self._told: dict[str, TensorInfo] = {}  # of each output, as it was told last
 
     def infer(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Callers' tensors in and out; raises `BadOutputError`, and what the runtime raises."""
-        outputs = self._model.run(map_inputs(self.manifest.inputs, inputs))
-        return map_outputs(self.manifest.outputs, outputs)
+        return self._outputs.of(self._model.run(self._inputs.of(inputs)))
+
+    def info(self, name: str, array: Array) -> TensorInfo:
+        """What is told of an output."""
+        told = self._told.get(name)
+        if told is None or told.shape != array.shape:
+            told = self._told[name] = TensorInfo(name, self._types[name], array.shape, array.nbytes)
+        return told
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Inputs that lie in shared memory, as arrays. The next request's are the same arrays, if they look the same and lie in the same place."""
+
+    inputs: tuple[TensorInfo, ...]
+    data: memoryview
+    arrays: dict[str, Array]
 
 
 def load_build(folder: Path, start: Start) -> tuple[LoadedBuild, Ready]:
@@ -128,19 +138,20 @@ class RunnerService:
         self._socket = sock
         self._folder = folder
         self._arena = arena
-        self._received = bytearray()  # what has come of the next frame
+        self._frames = Frames(sock)
+        self._laid: Laid | None = None
 
     def run(self) -> int:
         """Until the gateway closes the socket; returns the exit code."""
         try:
-            start, _ = self._receive()
+            start, _ = self._frames.next()
             if not isinstance(start, Start):
                 raise FrameError("the first frame must be Start")
             build = self._load(start)
             if build is None:
                 return 1
             while True:
-                request, payload = self._receive()
+                request, payload = self._frames.next()
                 if not isinstance(request, Infer):
                     raise FrameError("a second Start")
                 self._answer(build, request, payload)
@@ -188,11 +199,11 @@ class RunnerService:
         runtime = read_manifest(self._folder).runtime
         return not BACKENDS[runtime].own_threads or priority.may_return()
 
-    def _answer(self, build: LoadedBuild, request: Infer, payload: bytearray) -> None:
-        parts = split_payload(request.inputs, self._shared(request) if request.shared else payload)
+    def _answer(self, build: LoadedBuild, request: Infer, payload: memoryview) -> None:
+        data = self._shared(request) if request.shared else payload
         began = time.perf_counter()
         try:
-            inputs = {info.name: from_wire(info, part) for info, part in zip(request.inputs, parts, strict=True)}
+            inputs = self._arrays(request, data)
             outputs = build.infer(inputs)
         except BadOutputError as error:
             self._send(Error(request.id, ErrorKind.BAD_OUTPUT, str(error)))
@@ -201,16 +212,23 @@ class RunnerService:
             self._send(Error(request.id, ErrorKind.FAILED, _describe(error)))
             return
         compute_s = time.perf_counter() - began
-        types = {spec.name: spec.datatype.value for spec in build.manifest.outputs}
-        infos, tensors = [], []
-        for name in request.outputs:
-            array = outputs[name]
-            infos.append(TensorInfo(name, types[name], array.shape, array.nbytes))
-            tensors.append(raw_bytes(array))
+        wanted = [outputs[name] for name in request.outputs]
+        infos = tuple(map(build.info, request.outputs, wanted))
         counter = build.counter
         self._send(
-            Result(request.id, compute_s, tuple(infos), counter.outputs(outputs), counter.inputs(inputs)), tensors
+            Result(request.id, compute_s, infos, counter.outputs(outputs), counter.inputs(inputs)),
+            [array.data for array in wanted],
         )
+
+    def _arrays(self, request: Infer, data: memoryview) -> dict[str, Array]:
+        laid = self._laid
+        if laid is not None and data is laid.data and request.inputs == laid.inputs:
+            return laid.arrays
+        parts = split_payload(request.inputs, data)
+        arrays = {info.name: from_wire(info, part) for info, part in zip(request.inputs, parts, strict=True)}
+        if request.shared:
+            self._laid = Laid(request.inputs, data, arrays)
+        return arrays
 
     def _send(self, message: FromRunner, tensors: list[memoryview] | None = None) -> None:
         try:
@@ -218,24 +236,7 @@ class RunnerService:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise GatewayGone from error
 
-    def _receive(self) -> tuple[ToRunner, bytearray]:
-        header, payload = decode_prefix(self._read(PREFIX.size))
-        return decode_header(to_runner, self._read(header)), self._read(payload)
-
-    def _read(self, size: int) -> bytearray:
-        while len(self._received) < size:
-            try:
-                piece = self._socket.recv(max(size - len(self._received), RECEIVE_BYTES))
-            except ConnectionResetError as error:
-                raise GatewayGone from error
-            if not piece:
-                raise GatewayGone
-            self._received += piece
-        data = self._received[:size]
-        del self._received[:size]
-        return data
-
     def _shared(self, request: Infer) -> memoryview:
         if self._arena is None:
             raise FrameError("inputs were laid in shared memory, of which there is none")
-        return self._arena.view(sum(info.size for info in request.inputs))
+        return self._arena.view(sum([info.size for info in request.inputs]))

@@ -43,11 +43,6 @@ def from_wire(info: TensorInfo, data: memoryview) -> Array:
     return np.frombuffer(data, dtype=NUMPY_TYPES[DataType(info.datatype)]).reshape(info.shape)
 
 
-def raw_bytes(array: Array) -> memoryview:
-    """The elements of a contiguous array, as they travel; no copy."""
-    return array.reshape(-1).view(np.uint8).data
-
-
 def to_build(spec: TensorSpec, array: Array) -> Array:
     """The caller's tensor in the build's layout, contiguous."""
     if spec.permutation is not None:
@@ -55,42 +50,91 @@ def to_build(spec: TensorSpec, array: Array) -> Array:
     return np.ascontiguousarray(array)
 
 
-def to_caller(spec: TensorSpec, array: Array) -> Array:
-    """The build's tensor in the caller's layout and type, contiguous.
+class CallerOutput:
+    """One output in its caller's layout and type. A type and shape that were found right are not looked at again, only their numbers."""
 
-    Raises `BadOutputError` if it has another shape than the manifest says, a type of another kind, or a NaN.
-    """
-    if spec.permutation is not None:
-        if array.ndim != len(spec.permutation):
-            raise BadOutputError(f"output {spec.name!r} has shape {array.shape}; {len(spec.permutation)} axes expected")
-        array = array.transpose(np.argsort(spec.permutation))
-    fits = array.ndim == len(spec.shape) and all(
-        want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise BadOutputError(f"output {spec.name!r} has shape {array.shape} instead of {spec.shape}")
-    wanted = NUMPY_TYPES[spec.datatype]
-    # A build may compute int64 as int32, or FP32 as FP16; a float for an integer is another thing.
-    if not np.can_cast(array.dtype, wanted, casting="same_kind"):
-        raise BadOutputError(f"output {spec.name!r} is of type {array.dtype} instead of {wanted}")
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise BadOutputError(f"output {spec.name!r} contains NaN")
-    return np.ascontiguousarray(array, dtype=wanted)
+    def __init__(self, spec: TensorSpec) -> None:
+        self._spec = spec
+        self._wanted = NUMPY_TYPES[spec.datatype]
+        self._inverse = None if spec.permutation is None else tuple(int(axis) for axis in np.argsort(spec.permutation))
+        self._right: tuple[np.dtype[Any], tuple[int, ...]] | None = None
+
+    def of(self, array: Array) -> Array:
+        """The build's tensor, contiguous.
+
+        Raises `BadOutputError` if it has another shape than the manifest says, a type of another kind, or a NaN.
+        """
+        if self._inverse is not None:
+            if array.ndim != len(self._inverse):
+                raise BadOutputError(
+                    f"output {self._spec.name!r} has shape {array.shape}; {len(self._inverse)} axes expected"
+                )
+            array = array.transpose(self._inverse)
+        if (array.dtype, array.shape) != self._right:
+            self._check(array)
+            self._right = (array.dtype, array.shape)
+        if array.dtype.kind == "f" and _has_nan(array):
+            raise BadOutputError(f"output {self._spec.name!r} contains NaN")
+        return np.ascontiguousarray(array, dtype=self._wanted)
+
+    def _check(self, array: Array) -> None:
+        spec = self._spec
+        fits = array.ndim == len(spec.shape) and all(
+            want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise BadOutputError(f"output {spec.name!r} has shape {array.shape} instead of {spec.shape}")
+        # A build may compute int64 as int32, or FP32 as FP16; a float for an integer is another thing.
+        if not np.can_cast(array.dtype, self._wanted, casting="same_kind"):
+            raise BadOutputError(f"output {spec.name!r} is of type {array.dtype} instead of {self._wanted}")
+
+
+def _has_nan(array: Array) -> bool:
+    # The largest number is NaN if any is: one pass, and nothing is allocated.
+    return array.size > 0 and bool(np.isnan(array.max()))
+
+
+def to_caller(spec: TensorSpec, array: Array) -> Array:
+    """The build's tensor in the caller's layout and type, contiguous; raises `BadOutputError`."""
+    return CallerOutput(spec).of(array)
 
 
 def map_inputs(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, Array]:
     """Callers' tensors by callers' names -> the build's by the build's names."""
-    return {build_name(spec): to_build(spec, arrays[spec.name]) for spec in specs}
+    return BuildInputs(specs).of(arrays)
+
+
+class BuildInputs:
+    """A build's inputs in its own terms."""
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._inputs = [(build_name(spec), spec) for spec in specs]
+
+    def of(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """By the build's names."""
+        return {built: to_build(spec, arrays[spec.name]) for built, spec in self._inputs}
 
 
 def map_outputs(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The build's tensors by the build's names -> callers' by callers' names; raises `BadOutputError`."""
-    outputs = {}
-    for spec in specs:
-        if build_name(spec) not in arrays:
-            raise BadOutputError(f"the build has no output {build_name(spec)!r}; it has {', '.join(sorted(arrays))}")
-        outputs[spec.name] = to_caller(spec, arrays[build_name(spec)])
-    return outputs
+    return CallerOutputs(specs).of(arrays)
+
+
+class CallerOutputs:
+    """A build's outputs in its callers' terms."""
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._outputs = [(spec.name, build_name(spec), CallerOutput(spec)) for spec in specs]
+
+    def of(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """By callers' names; raises `BadOutputError`."""
+        outputs = {}
+        for name, built, output in self._outputs:
+            array = arrays.get(built)
+            if array is None:
+                raise BadOutputError(f"the build has no output {built!r}; it has {', '.join(sorted(arrays))}")
+            outputs[name] = output.of(array)
+        return outputs
 
 
 def example_inputs(specs: Sequence[TensorSpec]) -> dict[str, Array]:

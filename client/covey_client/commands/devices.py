@@ -8,6 +8,7 @@ import time
 import zipfile
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from covey_client.arguments import FAILED, OK, USAGE, Adder, Run, duration, label, pair
 from covey_client.errors import ClientError
@@ -146,6 +147,7 @@ def _show(run: Run) -> int:
                 ("labels", ", ".join(f"{key}={value}" for key, value in sorted(device["labels"].items()))),
                 ("groups", ", ".join(device["groups"])),
                 ("agent", device["agent_version"]),
+                ("samples", _samples(device.get("capture"))),
                 ("enrolled", moment(device["enrolled_ms"])),
                 ("last seen", ago(device["last_seen_ms"])),
                 ("certificate", _certificate(device)),
@@ -169,6 +171,14 @@ def _show(run: Run) -> int:
 
     run.out.result(device, show)
     return OK
+
+
+def _samples(capture: dict[str, Any] | None) -> str:
+    """What the device keeps of requests and answers; it never sends any by itself."""
+    if capture is None:
+        return "none kept"
+    held = f"{capture['samples']} kept, {capture['held_mb']:.1f} of {capture['limit_mb']:.0f} MB"
+    return f"{held}, from {capture['share'] * 100:.3g} % of the requests"
 
 
 def _why(run: Run) -> int:

@@ -11,7 +11,7 @@ from covey_client.arguments import FAILED, OK, TIMED_OUT, Adder, Run, UsageError
 from covey_client.model_signing import sign, verify
 from covey_client.output import Json, Output, make_table, moment, size
 from covey_client.waiting import TimedOut, wait
-from covey_contract.building import METRIC_KEY
+from covey_contract.building import MAX_BATCH_KEY, METRIC_KEY
 
 # A build that waits for a builder is given this long for one to come.
 BUILDER_S = 10.0
@@ -47,6 +47,12 @@ def add(commands: Adder) -> None:
         metavar="METRIC",
         help="what builds are judged by: classification, detection:LAYOUT, regions, characters, decisions, embedding, or a function "
         "module:function of the builder's (default: what the evaluation declares, or its labels)",
+    )
+    push.add_argument(
+        "--max-batch",
+        type=int,
+        metavar="N",
+        help="builds that compute up to N waiting requests at once, where the model allows it (default: none)",
     )
     push.add_argument(
         "--signature",
@@ -145,7 +151,7 @@ def _push(run: Run) -> int:
             budget=options.budget,
             description=options.description,
             targets=options.target,
-            metadata={**dict(options.metadata), **({METRIC_KEY: options.metric} if options.metric else {})},
+            metadata=_metadata(options),
             progress=sent,
         )
     code = OK
@@ -158,6 +164,12 @@ def _push(run: Run) -> int:
 
     run.out.result(version, show)
     return code
+
+
+def _metadata(options: argparse.Namespace) -> dict[str, str]:
+    """What applications are told, and what builders are."""
+    ours = {METRIC_KEY: options.metric, MAX_BATCH_KEY: options.max_batch}
+    return {**dict(options.metadata), **{key: str(value) for key, value in ours.items() if value}}
 
 
 def _wait(run: Run, version: Json) -> tuple[Json, int]:

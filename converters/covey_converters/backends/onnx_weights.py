@@ -34,7 +34,7 @@ def quantise_weights(model: Any) -> int:
     added: list[Any] = []
     done: set[str] = set()
     for node in graph.node:
-        for position, axis in _weights(node):
+        for position, axis in weight_inputs(node):
             name = node.input[position] if position < len(node.input) else ""
             if name in done or name not in large:
                 continue
@@ -54,7 +54,8 @@ def quantise_weights(model: Any) -> int:
     return len(done)
 
 
-def _weights(node: Any) -> tuple[tuple[int, int], ...]:
+def weight_inputs(node: Any) -> tuple[tuple[int, int], ...]:
+    """The inputs of a node that hold weights, each with the axis of its channels."""
     if node.op_type == "Gemm" and any(entry.name == "transB" and entry.i for entry in node.attribute):
         return ((1, 0),)
     return _WEIGHTS.get(node.op_type, ())

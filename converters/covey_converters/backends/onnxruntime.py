@@ -11,14 +11,18 @@ No graph optimised for this machine is ever shipped: ONNX Runtime's full optimis
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from covey_contract.manifest import Runtime
+from covey_converters import layers
 from covey_converters.backend import Array, Built, Source, copy_into
+from covey_converters.backends.onnx_graph import hold_in_float, opset, quantisable
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
+from covey_converters.backends.onnx_trials import digest_of, trials
 from covey_converters.backends.onnx_weights import SMALLEST, quantise_weights
 from covey_converters.errors import RecipeError, UnsupportedError
 from covey_converters.heads import onnx_head, onnx_operators
@@ -31,13 +35,15 @@ _STATIC_NARROW = f"{_STATIC}, 7-bit weights"
 _STATIC_UNSIGNED = f"{_STATIC}, unsigned weights"
 _STATIC_FLOAT_HEAD = f"{_STATIC}, float head"
 _STATIC_SENSITIVE = f"{_STATIC}, head and sensitive layers in float"
+_STATIC_MEASURED = layers.recipes(_STATIC)
 _STATIC_AVERAGE = f"{_STATIC}, averaged ranges"
 _STATIC_WEIGHTED = f"{_STATIC}, only of layers with weights"
 _DYNAMIC = "dynamic, INT8 weights"
 _WEIGHTS = "INT8 weights, computed in FP32"
 # The fast ones first; unsigned weights are exact everywhere and slow on CPUs without kernels for them.
 _STATICS = (
-    _STATIC, _STATIC_NARROW, _STATIC_FLOAT_HEAD, _STATIC_SENSITIVE, _STATIC_AVERAGE, _STATIC_WEIGHTED, _STATIC_UNSIGNED,
+    _STATIC, _STATIC_NARROW, _STATIC_FLOAT_HEAD, _STATIC_SENSITIVE, *_STATIC_MEASURED, _STATIC_AVERAGE, _STATIC_WEIGHTED,
+    _STATIC_UNSIGNED,
 )  # fmt: skip
 _OVERFLOW_SAFE = frozenset({_STATIC_NARROW, _STATIC_UNSIGNED})
 # Of an output's length: rounding at other places gives a few per mille, overflow tens of per cent.
@@ -47,8 +53,6 @@ _OVERFLOW_NOTE = (
     f"decides there; recipe {_STATIC_NARROW!r} cannot overflow"
 )
 _CALIBRATION_SAMPLES = 200
-# Per-channel QDQ is invalid below opset 13: older graphs are brought to 17. Newer ones stay, for the conversion breaks some.
-_QDQ_SINCE, _QDQ_OPSET = 13, 17
 # The runtime that reads each opset.
 _RUNTIME_FOR_OPSET = {
     **dict.fromkeys(range(7, 16), "1.10"),
@@ -74,48 +78,25 @@ class OnnxRuntimeBackend:
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         del target
         if recipe == "onnxslim":
-            copy_into(folder, source.graph, _ENTRY)
+            copy_into(folder, source.start, _ENTRY)
         elif recipe == "as it came":
             _save_inlined(source.original, folder / _ENTRY)
         else:
             _quantise(source, recipe, calibration, folder / _ENTRY)
             if recipe in _STATICS and recipe not in _OVERFLOW_SAFE and calibration is not None:
                 _refuse_overflow(folder / _ENTRY, calibration)
-        opset = _opset(folder / _ENTRY)
         return Built(
             folder=folder,
             files=(_ENTRY,),
             entry=_ENTRY,
             inputs=source.review.inputs,
             outputs=source.review.outputs,
-            runtime_min=_RUNTIME_FOR_OPSET.get(opset),
+            runtime_min=_RUNTIME_FOR_OPSET.get(opset(folder / _ENTRY)),
             notes=(_OVERFLOW_NOTE,) if recipe in _STATICS and recipe not in _OVERFLOW_SAFE else (),
         )
 
     def open(self, built: Built, *, threads: int, reference: bool = False) -> OnnxRuntimeSession:
         return OnnxRuntimeSession(built.folder / built.entry, threads=threads, optimise=not reference)
-
-
-class OnnxRuntimeSession:
-    """A model file in ONNX Runtime on the CPU. `optimise=False`: the graph's own operators, one by one."""
-
-    def __init__(self, model: Path | bytes, *, threads: int, optimise: bool = True) -> None:
-        import onnxruntime
-
-        onnxruntime.set_default_logger_severity(3)
-        onnxruntime.disable_telemetry_events()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        if not optimise:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-        )
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return dict(zip(self._outputs, self._session.run(None, dict(inputs)), strict=True))
 
 
 class CalibrationReader:
@@ -134,13 +115,7 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
 
     # It recommends a preparation step that onnxslim and the review have done.
     logging.getLogger().setLevel(logging.ERROR)
-    model = onnx.load(str(source.graph))
-    if _opset(source.graph) < _QDQ_SINCE:
-        try:
-            model = onnx.version_converter.convert_version(model, _QDQ_OPSET)
-        except Exception as error:  # noqa: BLE001  # the converter raises RuntimeError and its own kinds for what it cannot convert
-            raise RecipeError(f"the graph cannot be brought to opset {_QDQ_OPSET}: {error}") from error
-    model = onnx.shape_inference.infer_shapes(model)
+    model = quantisable(source)
     prepared = source.work / "to-quantise.onnx"
     onnx.save(model, str(prepared))
     try:
@@ -156,6 +131,7 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
             raise RecipeError("static quantisation needs calibration data")
         chosen = calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)
         reader: Any = CalibrationReader(chosen)
+        ranges = source.work / f"ranges-{digest_of(model, chosen)}.json"
         quantization.quantize_static(
             str(prepared),
             str(out),
@@ -167,10 +143,15 @@ def _quantise(source: Source, recipe: str, calibration: Samples | None, out: Pat
             reduce_range=recipe == _STATIC_NARROW,
             calibrate_method=quantization.CalibrationMethod.MinMax,
             op_types_to_quantize=sorted(_HEADS) if recipe == _STATIC_WEIGHTED else None,
-            nodes_to_exclude=_kept(model, recipe, chosen),
+            nodes_to_exclude=_kept(model, recipe, chosen, source.work),
             # The ranges of a few samples at a time are averaged, so that one odd sample does not widen them for all.
             extra_options={"CalibMovingAverage": True} if recipe == _STATIC_AVERAGE else {},
+            # Found once for all recipes that want the same.
+            calibration_cache_path=None if recipe in {_STATIC_AVERAGE, _STATIC_WEIGHTED} else ranges,
         )
+        quantised = onnx.load(str(out))
+        if hold_in_float(quantised):
+            onnx.save(quantised, str(out))
     except RecipeError:
         raise
     except Exception as error:  # noqa: BLE001  # the quantiser raises anything, from AttributeError to RuntimeError
@@ -191,7 +172,7 @@ def _refuse_overflow(model: Path, calibration: Samples) -> None:
                 )
 
 
-def _kept(model: Any, recipe: str, calibration: Samples) -> list[str]:
+def _kept(model: Any, recipe: str, calibration: Samples, work: Path) -> list[str]:
     """The nodes that stay in float."""
     if recipe == _STATIC_FLOAT_HEAD:
         if not (found := onnx_head(model)):
@@ -199,6 +180,10 @@ def _kept(model: Any, recipe: str, calibration: Samples) -> list[str]:
         return found
     if recipe == _STATIC_SENSITIVE:
         return [*onnx_head(model), *_sensitive(model, calibration)]
+    if recipe in _STATIC_MEASURED:
+        kept = onnx_head(model)
+        chosen = layers.in_float(trials(model, calibration, work), _STATIC_MEASURED[recipe], kept)
+        return [*kept, *(operator.name for layer in chosen for operator in layer.operators)]
     return []
 
 
@@ -226,10 +211,3 @@ def _save_inlined(source: Path, out: Path) -> None:
     import onnx
 
     onnx.save(onnx.load(str(source)), str(out))
-
-
-def _opset(path: Path) -> int:
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    return max(int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"})

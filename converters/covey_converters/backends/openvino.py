@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from covey_contract.manifest import Runtime
+from covey_converters import layers
 from covey_converters.backend import Array, Built, Source
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.backends.onnx_graph import quantisable
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
+from covey_converters.backends.onnx_trials import trials
 from covey_converters.columns import worst_column
 from covey_converters.errors import RecipeError, UnsupportedError
-from covey_converters.heads import Operator, head
+from covey_converters.heads import Operator, head, onnx_head
 from covey_converters.samples import Samples
 
 _ENTRY = "model.xml"
@@ -28,6 +31,8 @@ _PTQ = "NNCF post-training, mixed preset"
 _PTQ_NARROW = "NNCF post-training, 7-bit weights"
 _PTQ_SLOW_BIAS = "NNCF post-training, full bias correction"
 _PTQ_FLOAT_HEAD = "NNCF post-training, float head"
+_PTQ_RANGES = "NNCF post-training, min/max ranges, biases as they were"
+_PTQ_MEASURED = layers.recipes(_PTQ_RANGES)
 _PTQ_RESTORED = "NNCF post-training, accuracy control, two rounds"
 _PTQ_TRANSFORMER = "NNCF post-training, for transformers"
 _WEIGHTS_ONLY = "NNCF, INT8 weights, computed in FP32"
@@ -58,14 +63,17 @@ class OpenVinoBackend:
                 "openvino-int8 needs calibration data (--calibration FILE.npz): ranges cannot be guessed"
             )
         # Full bias correction and accuracy control take minutes where the others take seconds.
-        return (_PTQ, _PTQ_FLOAT_HEAD, _PTQ_TRANSFORMER, _PTQ_NARROW, _PTQ_SLOW_BIAS, _PTQ_RESTORED, _WEIGHTS_ONLY)
+        return (
+            _PTQ, _PTQ_FLOAT_HEAD, _PTQ_TRANSFORMER, _PTQ_RANGES, *_PTQ_MEASURED, _PTQ_NARROW, _PTQ_SLOW_BIAS, _PTQ_RESTORED,
+            _WEIGHTS_ONLY,
+        )  # fmt: skip
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         half = target.startswith("openvino-fp16")
         openvino = _openvino()
         try:
-            model = openvino.convert_model(str(source.graph))
-            model.reshape({spec.name: list(spec.shape) for spec in source.review.inputs})
+            model = openvino.convert_model(str(source.start))
+            model.reshape({spec.name: _dimensions(openvino, spec.shape, source) for spec in source.review.inputs})
         except Exception as error:  # noqa: BLE001  # OpenVINO raises RuntimeError subclasses and its converter's own Error
             raise UnsupportedError(f"OpenVINO cannot convert the graph: {_brief(error)}") from error
         if recipe == _WEIGHTS_ONLY:
@@ -102,6 +110,11 @@ class OpenVinoSession:
         return {name: np.array(self._request.get_output_tensor(index).data) for name, index in self._outputs.items()}
 
 
+def _dimensions(openvino: Any, shape: Sequence[int], source: Source) -> list[Any]:
+    """Of an input; the first one from 1 to as many rows as may come. Bounded, so that the plugin can plan its memory."""
+    return [openvino.Dimension(1, source.max_batch) if source.opened else shape[0], *shape[1:]] if shape else []
+
+
 def _output_index(compiled: Any, name: str) -> int:
     for index, output in enumerate(compiled.outputs):
         if name in output.names:
@@ -116,13 +129,16 @@ def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | N
 
     nncf.set_log_level("ERROR")
     chosen = calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)
-    ignored = _head(model) if recipe == _PTQ_FLOAT_HEAD else []
-    if recipe == _PTQ_FLOAT_HEAD and not ignored:
-        raise RecipeError("the graph has no head apart from the rest")
+    ignored = _ignored(model, source, recipe, chosen)
     if recipe == _PTQ_TRANSFORMER and "Softmax" not in source.review.operators:
         raise RecipeError("the graph has no attention")
     # Sums of two products overflow 16 bits on CPUs without VNNI, unless weights have 7 bits; by default the first layer's have.
     overflow = nncf.OverflowFix.ENABLE if recipe == _PTQ_NARROW else nncf.OverflowFix.FIRST_LAYER
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=overflow)
+    if recipe == _PTQ_RANGES or recipe in _PTQ_MEASURED:
+        # A detector's scores came out too high by the mean of the samples' ranges, and by biases corrected for the mean of all anchors.
+        advanced.activations_range_estimator_params = _min_max()
+        advanced.disable_bias_correction = True
     try:
         if recipe == _PTQ_RESTORED:
             return _restored(model, source, calibration)
@@ -133,11 +149,46 @@ def _quantised(model: Any, source: Source, recipe: str, calibration: Samples | N
             subset_size=len(chosen),
             model_type=nncf.ModelType.TRANSFORMER if recipe == _PTQ_TRANSFORMER else None,
             fast_bias_correction=recipe != _PTQ_SLOW_BIAS,
-            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
+            advanced_parameters=advanced,
             ignored_scope=nncf.IgnoredScope(names=ignored, validate=False) if ignored else None,
         )
     except Exception as error:  # noqa: BLE001  # NNCF raises its own kinds and OpenVINO's
         raise RecipeError(f"NNCF: {_brief(error)} ({source.review.nodes} nodes)") from error
+
+
+def _min_max() -> Any:
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    return RangeEstimatorParametersSet.MINMAX
+
+
+def _ignored(model: Any, source: Source, recipe: str, calibration: Samples) -> list[str]:
+    """The names of the operations that stay in float."""
+    if recipe == _PTQ_FLOAT_HEAD:
+        if not (found := _head(model)):
+            raise RecipeError("the graph has no head apart from the rest")
+        return found
+    if recipe not in _PTQ_MEASURED:
+        return []
+    graph = quantisable(source)
+    chosen = layers.in_float(trials(graph, calibration, source.work), _PTQ_MEASURED[recipe], onnx_head(graph))
+    return [*_head(model), *_same(model, {tensor for layer in chosen for tensor in layer.outputs})]
+
+
+def _same(model: Any, given: Collection[str]) -> list[str]:
+    """The operations of the layers that give these tensors of the source's, whose names OpenVINO's converter keeps."""
+    names = {
+        node.get_friendly_name(): {name for port in node.outputs() for name in port.get_names()}
+        for node in model.get_ordered_ops()
+    }
+    same = [
+        layer
+        for layer in layers.layers(_operators(model), _HEADS)
+        if any(names[operator.name] & set(given) for operator in layer.operators)
+    ]
+    if given and not same:
+        raise RecipeError("OpenVINO left none of the names of the layers that would stay in float")
+    return [operator.name for layer in same for operator in layer.operators if operator.kind != "Result"]
 
 
 def _with_small_weights(model: Any) -> Any:
@@ -159,7 +210,13 @@ def _name_by_order(model: Any) -> None:
 
 def _head(model: Any) -> list[str]:
     """The names of the head's operations with weights or arithmetic, in OpenVINO's graph."""
-    operators = [
+    outputs = [_tensor(result.input(0).get_source_output()) for result in model.get_results()]
+    found = head(_operators(model), outputs, _HEADS)
+    return [operator.name for operator in found if operator.kind not in {"Constant", "Parameter", "Result"}]
+
+
+def _operators(model: Any) -> list[Operator]:
+    return [
         Operator(
             name=node.get_friendly_name(),
             kind=node.get_type_name(),
@@ -168,9 +225,6 @@ def _head(model: Any) -> list[str]:
         )
         for node in model.get_ordered_ops()
     ]
-    outputs = [_tensor(result.input(0).get_source_output()) for result in model.get_results()]
-    found = head(operators, outputs, _HEADS)
-    return [operator.name for operator in found if operator.kind not in {"Constant", "Parameter", "Result"}]
 
 
 def _tensor(port: Any) -> str:

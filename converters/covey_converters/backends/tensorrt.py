@@ -22,9 +22,11 @@ from covey_converters.backends import tensorrt_rtx
 from covey_converters.backends.tensorrt_engine import (
     EnginePlan,
     Platform,
+    Profile,
     engine_key,
     l4t_release,
     plan,
+    profile,
     serialised,
     timing_cache,
 )
@@ -58,10 +60,13 @@ class TensorRtBackend:
         _, precision = check_target(target)
         how, platform = plan(int(version.split(".")[0]), precision), Platform(capability, version, l4t_release())
         graph = _graph(source, how.typed, calibration)
-        shapes = {spec.name: spec.shape for spec in source.review.inputs}
+        ranges = profile({spec.name: spec.shape for spec in source.review.inputs}, source.max_batch)
+        shapes = {
+            spec.name: (source.max_batch, *spec.shape[1:]) if ranges else spec.shape for spec in source.review.inputs
+        }
         key = engine_key(_digest(graph), precision, shapes, platform)
         cache = timing_cache(source.work.parent, platform)
-        (folder / _ENTRY).write_bytes(_kept(source.work, key, lambda: _engine(tensorrt, how, graph, cache)))
+        (folder / _ENTRY).write_bytes(_kept(source.work, key, lambda: _engine(tensorrt, how, graph, cache, ranges)))
         return Built(
             folder=folder,
             files=(_ENTRY,),
@@ -90,32 +95,42 @@ class TensorRtSession:
         if self._engine is None:
             raise RecipeError("TensorRT does not load the engine that it has just built")
         self._context = self._engine.create_execution_context()
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self._types = {name: np.dtype(tensorrt.nptype(self._engine.get_tensor_dtype(name))) for name in names}
         self._inputs = [spec.name for spec in built.inputs]
-        self._hosts: dict[str, Array] = {}
-        self._devices: dict[str, int] = {}
-        for index in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(index)
-            shape = tuple(self._engine.get_tensor_shape(name))
-            host: Array = np.zeros(shape, tensorrt.nptype(self._engine.get_tensor_dtype(name)))
-            pointer = ctypes.c_void_p()
-            _checked(self._cuda.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(max(host.nbytes, 1))))
-            self._hosts[name], self._devices[name] = host, int(pointer.value or 0)
-            self._context.set_tensor_address(name, self._devices[name])
+        self._outputs = [name for name in names if name not in self._inputs]
+        self._devices: dict[str, tuple[int, int]] = {}  # pointer and bytes
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         for name in self._inputs:
-            self._hosts[name][...] = inputs[name]
-            self._copy(self._devices[name], self._hosts[name].ctypes.data, self._hosts[name].nbytes, to_device=True)
+            host = np.ascontiguousarray(inputs[name], self._types[name])
+            if not self._context.set_input_shape(name, host.shape):
+                raise RecipeError(f"the engine does not take shape {list(host.shape)} for input {name!r}")
+            self._copy(self._bound(name, host.nbytes), host.ctypes.data, host.nbytes, to_device=True)
+        answers: dict[str, Array] = {
+            name: np.empty(tuple(self._context.get_tensor_shape(name)), self._types[name]) for name in self._outputs
+        }
+        pointers = {name: self._bound(name, answer.nbytes) for name, answer in answers.items()}
         # Stream 0 orders the copies around the execution.
         if not self._context.execute_async_v3(0):
             raise RecipeError("TensorRT could not run the engine")
         _checked(self._cuda.cudaDeviceSynchronize())
-        answers: dict[str, Array] = {}
-        for name, host in self._hosts.items():
-            if name not in self._inputs:
-                self._copy(host.ctypes.data, self._devices[name], host.nbytes, to_device=False)
-                answers[name] = host.copy()
+        for name, answer in answers.items():
+            self._copy(answer.ctypes.data, pointers[name], answer.nbytes, to_device=False)
         return answers
+
+    def _bound(self, name: str, size: int) -> int:
+        """Memory on the device for a tensor, kept until a larger one comes."""
+        pointer, held = self._devices.get(name, (0, 0))
+        if held < size or not pointer:
+            if pointer:
+                _checked(self._cuda.cudaFree(ctypes.c_void_p(pointer)))
+            found = ctypes.c_void_p()
+            _checked(self._cuda.cudaMalloc(ctypes.byref(found), ctypes.c_size_t(max(size, 1))))
+            pointer = int(found.value or 0)
+            self._devices[name] = pointer, size
+        self._context.set_tensor_address(name, pointer)
+        return pointer
 
     def _copy(self, to: int, source: int, size: int, *, to_device: bool) -> None:
         kind = 1 if to_device else 2  # cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost
@@ -140,10 +155,10 @@ def _tensorrt(source: Source, target: str) -> Any:
 def _graph(source: Source, typed: str, calibration: Samples | None) -> Path:
     if typed == "int8":
         return explicit_qdq(source, calibration)
-    return typed_half(source) if typed == "fp16" else source.graph
+    return typed_half(source) if typed == "fp16" else source.start
 
 
-def _engine(tensorrt: Any, how: EnginePlan, graph: Path, cache: Path) -> bytes:
+def _engine(tensorrt: Any, how: EnginePlan, graph: Path, cache: Path, ranges: Profile) -> bytes:
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     engine = serialised(
         tensorrt,
@@ -152,6 +167,7 @@ def _engine(tensorrt: Any, how: EnginePlan, graph: Path, cache: Path) -> bytes:
         lambda network: tensorrt_rtx.parse(tensorrt, network, logger, graph),
         lambda _: None,
         cache,
+        ranges,
     )
     if engine is None:
         raise RecipeError("TensorRT could not build an engine; the log says why")

@@ -22,6 +22,9 @@ WORKSPACE_BYTES = 1 << 30
 _L4T_RELEASE = Path("/etc/nv_tegra_release")
 
 Typed = Literal["fp32", "fp16", "int8"]
+Shape = tuple[int, ...]
+# By input: the smallest shape that an engine takes, the one that it is tuned for, and the largest.
+Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,17 @@ def plan(major: int, precision: str) -> EnginePlan:
     return EnginePlan(explicit_batch=major < 10, typed=typed, flags=(*flags, "SPARSE_WEIGHTS"))
 
 
+def profile(shapes: Mapping[str, Shape], max_batch: int) -> Profile:
+    """For inputs of these shapes, each of one row, of which up to so many may come; empty for one. Tuned for one row: most requests come alone.
+
+    >>> profile({"image": (1, 3, 8, 8)}, 4)
+    {'image': ((1, 3, 8, 8), (1, 3, 8, 8), (4, 3, 8, 8))}
+    """
+    if max_batch <= 1:
+        return {}
+    return {name: (shape, shape, (max_batch, *shape[1:])) for name, shape in shapes.items()}
+
+
 @dataclass(frozen=True)
 class Platform:
     """What an engine is tied to, beside the model: it loads with exactly these."""
@@ -53,7 +67,7 @@ class Platform:
     l4t: str  # release of Jetson Linux, which stands for JetPack; "" elsewhere
 
 
-def engine_key(graph_sha256: str, precision: str, shapes: Mapping[str, tuple[int, ...]], platform: Platform) -> str:
+def engine_key(graph_sha256: str, precision: str, shapes: Mapping[str, Shape], platform: Platform) -> str:
     """Two builds with the same key would be the same engine: model, precision, shapes, SM, TensorRT and JetPack. The digest is that of
     the graph as TensorRT is given it, with the ranges of its calibration in it."""
     parts = (
@@ -90,9 +104,10 @@ def serialised(
     parse: Callable[[Any], None],
     configure: Callable[[Any], None],
     cache: Path | None,
+    ranges: Profile | None = None,
 ) -> bytes | None:
     """The engine, or None if TensorRT cannot build it. `parse` fills the network, `configure` sets what one TensorRT alone has; `cache`
-    is read if it is there and fits, and written again with what this build has timed."""
+    is read if it is there and fits, and written again with what this build has timed; `ranges` are those of inputs whose batch is open."""
     builder = tensorrt.Builder(logger)
     flags = 1 << int(tensorrt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH) if how.explicit_batch else 0
     network = builder.create_network(flags)
@@ -102,6 +117,11 @@ def serialised(
     for name in how.flags:
         if hasattr(tensorrt.BuilderFlag, name):
             config.set_flag(getattr(tensorrt.BuilderFlag, name))
+    if ranges:
+        shapes = builder.create_optimization_profile()
+        for name, (smallest, usual, largest) in ranges.items():
+            shapes.set_shape(name, smallest, usual, largest)
+        config.add_optimization_profile(shapes)
     configure(config)
     if cache is not None:
         timings = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")

@@ -24,7 +24,7 @@ def typed_half(source: Source) -> Path:
 
     out = source.work / "tensorrt-fp16.onnx"
     try:
-        onnx.save(convert_float_to_float16(onnx.load(str(source.graph)), keep_io_types=True), str(out))
+        onnx.save(convert_float_to_float16(onnx.load(str(source.start)), keep_io_types=True), str(out))
     except Exception as error:  # noqa: BLE001  # the converter raises ValueError and what protobuf raises
         raise RecipeError(f"the graph cannot be typed FP16: {' '.join(str(error).split())[:300]}") from error
     return out
@@ -39,7 +39,7 @@ def explicit_qdq(source: Source, calibration: Samples | None) -> Path:
     out = source.work / "tensorrt-qdq.onnx"
     try:
         quantization.quantize_static(
-            str(source.graph),
+            str(source.start),
             str(out),
             CalibrationReader(calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)),
             quant_format=quantization.QuantFormat.QDQ,

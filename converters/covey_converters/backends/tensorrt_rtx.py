@@ -36,7 +36,8 @@ class TensorRtRtxBackend:
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         del recipe, folder
         _, precision = check_target(target)
-        graph = source.graph
+        source = source.alone()  # what is fit for one row is fit for several, by a profile
+        graph = source.start
         if precision != "fp32":
             graph = typed_half(source) if precision == "fp16" else explicit_qdq(source, calibration)
         wanted = (target.rpartition("-sm")[2],) if "-sm" in target else CHECKED_SMS

@@ -20,10 +20,11 @@ import msgspec
 import numpy as np
 
 from covey_contract.manifest import Runtime, TensorSpec
+from covey_converters import layers
 from covey_converters.backend import Array, Built, Source, copy_into
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
+from covey_converters.backends.tflite_graph import costly_tensors, head_tensors, interpreter, plain
 from covey_converters.errors import RecipeError, UnsupportedError
-from covey_converters.heads import Operator, head
 from covey_converters.samples import Samples, numpy_type, random_samples
 from covey_converters.toolchain import TIMED_OUT, run_in
 
@@ -32,13 +33,14 @@ _DIRECT = "onnx2tf, direct flatbuffer"
 _HALF = "FP16 weights"
 _STATIC = "static INT8, min/max ranges"
 _STATIC_FLOAT_HEAD = "static INT8, min/max ranges, float head"
+# x * sigmoid(x) is rounded three times where it is made of two operators; in float they cost next to nothing.
+_STATIC_MEASURED = layers.recipes(f"{_STATIC}, products and sigmoids in float")
 _DYNAMIC = "dynamic range, INT8 weights"
 _WEIGHTS = "INT8 weights, computed in FP32"
 _CALIBRATION_SAMPLES = 200
 _CONVERT_SECONDS = 900.0
 # Above this many open questions of layout the search would not end; real models have one to four.
 _MAX_LAYOUTS = 64
-_WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"})
 
 
 class TfliteBackend:
@@ -53,7 +55,7 @@ class TfliteBackend:
             return (_DIRECT,)
         if precision == "fp16":
             return (_HALF,)
-        return (_STATIC, _STATIC_FLOAT_HEAD, _DYNAMIC, _WEIGHTS) if calibrated else (_DYNAMIC, _WEIGHTS)
+        return (*((_STATIC, _STATIC_FLOAT_HEAD, *_STATIC_MEASURED) if calibrated else ()), _DYNAMIC, _WEIGHTS)
 
     def build(self, source: Source, target: str, recipe: str, calibration: Samples | None, folder: Path) -> Built:
         del target
@@ -80,19 +82,32 @@ class TfliteSession:
     """A build in LiteRT on the CPU: XNNPACK's kernels, or the slow reference kernels."""
 
     def __init__(self, built: Built, *, threads: int, reference: bool = False) -> None:
-        self._interpreter = _interpreter(built.folder / built.entry, threads=threads, reference=reference)
+        self._interpreter = interpreter(built.folder / built.entry, threads=threads, reference=reference)
         details = self._interpreter.get_input_details()
+        self._shapes = {int(detail["index"]): tuple(detail["shape"]) for detail in details}
         self._dtypes = {int(detail["index"]): detail["dtype"] for detail in details}
         self._inputs = _bound(built.inputs, details)
         self._outputs = _bound(built.outputs, self._interpreter.get_output_details())
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        for spec, index in self._inputs:
-            array = inputs[spec.name]
-            moved = array.transpose(spec.permutation) if spec.permutation else array
-            self._interpreter.set_tensor(index, np.ascontiguousarray(moved, dtype=self._dtypes[index]))
+        moved = {
+            index: inputs[spec.name].transpose(spec.permutation) if spec.permutation else inputs[spec.name]
+            for spec, index in self._inputs
+        }
+        self._resize({index: array.shape for index, array in moved.items()})
+        for index, array in moved.items():
+            self._interpreter.set_tensor(index, np.ascontiguousarray(array, dtype=self._dtypes[index]))
         self._interpreter.invoke()
         return {spec.name: _from_build(self._interpreter.get_tensor(index), spec) for spec, index in self._outputs}
+
+    def _resize(self, shapes: Mapping[int, tuple[int, ...]]) -> None:
+        """A flatbuffer holds the shapes of one row; the interpreter is told when more come."""
+        changed = {index: shape for index, shape in shapes.items() if shape != self._shapes[index]}
+        for index, shape in changed.items():
+            self._interpreter.resize_tensor_input(index, shape)
+        if changed:
+            self._interpreter.allocate_tensors()
+            self._shapes.update(changed)
 
 
 def _from_build(array: Array, spec: TensorSpec) -> Array:
@@ -103,15 +118,6 @@ def _from_build(array: Array, spec: TensorSpec) -> Array:
 def _bound(specs: Sequence[TensorSpec], details: Sequence[Mapping[str, Any]]) -> list[tuple[TensorSpec, int]]:
     indices = {str(detail["name"]): int(detail["index"]) for detail in details}
     return [(spec, indices[spec.build_name or spec.name]) for spec in specs]
-
-
-def _interpreter(path: Path, *, threads: int, reference: bool = False) -> Any:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    resolver = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
-    interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=resolver)
-    interpreter.allocate_tensors()
-    return interpreter
 
 
 # --- ONNX to a float flatbuffer -----------------------------------------------------------------------------------------
@@ -140,10 +146,10 @@ def _flatbuffer(source: Source) -> Path:
 
 def _layout(source: Source, model: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """How callers' tensors become the build's: names and transpositions, proven on random inputs where shapes do not tell."""
-    interpreter = _interpreter(model, threads=1)
+    loaded = interpreter(model, threads=1)
     review = source.review
-    inputs = _candidates(review.inputs, interpreter.get_input_details())
-    outputs = _candidates(review.outputs, interpreter.get_output_details())
+    inputs = _candidates(review.inputs, loaded.get_input_details())
+    outputs = _candidates(review.outputs, loaded.get_output_details())
     if sum(map(len, (*inputs, *outputs))) == len(inputs) + len(outputs):
         return tuple(choices[0] for choices in inputs), tuple(choices[0] for choices in outputs)
     samples = random_samples(review.inputs, 2, seed=1)
@@ -172,11 +178,11 @@ def _candidates(specs: Sequence[TensorSpec], details: Sequence[Mapping[str, Any]
     """For each of the source's tensors, the ways in which the build may hold it."""
     if len(specs) != len(details):
         raise UnsupportedError(f"onnx2tf left {len(details)} tensors where the source has {len(specs)}")
-    by_name = {_plain(str(detail["name"])): detail for detail in details}
+    by_name = {plain(str(detail["name"])): detail for detail in details}
     found: list[list[TensorSpec]] = []
     for position, spec in enumerate(specs):
         # onnx2tf replaces characters that TensorFlow does not allow in names, and keeps the order.
-        detail = by_name.get(_plain(spec.name), details[position])
+        detail = by_name.get(plain(spec.name), details[position])
         choices = [
             msgspec.structs.replace(spec, build_name=str(detail["name"]), permutation=permutation)
             for permutation in _transpositions(len(spec.shape))
@@ -188,11 +194,6 @@ def _candidates(specs: Sequence[TensorSpec], details: Sequence[Mapping[str, Any]
             )
         found.append(choices)
     return found
-
-
-def _plain(name: str) -> str:
-    name = re.sub(r"^serving_default_|:\d+$", "", name)
-    return re.sub(r"[^A-Za-z0-9]+", "_", name)
 
 
 def _transpositions(rank: int) -> tuple[tuple[int, ...] | None, ...]:
@@ -233,14 +234,12 @@ def _quantised(
         manager.add_static_config(every, operation.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
         for edge in (operation.INPUT, operation.OUTPUT):
             manager.add_quantization_config(every, edge, algorithm_key=algorithm.NO_QUANTIZE)
-        if recipe == _STATIC_FLOAT_HEAD:
-            found = _head_tensors(model)
-            if not found:
-                raise RecipeError("the graph has no head apart from the rest")
-            for name in found:
-                manager.add_quantization_config(
-                    f"^{re.escape(name)}", operation.ALL_SUPPORTED, algorithm_key=algorithm.NO_QUANTIZE
-                )
+        for kind in (operation.MUL, operation.LOGISTIC) if recipe in _STATIC_MEASURED else ():
+            manager.add_quantization_config(every, kind, algorithm_key=algorithm.NO_QUANTIZE)
+        for name in _in_float(source, model, recipe, calibration):
+            manager.add_quantization_config(
+                f"^{re.escape(name)}(;|$)", operation.ALL_SUPPORTED, algorithm_key=algorithm.NO_QUANTIZE
+            )
     try:
         quantiser = quantizer.Quantizer(str(model), manager.get_quantization_recipe())
         ranges = None
@@ -264,16 +263,26 @@ def _quantised(
         raise RecipeError(f"AI Edge Quantizer: {type(error).__name__}: {str(error).splitlines()[0][:300]}") from error
 
 
+def _in_float(source: Source, model: Path, recipe: str, calibration: Samples | None) -> list[str]:
+    """What the operators give that stay in float."""
+    if recipe == _STATIC_FLOAT_HEAD:
+        return head_tensors(model)
+    if recipe in _STATIC_MEASURED and calibration is not None:
+        chosen = calibration.affordable(source.review.activations, _CALIBRATION_SAMPLES)
+        return costly_tensors(source, model, _STATIC_MEASURED[recipe], chosen)
+    return []
+
+
 def _feeds(
     model: Path, inputs: Sequence[TensorSpec], calibration: Samples
 ) -> tuple[str | None, list[dict[str, Array]]]:
     """The model's signature, and the calibration samples by that signature's names in the build's layout."""
-    interpreter = _interpreter(model, threads=1)
-    signatures = interpreter.get_signature_list()
+    loaded = interpreter(model, threads=1)
+    signatures = loaded.get_signature_list()
     key = next(iter(signatures), None)
-    names = {str(detail["name"]): str(detail["name"]) for detail in interpreter.get_input_details()}
+    names = {str(detail["name"]): str(detail["name"]) for detail in loaded.get_input_details()}
     if key is not None:
-        details = interpreter.get_signature_runner(key).get_input_details()
+        details = loaded.get_signature_runner(key).get_input_details()
         names = {str(detail["name"]): name for name, detail in details.items()}
     feeds = [
         {
@@ -287,33 +296,15 @@ def _feeds(
     return key, feeds
 
 
-def _head_tensors(model: Path) -> list[str]:
-    """What the head's operators give: a recipe names operators by that."""
-    interpreter = _interpreter(model, threads=1, reference=True)
-    names = {int(detail["index"]): str(detail["name"]) for detail in interpreter.get_tensor_details()}
-    operators = [
-        Operator(
-            name=str(position),
-            kind=str(found["op_name"]),
-            inputs=tuple(str(index) for index in found["inputs"]),
-            outputs=tuple(str(index) for index in found["outputs"]),
-        )
-        for position, found in enumerate(interpreter._get_ops_details())  # noqa: SLF001  # LiteRT has no public list of operators
-    ]
-    outputs = [str(detail["index"]) for detail in interpreter.get_output_details()]
-    found = head(operators, outputs, _WEIGHTED)
-    return [names[int(index)] for operator in found for index in operator.outputs if int(index) in names]
-
-
 def _outputs_by_name(model: Path, outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """Quantising puts a tensor of another name behind each output; their order stays."""
-    details = _interpreter(model, threads=1).get_output_details()
+    details = interpreter(model, threads=1).get_output_details()
     present = {str(detail["name"]) for detail in details}
-    signature = _interpreter(model, threads=1).get_signature_list()
+    signature = interpreter(model, threads=1).get_signature_list()
     if all((spec.build_name or spec.name) in present for spec in outputs):
         return tuple(outputs)
     renamed: list[TensorSpec] = []
-    runner = _interpreter(model, threads=1).get_signature_runner(next(iter(signature))) if signature else None
+    runner = interpreter(model, threads=1).get_signature_runner(next(iter(signature))) if signature else None
     by_signature = {name: str(d["name"]) for name, d in runner.get_output_details().items()} if runner else {}
     for spec, detail in zip(outputs, details, strict=True):
         old = spec.build_name or spec.name
@@ -324,11 +315,11 @@ def _outputs_by_name(model: Path, outputs: Sequence[TensorSpec]) -> tuple[Tensor
 
 def _steps(model: Path) -> dict[str, float]:
     """The quantisation step of each output that comes out of a dequantisation, by the output's name."""
-    interpreter = _interpreter(model, threads=1, reference=True)
-    scales = {detail["index"]: float(detail["quantization"][0]) for detail in interpreter.get_tensor_details()}
-    names = {int(detail["index"]): str(detail["name"]) for detail in interpreter.get_output_details()}
+    loaded = interpreter(model, threads=1, reference=True)
+    scales = {detail["index"]: float(detail["quantization"][0]) for detail in loaded.get_tensor_details()}
+    names = {int(detail["index"]): str(detail["name"]) for detail in loaded.get_output_details()}
     return {
         names[found["outputs"][0]]: scales[found["inputs"][0]]
-        for found in interpreter._get_ops_details()  # noqa: SLF001  # as above
+        for found in loaded._get_ops_details()  # noqa: SLF001  # as above
         if found["op_name"] == "DEQUANTIZE" and found["outputs"][0] in names and scales.get(found["inputs"][0], 0.0) > 0
     }

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
+from covey_contract.manifest import MAX_BATCH, MODEL_NAME, VERSION_NAME, check_target
 from covey_converters.errors import BadInputError
 from covey_converters.spec import BuildSpec, Limits
 
@@ -24,6 +24,8 @@ def targets_of(options: argparse.Namespace, default: Sequence[str]) -> tuple[str
         raise BadInputError(f"--measure-seconds {options.measure_seconds:g} is not between 0 and 60")
     if not 1 <= options.recipe_seconds <= 86_400:
         raise BadInputError(f"--recipe-seconds {options.recipe_seconds:g} is not between 1 and 86400")
+    if not 1 <= options.max_batch <= MAX_BATCH:
+        raise BadInputError(f"--max-batch {options.max_batch} is not between 1 and {MAX_BATCH}")
     return found
 
 
@@ -53,6 +55,7 @@ def spec_of(options: argparse.Namespace, work: Path) -> BuildSpec:
         labels=_given(labels),
         budget=getattr(options, "budget", 0.01),
         metric=options.metric,
+        max_batch=options.max_batch,
         measure_seconds=options.measure_seconds,
         recipe_seconds=options.recipe_seconds,
         chain_seconds=4 * options.recipe_seconds,

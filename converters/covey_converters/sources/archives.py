@@ -5,6 +5,7 @@ Invariants: nothing is written outside the folder, no more than the caps allow, 
 
 from __future__ import annotations
 
+import errno
 import re
 import stat
 import zipfile
@@ -32,14 +33,14 @@ def check(path: Path, max_total: int = MAX_TOTAL_BYTES) -> list[zipfile.ZipInfo]
 def unpack(path: Path, folder: Path, allowed: re.Pattern[str], max_total: int = MAX_TOTAL_BYTES) -> list[Path]:
     """Write the members whose names match `allowed` to `folder`; a member that does not is refused."""
     written: list[Path] = []
-    with path.open("rb") as file, zipfile.ZipFile(path) as archive:
-        for member in _checked(path.name, file, max_total):
+    found = check(path, max_total)
+    with zipfile.ZipFile(path) as archive:
+        for member in found:
             if member.is_dir():
                 continue
             if not allowed.fullmatch(member.filename):
                 raise BadInputError(f"{path.name}: member {member.filename[:120]!r} does not belong to such a model")
             out = folder / member.filename
-            out.parent.mkdir(parents=True, exist_ok=True)
             _write(path.name, archive, member, out)
             written.append(out)
     return written
@@ -48,16 +49,23 @@ def unpack(path: Path, folder: Path, allowed: re.Pattern[str], max_total: int = 
 def _write(name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, out: Path) -> None:
     left = member.file_size
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(member) as source, out.open("xb") as target:
             while chunk := source.read(_CHUNK):
                 left -= len(chunk)
                 if left < 0:
                     raise BadInputError(f"{name}: member {member.filename[:120]!r} is larger than it claims")
                 target.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BadInputError(f"{name}: member {member.filename[:120]!r} cannot be read: {error}") from error
     except FileExistsError as error:
         raise BadInputError(f"{name}: member {member.filename[:120]!r} is there twice") from error
+    except NotADirectoryError as error:
+        raise BadInputError(f"{name}: member {member.filename[:120]!r} lies in another member") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place that the directory claims and no file can have
+            raise
+        raise BadInputError(f"{name}: member {member.filename[:120]!r} is not where the directory says") from error
 
 
 def _checked(name: str, file: BinaryIO, max_total: int) -> list[zipfile.ZipInfo]:
@@ -74,6 +82,8 @@ def _checked(name: str, file: BinaryIO, max_total: int) -> list[zipfile.ZipInfo]
             f"{name}: the archive unpacks to {total // max(packed, 1)} times its size, as a zip bomb does"
         )
     for member in found:
+        if not member.filename:
+            raise BadInputError(f"{name}: a member has no name")
         parts = PurePosixPath(member.filename).parts
         if member.filename.startswith("/") or ".." in parts or "\\" in member.filename or "\0" in member.orig_filename:
             raise BadInputError(f"{name}: member {member.filename[:120]!r} leaves the archive's folder")

@@ -64,7 +64,10 @@ _FORM = {
             "example": ["openvino-int8"],
             "description": "default: all that the enrolled devices' profiles need",
         },
-        "metadata": {"type": "string", "description": "a JSON object for applications, e.g. preprocessing"},
+        "metadata": {
+            "type": "string",
+            "description": "a JSON object for applications, e.g. preprocessing; `metric` and `max_batch` in it are for the builders",
+        },
     },
 }
 

@@ -14,7 +14,7 @@ from covey_contract.lifecycle import State
 from covey_server.campaigns import choice
 from covey_server.console import latency
 from covey_server.console.i18n import gettext as _
-from covey_server.console.latency import Curve, Health
+from covey_server.console.latency import Curve, Health, Together
 from covey_server.db.tables import AssignmentRow, Build, Campaign, Device, Reported, Version
 from covey_server.fleet import directory, groups
 from covey_server.fleet.certificates import WARN_MS
@@ -69,6 +69,7 @@ class OnDevice:
     held: ModelOnDevice
     since_ms: int | None
     health: Health
+    together: Together | None
     summary: str
     reasons: list[Reason]
 
@@ -233,7 +234,7 @@ def _on_device(
         # An order back or by hand names no choice; the choice among this version's builds is what the reader asks for.
         why = choice.why(session, device, held.model, held.desired.version)
     summary, reasons = explain(why, held.desired.target if held.desired is not None else None)
-    return OnDevice(held, since, latency.health(recent), summary, reasons)
+    return OnDevice(held, since, latency.health(recent), latency.rows_together(recent), summary, reasons)
 
 
 def _chart(session: Session, detail: DeviceDetail, found: list[latency.Window]) -> tuple[dict[str, Any], int]:

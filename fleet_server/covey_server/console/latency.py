@@ -40,6 +40,7 @@ class Window:
     failed: int
     fallbacks: int
     latency: Histogram
+    batches: dict[int, int] = field(default_factory=dict)  # inferences by their rows, where rows may go together
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,14 @@ class Health:
     @property
     def error_rate(self) -> float | None:
         return self.failed / self.requests if self.requests else None
+
+
+@dataclass(frozen=True)
+class Together:
+    """How many rows were computed at once: on average, and at most."""
+
+    mean: float
+    most: int
 
 
 @dataclass
@@ -168,6 +177,15 @@ def lately(session: Session, builds: Sequence[str], now_ms: int, span_ms: int, l
     return Spell(tallies, found, max(reach_ms, since_ms))
 
 
+def rows_together(found: Iterable[Window]) -> Together | None:
+    """None where no build counts its rows."""
+    inferences = rows = most = 0
+    for one in found:
+        for count, number in one.batches.items():
+            inferences, rows, most = inferences + number, rows + count * number, max(most, count)
+    return Together(rows / inferences, most) if inferences else None
+
+
 def health(found: Iterable[Window]) -> Health:
     """The figures over all of these windows together."""
     held = list(found)
@@ -239,9 +257,10 @@ def chart(
 
 
 class _Measured(msgspec.Struct):
-    """Of a row's histograms the one that is shown; the others are not decoded."""
+    """Of a row's histograms the one that is shown, and the sizes of batches; the others are not decoded."""
 
     end_to_end: Histogram = Histogram()
+    batches: dict[int, int] = {}
 
 
 _DECODER = msgspec.json.Decoder(_Measured)
@@ -262,9 +281,9 @@ _COLUMNS = (
 def _window(row: Any) -> Window:
     """Of a row of `_COLUMNS`."""
     try:
-        latency = _DECODER.decode(row.histograms).end_to_end
+        told = _DECODER.decode(row.histograms)
     except msgspec.MsgspecError:
-        latency = Histogram()
+        told = _Measured()
     return Window(
         device=row.device,
         build=row.build,
@@ -275,5 +294,6 @@ def _window(row: Any) -> Window:
         ok=row.ok,
         failed=row.failed,
         fallbacks=row.fallbacks,
-        latency=latency,
+        latency=told.end_to_end,
+        batches=told.batches,
     )

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from covey_contract.histogram import Histogram
+from covey_contract.messages import Captured
 from covey_server.db.tables import (
     AssignmentRow,
     Build,
@@ -34,6 +35,7 @@ from covey_server.fleet.sql import chunks
 from covey_server.fleet.standing import Standing, condition
 from covey_server.fleet.views import (
     BuildRef,
+    CaptureView,
     CertificateView,
     DesiredView,
     DeviceDetail,
@@ -135,6 +137,7 @@ def device_detail(session: Session, device: str) -> DeviceDetail:
         boot_id=row.boot_id,
         counter=row.counter,
         resources=row.resources,
+        capture=_capture(row.resources),
         certificates=[
             CertificateView(
                 serial=one.serial, issued_ms=one.issued_ms, not_after_ms=one.not_after_ms, revoked_ms=one.revoked_ms
@@ -244,9 +247,15 @@ def telemetry_of(session: Session, device: str, since_ms: int) -> list[Telemetry
             queue=_latency(row.histograms.get("queue")),
             compute=_latency(row.histograms.get("compute")),
             end_to_end=_latency(row.histograms.get("end_to_end")),
+            batches=row.histograms.get("batches") or {},
         )
         for row in rows
     ]
+
+
+def _capture(resources: dict[str, Any] | None) -> CaptureView | None:
+    told = (resources or {}).get("capture")
+    return None if told is None else CaptureView(**msgspec.structs.asdict(msgspec.convert(told, Captured)))
 
 
 def _summary(device: Device) -> dict[str, Any]:

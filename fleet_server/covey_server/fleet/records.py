@@ -261,6 +261,7 @@ def _telemetry_row(incoming: Incoming, message: Telemetry, part: int) -> dict[st
             "queue": msgspec.to_builtins(window.queue),
             "compute": msgspec.to_builtins(window.compute),
             "end_to_end": msgspec.to_builtins(window.end_to_end),
+            "batches": {str(rows): count for rows, count in window.batches.items()},
         },
         "outputs": msgspec.to_builtins(window.outputs, str_keys=True),
         "inputs": msgspec.to_builtins(window.inputs),

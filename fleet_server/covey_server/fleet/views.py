@@ -97,6 +97,16 @@ class CertificateView(BaseModel):
     revoked_ms: int | None
 
 
+class CaptureView(BaseModel):
+    """Samples of requests and answers that the device keeps for labelling. They do not leave it."""
+
+    share: float = Field(description="of the answered requests, 0 to 1")
+    samples: int
+    held_mb: float
+    limit_mb: float
+    dropped: int = Field(description="chosen and not kept, since its gateway started")
+
+
 class DeviceDetail(DeviceView):
     profile_reason: str = Field(description="why this profile, or why none")
     facts: dict[str, Any]
@@ -105,6 +115,7 @@ class DeviceDetail(DeviceView):
     boot_id: str | None
     counter: int = Field(description="of the newest assignment issued to it")
     resources: dict[str, Any] | None = Field(description="what the agent used when it last said so")
+    capture: CaptureView | None = Field(description="null: it keeps no samples, or has not said so")
     certificates: list[CertificateView]
     renewals: list[RenewalView] = Field(description="keys that wait for an operator, or were decided on")
 
@@ -146,6 +157,7 @@ class TelemetryView(BaseModel):
     queue: LatencyView
     compute: LatencyView
     end_to_end: LatencyView
+    batches: dict[int, int] = Field(description="inferences by their rows, of builds whose rows may go together")
 
 
 class GroupView(BaseModel):

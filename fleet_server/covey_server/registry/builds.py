@@ -8,7 +8,7 @@ that names the state it expects, so that workers may race.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ import msgspec
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
-from covey_contract.building import METRIC_KEY, BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile
+from covey_contract.building import MAX_BATCH_KEY, METRIC_KEY, BuildJob, BuildReport, LeaseRequest, Outcome, SourceFile
 from covey_contract.envelope import Envelope, encode_envelope
-from covey_contract.manifest import Manifest, build_digest
+from covey_contract.manifest import MAX_BATCH, Manifest, build_digest
 from covey_server.db.tables import Blob, Build, Version
 from covey_server.errors import Conflict, NotFound
 from covey_server.notifications.outbox import tell
@@ -242,8 +242,15 @@ def _job(session: Session, build: Build) -> BuildJob:
         labels=_optional(session, version.labels_blob, "labels.txt"),
         budget=version.budget,
         metric=str(version.info.get(METRIC_KEY, "")),
+        max_batch=_max_batch(version.info),
         metadata=dict(version.info),
     )
+
+
+def _max_batch(info: Mapping[str, str]) -> int:
+    """As it was checked at the push; versions that were pushed before the key had a meaning may say anything."""
+    text = info.get(MAX_BATCH_KEY, "")
+    return min(max(int(text), 1), MAX_BATCH) if text.isascii() and text.isdigit() else 1
 
 
 def _optional(session: Session, sha256: str | None, filename: str) -> SourceFile | None:

@@ -114,7 +114,7 @@ class Uploads:
         if sum(one.said.owner == said.owner and not one.whole for one in self._all()) >= MAX_OPEN:
             raise TooMany(f"{MAX_OPEN} uploads are open already; finish or delete one")
         if shutil.disk_usage(self.folder).free < said.size + MARGIN_BYTES:
-            raise Unavailable(f"there is no room for {said.size} bytes")
+            raise Unavailable(f"the server's disk has no room for {said.size} bytes; nothing was kept")
         new = self.folder / f"{name}.{secrets.token_hex(4)}.new"
         new.mkdir()
         (new / "said.json").write_bytes(msgspec.json.encode(said))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -18,9 +19,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from covey_contract import metric
-from covey_contract.building import METRIC_KEY
+from covey_contract.building import MAX_BATCH_KEY, METRIC_KEY
 from covey_contract.errors import DecodeError
-from covey_contract.manifest import MODEL_NAME, VERSION_NAME, check_target
+from covey_contract.manifest import MAX_BATCH, MODEL_NAME, VERSION_NAME, check_target
 from covey_contract.sources import PICKLE_HELP, SOURCE_SUFFIXES, SourceFormat, detect
 from covey_server.db.tables import Blob, Build, Model, Version
 from covey_server.errors import Conflict, Invalid, NotFound
@@ -161,6 +162,11 @@ def check_metadata(text: str) -> dict[str, str]:
                 f"metadata {key[:40]!r}: keys have at most {_MAX_KEY}, values at most {_MAX_VALUE} characters",
                 field="metadata",
             )
+    batch = values.get(MAX_BATCH_KEY, "1")
+    if not re.fullmatch(r"[0-9]{1,4}", batch) or not 1 <= int(batch) <= MAX_BATCH:
+        raise Invalid(
+            f"metadata {MAX_BATCH_KEY} {batch[:40]!r} is not a whole number from 1 to {MAX_BATCH}", field="metadata"
+        )
     return values
 
 

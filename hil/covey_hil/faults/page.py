@@ -18,8 +18,8 @@ def write_page(path: Path, record: dict[str, Any]) -> None:
     """Put what the record holds into the page; what was not run stays as it was."""
     text = path.read_text()
     if record["points"]:
-        text = _put(text, _FIGURES, figures(record))
-    path.write_text(_put(text, _TABLE, table()))
+        text = put(text, _FIGURES, figures(record))
+    path.write_text(put(text, _TABLE, table()))
 
 
 def figures(record: dict[str, Any]) -> Iterable[str]:
@@ -51,7 +51,8 @@ def part(text: str, name: str) -> str:
     return _between(text, name)[1]
 
 
-def _put(text: str, name: str, lines: Iterable[str]) -> str:
+def put(text: str, name: str, lines: Iterable[str]) -> str:
+    """The text with these lines between the marks of that name; raises `ValueError` if there are none."""
     place = _between(text, name)
     return text[: place.start(1)] + "\n".join([*lines, ""]) + text[place.end(1) :]
 

@@ -124,7 +124,12 @@ class Seed:
                         "runners_rss_mb": 130.2,
                         "memory_available_mb": 5120.0,
                         "storage_free_mb": 20480.0,
-                    },
+                    }
+                    | (
+                        {"capture": {"share": 0.01, "limit_mb": 200.0, "samples": 12, "held_mb": 1.5}}
+                        if not index
+                        else {}
+                    ),
                 )
             )
         session.add(t.Group(name="canary", description="first to get anything", selector=None, created_ms=self.now))
@@ -305,7 +310,7 @@ class Seed:
         session.add(
             t.TelemetryRow(
                 device=device, seq=self.seq(device), part=0, start_ms=end_ms - 10_000, end_ms=end_ms, received_ms=end_ms, model=MODEL, version=version,
-                build=build.digest or "", probation=False, ok=60 - failed, failed=failed, fallbacks=0, errors={}, histograms={"end_to_end": msgspec.to_builtins(recorder.snapshot())},
+                build=build.digest or "", probation=False, ok=60 - failed, failed=failed, fallbacks=0, errors={}, histograms={"end_to_end": msgspec.to_builtins(recorder.snapshot()), "batches": {"1": 10, "4": 10}},
             )
         )  # fmt: skip
 

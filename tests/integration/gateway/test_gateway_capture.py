@@ -56,6 +56,10 @@ def test_samples_are_what_was_asked_and_answered(capturing: tuple[Rig, Path]) ->
         about = json.loads(archive["about.json"])
     assert (about["model"], about["version"], about["build"]) == (MODEL, "1.0", build.digest)
     assert folder.stat().st_mode & 0o077 == 0
+    told = rig.collect().capture
+    assert told is not None
+    assert (told.share, told.limit_mb, told.samples, told.dropped) == (1.0, 1.0, 1, 0)
+    assert told.held_mb == samples(folder)[0].stat().st_size / 1e6
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(rig: Rig) -> None:
@@ -63,6 +67,7 @@ def test_nothing_is_kept_unless_it_is_asked_for(rig: Rig) -> None:
     with Client(f"127.0.0.1:{rig.port}") as client:
         client.infer(MODEL, {"x": np.ones((1, SIZE), np.float32)})
     assert [path.name for path in rig.folder.rglob("*.npz")] == ["golden.npz"]
+    assert rig.collect().capture is None
 
 
 # --- the bounds, without a gateway ----------------------------------------------------------------------------------

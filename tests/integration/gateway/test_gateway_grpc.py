@@ -14,6 +14,8 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.http as triton_http
+from tritonclient.grpc.model_config_pb2 import TYPE_FP32, ModelInstanceGroup
 from tritonclient.utils import InferenceServerException
 from tritonclient.utils import shared_memory as shm
 
@@ -66,6 +68,40 @@ def test_what_the_client_may_ask(rig: Rig, client: Any) -> None:
     assert (told.name, list(told.versions)) == (MODEL, ["1.0"])
     assert [(one.name, one.datatype, list(one.shape)) for one in told.inputs] == [("x", "FP32", [-1, SIZE])]
     assert [(one.name, one.state) for one in client.get_model_repository_index().models] == [(MODEL, "READY")]
+
+
+def test_configuration_and_statistics(rig: Rig, client: Any) -> None:
+    """As tritonclient's own messages read them, and the same as HTTP tells."""
+    build = rig.build(3.0, "1.0", max_batch=8)
+    rig.serve(build)
+    for _ in range(3):
+        client.infer(MODEL, [tensor()])
+    with pytest.raises(InferenceServerException):
+        client.infer(MODEL, [tensor(ROWS[:, :3].copy())])
+    config = client.get_model_config(MODEL, "1.0").config
+    assert (config.name, config.backend, config.max_batch_size) == (MODEL, "onnxruntime", 0)
+    assert [(one.name, one.data_type, list(one.dims)) for one in config.input] == [("x", TYPE_FP32, [-1, SIZE])]
+    assert [(one.name, one.data_type, list(one.dims)) for one in config.output] == [("y", TYPE_FP32, [-1, SIZE])]
+    assert config.version_policy.latest.num_versions == 1
+    assert [one.kind for one in config.instance_group] == [ModelInstanceGroup.KIND_AUTO]
+    assert {key: one.string_value for key, one in config.parameters.items()} == {"unit": "test"}
+    [told] = client.get_inference_statistics(MODEL).model_stats
+    assert (told.name, told.version, told.inference_count, told.execution_count) == (MODEL, "1.0", 3, 3)
+    assert told.inference_stats.success.count == told.inference_stats.compute_infer.count == 3
+    assert 0 < told.inference_stats.compute_infer.ns <= told.inference_stats.success.ns
+    assert told.last_inference > 1_700_000_000_000
+    assert [(one.batch_size, one.compute_infer.count) for one in told.batch_stats] == [(2, 3)]
+    assert [one.name for one in client.get_inference_statistics().model_stats] == [MODEL]
+    with triton_http.InferenceServerClient(f"127.0.0.1:{rig.port}") as http:
+        assert http.get_model_config(MODEL) == http.get_model_config(MODEL, "1.0")
+        assert http.get_model_config(MODEL)["input"][0]["data_type"] == "TYPE_FP32"
+        [same] = http.get_inference_statistics(MODEL)["model_stats"]
+        assert same["inference_stats"]["success"]["ns"] == told.inference_stats.success.ns
+    for ask in (client.get_model_config, client.get_inference_statistics):
+        with pytest.raises(InferenceServerException, match="there is no model 'nothing'"):
+            ask("nothing")
+        with pytest.raises(InferenceServerException, match="version '2.0'"):
+            ask(MODEL, "2.0")
 
 
 def test_an_inference_is_what_http_gives(rig: Rig, client: Any) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,9 @@ class Callers:
                 if not np.allclose(result.as_numpy("y"), x * np.float32(self._factors[version]), rtol=1e-5):
                     self.wrong.append(version)
 
+    def __len__(self) -> int:
+        return len(self._threads)
+
     def count(self, version: str) -> int:
         return self.answers[version]
 
@@ -73,6 +77,13 @@ def until(condition: Any, what: str, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.01)
+
+
+def waiting(rig: Any) -> int:
+    """Requests in line."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{rig.port}/metrics", timeout=20) as answer:
+        [line] = [line for line in answer.read().decode().splitlines() if line.startswith("covey_model_queue_length{")]
+    return int(float(line.split()[-1]))
 
 
 @contextmanager
@@ -115,6 +126,8 @@ def test_a_candidate_that_dies_or_hangs_costs_no_request(rig: Any, how: signal.S
         rig.switch(new, Probation())
         until(lambda: callers.count("2") > 20, "the new build answers")
         pid = rig.pid_of(new)
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: waiting(rig) == len(callers) - 1, "a request is with it, and the others wait")
         os.kill(pid, how)
         until(lambda: rig.slots().active == old.digest, "the gateway goes back")
         before = callers.count("1")

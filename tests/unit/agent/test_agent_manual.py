@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from covey_agent.asks import Answer, Ask, AskFolder, GoBack, Pin, Unpin, ask_agent
+from covey_agent.asks import INTERRUPTED, Answer, Ask, AskFolder, GoBack, Pin, Unpin, ask_agent
 from covey_agent.errors import AgentError
 from covey_agent.manual import Manual
 from covey_contract.lifecycle import State
@@ -144,6 +149,100 @@ def test_what_cannot_be_read_is_answered_so(folder: Path, content: bytes) -> Non
     assert b'"done":false' in (folder / "asks/1.answer").read_bytes()
 
 
+_KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from covey_agent import asks, durable
+
+state, when = Path(sys.argv[1]), sys.argv[2]
+
+def end():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def obey(ask):
+    with (state / "done").open("a") as file:
+        file.write("x")
+    if when == "obeying":
+        end()
+    return asks.Answer(True, "done")
+
+def write(path, data, mode=0o644):
+    if when == "answering":
+        end()
+    wrote(path, data, mode)
+    if when == "answered":
+        end()
+
+wrote, durable.write = durable.write, write
+if when == "taken":
+    durable.sync_folder = lambda folder: end()
+asks.AskFolder(state, obey).look(time.time())
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "done", "words"),
+    [("taken", 0, INTERRUPTED), ("obeying", 1, INTERRUPTED), ("answering", 1, INTERRUPTED), ("answered", 1, "done")],
+)
+def test_a_kill_while_an_ask_is_followed(folder: Path, when: str, done: int, words: str) -> None:
+    """Never twice, and never without a word."""
+    (folder / "asks/1.json").write_bytes(b'{"type":"Pin","model":"m","why":"x"}')
+    ended = subprocess.run([sys.executable, "-c", _KILLED, str(folder), when], check=False, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    heard: list[Ask] = []
+
+    def again(ask: Ask) -> Answer:
+        heard.append(ask)
+        return Answer(True, "again")
+
+    agent = AskFolder(folder, again)
+    for _ in range(2):
+        agent.look(time.time())
+    assert heard == []
+    assert len((folder / "done").read_text() if done else "") == done
+    assert words in (folder / "asks/1.answer").read_text()
+    assert [path.name for path in (folder / "asks").iterdir() if path.suffix != ".tmp"] == ["1.answer"]
+
+
+def test_an_answer_that_the_disk_does_not_take_is_given_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Ask] = []
+
+    def answering(ask: Ask) -> Answer:
+        heard.append(ask)
+        return Answer(True, "done")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    agent = AskFolder(folder, answering)
+    (folder / "asks/1.json").write_bytes(b'{"type":"Unpin","model":"m"}')
+    with monkeypatch.context() as disk:
+        disk.setattr("covey_agent.durable.write", full)
+        agent.look(time.time())
+        agent.look(time.time())
+    assert [path.name for path in (folder / "asks").iterdir()] == ["1.taken"]
+    agent.look(time.time())
+    assert heard == [Unpin("m")]
+    assert b'"done":true' in (folder / "asks/1.answer").read_bytes()
+    assert [path.name for path in (folder / "asks").iterdir()] == ["1.answer"]
+
+
+def test_an_ask_that_is_taken_up_and_not_answered_is_said_so(folder: Path) -> None:
+    def take() -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            for path in (folder / "asks").glob("*.json"):
+                path.rename(path.with_suffix(".taken"))
+                return
+            time.sleep(0.01)
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    with pytest.raises(AgentError, match="has taken this up"):
+        ask_agent(folder, GoBack("m"), timeout_s=1.0)
+    taker.join(20)
+
+
 def test_answers_that_nobody_fetches_are_removed(folder: Path) -> None:
     answer = folder / "asks/1.answer"
     answer.write_bytes(b"{}")
@@ -155,7 +254,7 @@ def test_answers_that_nobody_fetches_are_removed(folder: Path) -> None:
 
 
 def test_nobody_answers(folder: Path) -> None:
-    with pytest.raises(AgentError, match="has not answered"):
+    with pytest.raises(AgentError, match="has not taken this up"):
         ask_agent(folder, GoBack("m"), timeout_s=0.1)
     assert list((folder / "asks").iterdir()) == []  # it is not done later, behind anybody's back
     with pytest.raises(AgentError, match="cannot be asked"):

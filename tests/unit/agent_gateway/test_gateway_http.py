@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covey_agent.gateway.http_protocol import Connections, HttpRequest, HttpResponse
+from covey_agent.gateway.http_messages import HttpRequest, HttpResponse
+from covey_agent.gateway.http_protocol import Connections
 from covey_agent.gateway.settings import Limits
 
 Handler = Callable[[HttpRequest], Awaitable[HttpResponse]]

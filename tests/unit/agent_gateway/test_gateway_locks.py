@@ -11,7 +11,7 @@ import pytest
 
 from covey_agent.gateway.activity import Activity
 from covey_agent.gateway.errors import BadRequest
-from covey_agent.gateway.http_protocol import HttpRequest
+from covey_agent.gateway.http_messages import HttpRequest
 from covey_agent.gateway.lock_door import LockDoor
 from covey_agent.gateway.locks import MAX_LOCKS, Locks
 

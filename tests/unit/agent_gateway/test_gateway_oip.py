@@ -11,14 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covey_agent.gateway.errors import BadRequest
-from covey_agent.gateway.oip import (
-    model_config,
-    model_metadata,
-    pack,
-    parse_request,
-    render_answer,
-    unpack,
-)
+from covey_agent.gateway.oip import parse_request, render_answer
+from covey_agent.gateway.oip_elements import pack, unpack
+from covey_agent.gateway.oip_metadata import model_config, model_metadata
 from covey_agent.gateway.shared_memory import SharedMemory
 from covey_agent.runner.protocol import TensorInfo
 from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec

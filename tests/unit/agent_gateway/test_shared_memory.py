@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from covey_agent.gateway.errors import BadRequest, MemoryFullError
-from covey_agent.gateway.http_protocol import HttpRequest
+from covey_agent.gateway.http_messages import HttpRequest
 from covey_agent.gateway.oip import parse_request, render_answer
 from covey_agent.gateway.shared_memory import MAX_REGIONS, Place, Registration, SharedMemory
 from covey_agent.gateway.shared_memory_door import PREFIX, SharedMemoryDoor
@@ -95,7 +95,7 @@ def test_registering_again(memory: SharedMemory, tmp_path: Path) -> None:
     (tmp_path / "object").unlink()
     (tmp_path / "object").write_bytes(b"new one!")
     memory.register("r", Registration(key="object", byte_size=8))
-    assert memory.read("x", place(), 8) == b"new one!"
+    assert bytes(memory.read("x", place(), 8)) == b"new one!"
     with pytest.raises(BadRequest, match="registered already"):
         memory.register("r", Registration(key="object", byte_size=4))
     memory.unregister("r")

@@ -31,6 +31,14 @@ def graph(text: str) -> list[Operator]:
         ("Conv:x>a Conv:a>y Conv:a>z", "y,z", ["y", "z"]),
         # A branch without weights goes up to the layer that both share; that one is the head of this branch.
         ("Conv:x>w Conv:w>a Sigmoid:a>y Conv:a>z", "y,z", ["a", "y", "z"]),
+        # Boxes that come out of a Softmax between two layers: what is between them is of the head too.
+        (
+            "Conv:x>w Conv:w>both Split:both>b,s Sigmoid:s>scores Softmax:b>soft Conv:soft>boxes Concat:boxes,scores>y",
+            "y",
+            ["both", "b", "scores", "soft", "boxes", "y"],
+        ),
+        # An output of the middle, behind which the graph goes on.
+        ("Conv:x>a Relu:a>y Conv:y>b Relu:b>c Conv:c>z", "y,z", ["a", "y", "z"]),
         # Constants and inputs have no maker.
         ("Conv:x>a Mul:a,two>b Gemm:b,w>c Add:c,bias>y", "y", ["c", "y"]),
     ],

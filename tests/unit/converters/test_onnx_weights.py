@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from covey_converters.backends.onnx_session import OnnxRuntimeSession
 from covey_converters.backends.onnx_weights import quantise_weights, quantised
-from covey_converters.backends.onnxruntime import OnnxRuntimeSession
 
 
 def recurrent(hidden: int = 32) -> Any:

@@ -15,6 +15,7 @@ from covey_converters.backends.tensorrt_engine import (
     engine_key,
     l4t_release,
     plan,
+    profile,
     serialised,
     timing_cache,
 )
@@ -95,6 +96,26 @@ def test_the_real_interface_takes_the_plan(make_model: MakeModel) -> None:
     engine = serialised(tensorrt, logger, plan(11, "fp32"), parse, for_ada, None)
     assert engine is not None
     assert len(engine) > 1000
+
+
+@pytest.mark.rtx
+def test_the_real_interface_takes_a_profile(make_model: MakeModel) -> None:
+    """An open batch needs one; without it the network is refused."""
+    tensorrt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    logger = tensorrt.Logger(tensorrt.Logger.INTERNAL_ERROR)
+    model = make_model(batch="n").read_bytes()
+
+    def parse(network: Any) -> None:
+        assert tensorrt.OnnxParser(network, logger).parse(model)
+
+    def for_ada(config: Any) -> None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(tensorrt.ComputeCapability.SM89, 0)
+
+    ranges = profile({"image": (1, 1, 8, 8)}, 4)
+    assert serialised(tensorrt, logger, plan(11, "fp32"), parse, for_ada, None, ranges) is not None
+    assert serialised(tensorrt, logger, plan(11, "fp32"), parse, for_ada, None) is None
+    assert profile({"image": (1, 1, 8, 8)}, 1) == {}
 
 
 @pytest.mark.rtx

@@ -16,11 +16,12 @@ from covey_contract import topics
 from covey_contract.drift import InputCounts, OutputCounts
 from covey_contract.errors import ContractError
 from covey_contract.lifecycle import State
-from covey_contract.messages import BuildWindow, Hello, ModelStatus, Report, Resources, Status, Telemetry
+from covey_contract.messages import BuildWindow, Captured, Hello, ModelStatus, Report, Resources, Status, Telemetry
 from covey_contract.reasons import Reason
 from covey_server.db.engine import Database
 from covey_server.db.tables import AssignmentRow, Device, Reported, ReportRow, TelemetryRow
 from covey_server.fleet.assignments import NewOrder, issue
+from covey_server.fleet.directory import device_detail, telemetry_of
 from covey_server.fleet.inbox import Incoming, read
 from covey_server.fleet.records import Outcome, store
 from covey_server.fleet.retention import prune
@@ -217,6 +218,28 @@ def test_numbers_and_texts_out_of_range_are_cut(fleet: Fleet, database: Database
     with database.reading() as session:
         row = session.get_one(TelemetryRow, ("d0001", 1, 0))
         assert (row.ok, row.fallbacks, row.failed) == (1 << 53, 0, 1 << 53)
+
+
+def test_batches_and_what_is_captured_are_shown(fleet: Fleet, database: Database) -> None:
+    window = BuildWindow(model="digits", version="1.0", build=ONE, ok=9, batches={1: 5, 4: 1})
+    plain = BuildWindow(model="digits", version="1.0", build=TWO, ok=1)
+    captured = Captured(share=0.01, limit_mb=200.0, samples=12, held_mb=1.5)
+
+    def record(seq: int, capture: Captured | None) -> Telemetry:
+        used = Resources(capture=capture)
+        return Telemetry(seq=seq, boot_id="b", start_ms=0, end_ms=seq, windows=(window, plain), resources=used)
+
+    fleet.hear(record(1, captured))
+    with database.reading() as session:
+        told = telemetry_of(session, "d0001", 0)
+        shown = device_detail(session, "d0001").capture
+    assert {one.build: one.batches for one in told} == {ONE: {1: 5, 4: 1}, TWO: {}}
+    assert shown is not None
+    assert shown.model_dump() == {"share": 0.01, "samples": 12, "held_mb": 1.5, "limit_mb": 200.0, "dropped": 0}
+    fleet.hear(record(2, None))  # turned off
+    with database.reading() as session:
+        assert device_detail(session, "d0001").capture is None
+        assert device_detail(session, "d0002").capture is None
 
 
 def test_older_resources_do_not_replace_newer_ones(fleet: Fleet, database: Database) -> None:

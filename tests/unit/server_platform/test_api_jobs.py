@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,12 @@ def _finish(site: Site, job: BuildJob, payload: bytes | None, outcome: str = "bu
 
 def _build(site: Site, build_id: int) -> Any:
     return site.client.get(f"/api/v1/builds/{build_id}", headers=site.as_("viewer")).json()
+
+
+@pytest.mark.parametrize(("metadata", "rows"), [({}, 1), ({"max_batch": "8"}, 8)])
+def test_a_job_says_how_many_rows_a_build_should_take(site: Site, metadata: dict[str, str], rows: int) -> None:
+    site.push(metadata=json.dumps(metadata))
+    assert decode(BuildJob, site.lease().content).max_batch == rows
 
 
 def test_from_lease_to_signature(site: Site) -> None:

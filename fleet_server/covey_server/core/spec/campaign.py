@@ -113,6 +113,8 @@ def read_spec(data: str | bytes, *, is_json: bool = False) -> tuple[CampaignSpec
         spec = msgspec.convert(document.value, CampaignSpec, dec_hook=decode_hook)
     except msgspec.ValidationError as error:
         raise _located(document, str(error)) from error
+    except UnicodeEncodeError as error:
+        raise document.error((), "the name of a field holds half of a character (a lone surrogate)") from error
     check(spec, document.error)
     return spec, document
 

@@ -111,7 +111,7 @@ class ReportRow(Base):
 
 class TelemetryRow(Base):
     """One build in one window of one device. `part` numbers the builds of one record; `histograms` holds `queue`, `compute` and
-    `end_to_end` as JSON, `outputs` and `inputs` the contract's `OutputCounts` and `InputCounts` by name."""
+    `end_to_end` as JSON, and `batches` (inferences by rows), `outputs` and `inputs` the contract's `OutputCounts` and `InputCounts` by name."""
 
     __tablename__ = "telemetry"
     __table_args__ = (

@@ -1,0 +1,1 @@
+"""Inputs that nobody meant well, for every decoder of bytes from outside (`./dev fuzz`, docs/fuzzing.md)."""
