@@ -111,7 +111,7 @@ def test_a_campaign_with_half_a_character_in_a_name() -> None:
 def test_a_signed_command_that_is_nested_too_deep() -> None:
     key = Ed25519PrivateKey.generate()
     trust = Trust(release=(), director=(public_key(key),))
-    commands = Commands("d", trust, facts=Facts, logs=(), diagnose=bytes, clock=lambda: 1)  # type: ignore[arg-type]
+    commands = Commands("d", trust, facts=Facts, logs=(), diagnose=bytes, renew=str, clock=lambda: 1)  # type: ignore[arg-type]
     body = b'{"id":"c","device":"d","more":' + b'{"a":' * 5000
     assert commands.answer(encode_envelope(seal_bytes(body, COMMAND_TYPE, [key]))) is None
 

@@ -22,9 +22,10 @@ from covey_agent import asks
 from covey_agent.bundle import Bundle, BundleError
 from covey_agent.commands import Commands
 from covey_agent.delta import patched
-from covey_agent.enrol import check_ca, check_certificate, make_key_and_request, problem
+from covey_agent.enrol import check_ca, check_certificate, problem
 from covey_agent.errors import AgentError, EnrolmentError
 from covey_agent.facts import read_facts
+from covey_agent.keys import make_key_and_request
 from covey_agent.tuf import trusted as rules
 from covey_agent.tuf.errors import Refused
 from covey_agent.tuf.trusted import Trusted
@@ -131,7 +132,9 @@ def _command(_: Path) -> Made:
     key = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
     trust = Trust(release=(), director=(public_key(key),))
     told = next(one for one in MESSAGES if isinstance(one, Command))
-    commands = Commands("press-7", trust, facts=lambda: FACTS, logs=(), diagnose=lambda: b"{}", clock=lambda: 1)
+    commands = Commands(
+        "press-7", trust, facts=lambda: FACTS, logs=(), diagnose=lambda: b"{}", renew=str, clock=lambda: 1
+    )
 
     def read(data: bytes) -> object:
         reply = commands.answer(encode_envelope(seal_bytes(data, COMMAND_TYPE, [key])))

@@ -17,7 +17,7 @@ from cryptography import x509
 from sqlalchemy import insert
 from sqlalchemy.dialects import sqlite
 
-from covey_agent.enrol import make_key_and_request
+from covey_agent.keys import make_key_and_request
 from covey_client.commands.audit import read_export
 from covey_client.errors import ClientError
 from covey_client.transport import problem
