@@ -176,6 +176,8 @@ MESSAGES: tuple[Message, ...] = (
     messages.MetadataPart(id="q1", part=0, parts=2, data=b"some bytes"),
     messages.Ack(seqs=(1, 2, 3)),
     enrolment.EnrolRequest(secret="s" * 30, csr_pem="-----BEGIN", facts=FACTS, device="press-7"),
+    enrolment.RenewRequest(certificate_pem="-----BEGIN CERTIFICATE-----", csr_pem="-----BEGIN", proof=b"0E"),
+    enrolment.RenewResponse(certificate_pem="-----BEGIN CERTIFICATE-----"),
     enrolment.EnrolResponse(
         device="press-7",
         certificate_pem="-----BEGIN",
