@@ -137,13 +137,13 @@ def world(tmp_path: Path, ca: Authority) -> World:
     return World(tmp_path, ca)
 
 
-def test_it_renews_six_times_in_a_year_and_is_never_without(world: World) -> None:
+def test_it_renews_every_two_months_of_a_year_and_is_never_without(world: World) -> None:
     for _ in range(365):
         world.live(1.0)
         certificate = world.renewal.certificate
         assert certificate is not None
         assert not certificate.has_expired(world.server_ms)
-    assert len(world.asked) == 6
+    assert len(world.asked) in (5, 6)  # each is drawn between 55.5 and 64.5 days
     assert world.files == {"ca.pem", RENEWED}
 
 
