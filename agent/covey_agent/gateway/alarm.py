@@ -7,6 +7,10 @@ from collections.abc import Callable
 from math import inf
 
 
+def _nobody() -> None:
+    """Who is told by an alarm that was stopped."""
+
+
 class Alarm:
     """Calls `ring` when the time that was set last has come. The loop's timer is not touched each time that it is set: one that goes off
     too early is set again, for the time that counts by then."""
@@ -24,7 +28,8 @@ class Alarm:
             self._arm(loop, at)
 
     def stop(self) -> None:
-        """For good."""
+        """For good; whom it would have rung is let go of."""
+        self._ring = _nobody
         self._at = self._timer_at = inf
         if self._timer is not None:
             self._timer.cancel()

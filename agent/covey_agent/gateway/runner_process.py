@@ -355,6 +355,9 @@ class RunnerProcess(asyncio.BufferedProtocol):
         self._asked = False
         self._alarm.stop()
         self._tell(InferFailed(how, detail))
+        # Whoever still knows this runner keeps no memory by it. Little garbage is made here, so that the collector seldom comes.
+        self._received = memoryview(b"")
+        self._replied, self._usual = None, SharedInfer((), ())
 
     def _reap(self, grace_s: float) -> None:
         """Wait for the process without holding anything up; kill it when it has had its time."""
