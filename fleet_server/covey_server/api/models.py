@@ -226,7 +226,7 @@ def _part(use: Services, form: FormData, name: str, actor: Actor, held: contextl
     if upload and file is not None:
         raise Invalid(f"{name} and {name}_upload exclude one another", field=f"{name}_upload")
     if upload:
-        found = use.uploads.whole(upload, actor.name)
+        found = use.uploads.finished(upload, actor.name)
         path = use.uploads.data(upload)
         return _Part(held.enter_context(path.open("rb")), found.said.filename, path, found.said.sha256)
     return _Part(file.file, file.filename or "") if isinstance(file, UploadFile) else None

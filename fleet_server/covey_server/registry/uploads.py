@@ -139,13 +139,15 @@ class Uploads:
         found = self.get(upload, owner)
         if found.offset != offset:
             raise Conflict(f"the upload stands at {found.offset}, not at {offset}", code="offset_mismatch")
+        if found.whole:  # it may be a blob by now, which nobody may open to write
+            raise Conflict("the upload has all of its bytes", code="upload_complete")
         return Writer(self.data(upload), found.said.size, offset, self._lock)
 
     def data(self, upload: str) -> Path:
         """Where its bytes lie."""
         return self.folder / upload / "data"
 
-    def whole(self, upload: str, owner: str) -> Partial:
+    def finished(self, upload: str, owner: str) -> Partial:
         """One of which every byte is here. It stays until it expires, so that a push whose answer was lost may be repeated. Raises
         `NotFound`, `Conflict`."""
         found = self.get(upload, owner)

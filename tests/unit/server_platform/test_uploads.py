@@ -61,6 +61,7 @@ def test_a_file_comes_in_pieces_and_is_pushed(site: Site) -> None:
     sha256 = digest(GRAPH)
     assert pushed.json()["source"]["sha256"] == sha256
     assert site.services.blobs.path(sha256).read_bytes() == GRAPH
+    assert go_on(site, where, len(GRAPH), b"").json()["code"] == "upload_complete"
     # The answer may have been lost: the same again is harmless.
     assert site.push(files={}, source_upload=where.rpartition("/")[2]).status_code == 200
 
@@ -194,7 +195,7 @@ def test_a_connection_that_hangs_and_the_one_that_replaces_it(tmp_path: Path) ->
                 hangs.write(b"ef")
             goes_on.write(b"gh")
     assert uploads.data(upload).read_bytes() == b"abcdefgh"
-    assert uploads.whole(upload, "a").whole
+    assert uploads.finished(upload, "a").whole
 
 
 def test_many_begin_the_same_at_once(tmp_path: Path) -> None:
