@@ -30,6 +30,7 @@ from covey_agent.link import Arrived, Connected, Disconnected, LinkEvent
 from covey_agent.measure import Meter
 from covey_agent.outbox import Outbox
 from covey_agent.renewal import Renewal
+from covey_agent.renewal_relay import RenewalRelay
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.supervisor import Supervisor
@@ -37,6 +38,7 @@ from covey_agent.tap import Tap
 from covey_agent.trusted_clock import TrustedClock
 from covey_agent.tuf.relay import Relay
 from covey_contract.blocks import decode_block
+from covey_contract.enrolment import RenewReply
 from covey_contract.errors import ContractError
 from covey_contract.messages import Ack, Broadcast, Hello, MetadataPart, Status, Telemetry
 from covey_contract.reasons import Reason
@@ -111,6 +113,7 @@ class Control:
         clock: TrustedClock,
         relay: Relay,
         renewal: Renewal,
+        renewal_relay: RenewalRelay,
         tap: Tap,
     ) -> None:
         self._device = device
@@ -134,6 +137,7 @@ class Control:
         self._watch = GatewayWatch(inbox.gateway_gone)
         self._relay = relay
         self._renewal = renewal
+        self._renewal_relay = renewal_relay
         self._connected = False
         self._stopping = False
         self._next_poll = 0.0
@@ -201,6 +205,8 @@ class Control:
                 self._clock.heard(event.payload, self._deployments.directors)
             elif what is Down.METADATA:
                 self._relay.take(decode(MetadataPart, event.payload))
+            elif what is Down.RENEWAL:
+                self._renewal_relay.take(decode(RenewReply, event.payload))
             elif what is Down.COMMAND and (reply := self._commands.answer(event.payload)) is not None:
                 self._link.send(Up.REPLY, reply)
         except ContractError as error:

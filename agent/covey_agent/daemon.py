@@ -45,6 +45,7 @@ from covey_agent.measure import Meter
 from covey_agent.memory import available_mb
 from covey_agent.outbox import LIMIT, Outbox
 from covey_agent.renewal import Renewal
+from covey_agent.renewal_relay import RenewalRelay
 from covey_agent.renewing import Asker
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
@@ -109,11 +110,12 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
         trust = trust_of(identity, vouching)
         serving = Serving(settings, book, store, gateway.client, jobs, clock)
         credentials = Credentials(settings.identity)
+        renewal_relay = RenewalRelay(lambda message: link.send(Up.RENEWAL, message))
         renewal = Renewal(
             identity.device,
             settings.state,
             credentials,
-            Asker(identity.device, identity.server, settings.identity, credentials),
+            Asker(identity.device, identity.server, settings.identity, credentials, renewal_relay.ask),
             clock=lambda: max(clock(), book.state.time_floor_ms),
             draw=random.SystemRandom(),
             try_out=link.renew,
@@ -179,6 +181,7 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
             clock=clock,
             relay=relay,
             renewal=renewal,
+            renewal_relay=renewal_relay,
             tap=Tap(folder / SOCKET),
         )
         for number in (signal.SIGTERM, signal.SIGINT):

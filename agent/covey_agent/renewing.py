@@ -1,8 +1,8 @@
-"""Asking the server for the next certificate: one try, over HTTPS.
+"""Asking the server for the next certificate: one try, over HTTPS; where the server does not answer there, over the device's MQTT session.
 
 By EST (`simplereenroll`) with the device's certificate in the handshake. Where that is not seen (plain HTTP on loopback, a proxy that ends
-TLS) or not taken any more (it has expired), by a request that its key has signed. An expired one is followed only when an operator
-has approved; a revoked one never. Nothing that the server says is believed before `check` has passed.
+TLS) or not taken any more (it has expired), by a request that its key has signed; so over MQTT. An expired one is followed only when an
+operator has approved; a revoked one never. Nothing that the server says is believed before `check` has passed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import base64
 import binascii
 import http.client
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from covey_agent import tpm2
@@ -22,7 +23,7 @@ from covey_agent.enrol import check_server, exchange, problem, trusting
 from covey_agent.errors import EnrolmentError
 from covey_agent.identity import CA
 from covey_agent.keys import make_key_and_request, same_key, sign
-from covey_contract.enrolment import RenewRequest, RenewResponse, renewal_statement
+from covey_contract.enrolment import RenewReply, RenewRequest, RenewResponse, renewal_statement
 from covey_contract.errors import ContractError
 from covey_contract.wire import decode, encode
 
@@ -67,18 +68,27 @@ class Failed:
 Outcome = Granted | Undecided | Refused | Failed
 
 
+class _Answer(NamedTuple):
+    """`words` tell people what it is, if it is no certificate (200)."""
+
+    status: int
+    certificate_pem: bytes
+    words: str
+
+
 class _NotSeen(Exception):
     """The server does not see, or does not take, the certificate in the handshake."""
 
 
 @dataclass(frozen=True)
 class Asker:
-    """`folder` is the identity's."""
+    """`folder` is the identity's. `by_broker` asks over MQTT, and raises `EnrolmentError` if no answer comes; None: there is no such way."""
 
     device: str
     server: str
     folder: Path
     credentials: Credentials
+    by_broker: Callable[[RenewRequest], RenewReply] | None = None
 
     def ask(self, now_ms: int, *, expired: bool) -> Outcome:
         """One try; never raises for what server, network or disk do."""
@@ -88,20 +98,37 @@ class Asker:
             key_pem, csr_pem = make_key_and_request(kept, self.device, in_tpm=pair.in_tpm)
             if key_pem != kept:
                 self.credentials.ask_with(key_pem)
-            status, answer = self._exchange(pair, csr_pem, expired=expired)
-            if status == 202:
-                return Undecided(problem(status, answer))
-            if status == 403:
-                return Refused(problem(status, answer))
-            if status != 200:
-                return Failed(f"the server refuses: {problem(status, answer)}")
-            certificate_pem = _read(answer)
-            check(certificate_pem, key_pem, (self.folder / CA).read_bytes(), self.device, now_ms)
+            answer = self._answer(pair, csr_pem, expired=expired)
+            if answer.status == 202:
+                return Undecided(answer.words)
+            if answer.status == 403:
+                return Refused(answer.words)
+            if answer.status != 200:
+                return Failed(f"the server refuses: {answer.words}")
+            check(answer.certificate_pem, key_pem, (self.folder / CA).read_bytes(), self.device, now_ms)
         except (EnrolmentError, tpm2.TpmError) as error:
             return Failed(str(error))
         except (OSError, ValueError) as error:
             return Failed(f"the identity in {self.folder} cannot be used: {error}")
-        return Granted(key_pem, certificate_pem)
+        return Granted(key_pem, answer.certificate_pem)
+
+    def _answer(self, pair: Pair, csr_pem: str, *, expired: bool) -> _Answer:
+        """By one way after the other, each of which ends before the next begins. Raises `EnrolmentError`."""
+        try:
+            status, answer = self._exchange(pair, csr_pem, expired=expired)
+            if not _is_nobodys(status):
+                return _Answer(status, _read(answer) if status == 200 else b"", problem(status, answer))
+            trouble = f"the server refuses: {problem(status, answer)}"
+        except EnrolmentError as error:
+            trouble = str(error)
+        if self.by_broker is None:
+            raise EnrolmentError(trouble)
+        try:
+            reply = self.by_broker(_signed(pair, csr_pem))
+        except EnrolmentError as error:
+            raise EnrolmentError(f"{trouble}; {error}") from error
+        words = " ".join(reply.detail[:300].split())
+        return _Answer(reply.status, reply.certificate_pem.encode(), f"{words} ({reply.status})")
 
     def _exchange(self, pair: Pair, csr_pem: str, *, expired: bool) -> tuple[int, bytes]:
         address = check_server(
@@ -136,6 +163,11 @@ class Asker:
         if self.credentials.in_use.in_tpm:
             tpm2.prepare()
         return trusting((self.folder / CA).read_text(encoding="ascii"))
+
+
+def _is_nobodys(status: int) -> bool:
+    """Whether it is what a proxy or another server says at our server's address, or ours while it cannot answer."""
+    return status in {404, 405, 407} or status >= 500
 
 
 def _may_be_ours(cause: BaseException | None) -> bool:

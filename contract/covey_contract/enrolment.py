@@ -68,7 +68,7 @@ class EnrolResponse(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RenewRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
-    """Body of `POST /api/v1/renew`: a certificate on a new key, for who shows that it has the key of the one before.
+    """Body of `POST /api/v1/renew`, and said over MQTT: a certificate on a new key, for who shows that it has the key of the one before.
 
     `certificate_pem` may have expired: then an operator decides. The request's common name is the device's id. Repeating a request is
     harmless: what comes of it is of use to the holder of the new key alone.
@@ -76,6 +76,7 @@ class RenewRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
 
     MAX_BYTES = 64 * 1024
 
+    id: ShortText = ""  # over MQTT: what its answer is known by
     certificate_pem: Pem
     csr_pem: Pem
     proof: Annotated[
@@ -89,6 +90,18 @@ class RenewResponse(Message, frozen=True, kw_only=True, omit_defaults=True):
     MAX_BYTES = 64 * 1024
 
     certificate_pem: Pem
+
+
+class RenewReply(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to a `RenewRequest` that came over MQTT. `status` is what HTTP's would be: 200 with the certificate, else with `detail`, one line
+    for people. Not signed: the certificate is, and it alone is believed; a false refusal costs the device a pause."""
+
+    MAX_BYTES = 64 * 1024
+
+    id: ShortText
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)]
+    certificate_pem: Pem = ""
+    detail: Annotated[str, msgspec.Meta(max_length=2000)] = ""
 
 
 def renewal_statement(certificate_pem: str, csr_pem: str) -> bytes:

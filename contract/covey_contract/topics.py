@@ -32,6 +32,7 @@ class Up(StrEnum):
     REPLY = "reply"
     TIME = "timereq"
     METADATA = "metareq"
+    RENEWAL = "renewreq"
 
 
 class Down(StrEnum):
@@ -44,6 +45,7 @@ class Down(StrEnum):
     BROADCAST = "cast"
     TIME = "time"
     METADATA = "meta"
+    RENEWAL = "renew"
 
 
 UP_FILTER = f"{ROOT}/+/up/+"

@@ -158,7 +158,9 @@ class Settings:
         "File of factories' CA certificates (PEM): devices that show one of theirs enrol without a token, each under its common name.",
     )
     command_wait_s: float = _set(10.0, "How long a command to a device may wait for its reply.")
-    enrol_per_minute: int = _set(120, "Enrolments that are tried a minute, from one address.")
+    enrol_per_minute: int = _set(
+        120, "Enrolments and renewals that are tried a minute, from one address; over MQTT, by one device."
+    )
     telemetry_keep_days: int = _set(14, "How long telemetry is kept.")
     reports_keep_days: int = _set(180, "How long the reports of deployments are kept.")
 

@@ -106,12 +106,14 @@ _MESSAGES = {
     Up.REPLY: "`Reply` to a command",
     Up.TIME: "`TimeRequest`, on every connect",
     Up.METADATA: "`MetadataRequest`, where the repository cannot be reached otherwise",
+    Up.RENEWAL: "`RenewRequest`, where the server cannot be reached otherwise",
     Down.ASSIGNMENT: "`Order`: the director's assignment and the release key's manifest",
     Down.COMMAND: "a `Command` in its envelope",
     Down.BLOCK: "one block of a build, binary",
     Down.ACK: "`Ack`: the records that are stored",
     Down.TIME: "a `TimeReply` in its envelope",
     Down.METADATA: "`MetadataPart`, a part of the answer to a `MetadataRequest`",
+    Down.RENEWAL: "`RenewReply`, the answer to a `RenewRequest`",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from covey_contract import topics
+from covey_contract.enrolment import RenewRequest
 from covey_contract.messages import (
     BlockRequest,
     Hello,
@@ -17,7 +18,7 @@ from covey_contract.messages import (
 )
 from covey_contract.wire import decode
 
-UpMessage = Hello | Report | Telemetry | Status | Reply | BlockRequest | TimeRequest | MetadataRequest
+UpMessage = Hello | Report | Telemetry | Status | Reply | BlockRequest | TimeRequest | MetadataRequest | RenewRequest
 
 _KINDS: dict[topics.Up, type[UpMessage]] = {
     topics.Up.HELLO: Hello,
@@ -28,6 +29,7 @@ _KINDS: dict[topics.Up, type[UpMessage]] = {
     topics.Up.REPLY: Reply,
     topics.Up.TIME: TimeRequest,
     topics.Up.METADATA: MetadataRequest,
+    topics.Up.RENEWAL: RenewRequest,
 }
 
 

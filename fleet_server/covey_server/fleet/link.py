@@ -21,6 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from covey_contract import topics
 from covey_contract.enrolment import Broker as BrokerAddress
+from covey_contract.enrolment import RenewRequest
 from covey_contract.errors import ContractError
 from covey_contract.messages import BlockRequest, MetadataRequest, TimeRequest
 from covey_server.clock import Clock
@@ -54,6 +55,7 @@ class FleetLink:
         block_requests: queue.Queue[Incoming],
         on_up: Callable[[], None],
         questions: queue.Queue[Incoming] | None = None,
+        renewals: queue.Queue[Incoming] | None = None,
     ) -> None:
         self._address = address
         self._ca = ca
@@ -63,6 +65,7 @@ class FleetLink:
         self._block_requests = block_requests
         self._on_up = on_up
         self._questions: queue.Queue[Incoming] = queue.Queue(1) if questions is None else questions
+        self._renewals: queue.Queue[Incoming] = queue.Queue(1) if renewals is None else renewals
         self._listener = self._session(SERVER_USER, listener)
         self._listener.on_connect = self._listening
         self._listener.on_subscribe = self._on_subscribed
@@ -171,6 +174,8 @@ class FleetLink:
                 self._block_requests.put_nowait(incoming)  # devices ask again
             elif isinstance(incoming.message, (TimeRequest, MetadataRequest)):
                 self._questions.put_nowait(incoming)  # likewise
+            elif isinstance(incoming.message, RenewRequest):
+                self._renewals.put_nowait(incoming)  # likewise
             else:
                 self._messages.put(incoming, timeout=_FULL_QUEUE_PATIENCE_S)
         except queue.Full:

@@ -63,12 +63,21 @@ def renew(
 
 
 def come_back(
-    session: Session, ca: FleetCA, request: RenewRequest, origin: str, now_ms: int, days: float
+    session: Session,
+    ca: FleetCA,
+    request: RenewRequest,
+    origin: str,
+    now_ms: int,
+    days: float,
+    speaker: str | None = None,
 ) -> Renewed | Waits:
-    """As `renew`, for who has signed the request with the key of a certificate. While that is good nobody is asked. Raises `Forbidden`
-    also where an operator has refused this key, and `TooMany` where too many wait for the device."""
+    """As `renew`, for who has signed the request with the key of a certificate. While that is good nobody is asked. `speaker`: the device that
+    says it, where that is known, and who alone may. Raises `Forbidden` also where an operator has refused this key, and `TooMany`
+    where too many wait for the device."""
     held = _shown(request)
     device, row = _holder(session, ca, held)
+    if speaker not in {None, device.id}:
+        raise Forbidden(f"the certificate is not of {speaker}", code="wrong_device")
     try:
         key = key_of(request_key(request.csr_pem))
     except CertificateRequestError as error:

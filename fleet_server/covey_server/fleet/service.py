@@ -49,6 +49,7 @@ from covey_server.fleet.precedence import Precedence
 from covey_server.fleet.questions import Questions
 from covey_server.fleet.reconcile import Reconciler
 from covey_server.fleet.renewal import Renewed, Waits
+from covey_server.fleet.renewal_desk import RenewalDesk
 from covey_server.fleet.retention import prune
 from covey_server.fleet.tickets import Tickets
 from covey_server.fleet.traffic import Traffic
@@ -63,6 +64,7 @@ log = logging.getLogger(__name__)
 _MESSAGES = 20_000
 _BLOCK_REQUESTS = 4_000
 _QUESTIONS = 20_000
+_RENEWALS = 1_000
 _LINK_S = 15.0
 _CRL_EVERY_MS = 12 * 3600 * 1000
 _PRUNE_EVERY_MS = 60_000
@@ -119,6 +121,7 @@ class FleetService:
         self._messages: queue.Queue[Incoming] = queue.Queue(_MESSAGES)
         self._block_requests: queue.Queue[Incoming] = queue.Queue(_BLOCK_REQUESTS)
         self._asked: queue.Queue[Incoming] = queue.Queue(_QUESTIONS)
+        self._renewals: queue.Queue[Incoming] = queue.Queue(_RENEWALS)
         self._broker: Broker | None = None
         self._link: FleetLink | None = None
         self._gate = Gate(settings.enrol_per_minute)
@@ -156,6 +159,9 @@ class FleetService:
         )
         answers = None if releases is None else Answers(releases)
         self._questions = Questions(self._asked, keys, answers, clock, self.counters, self._send)
+        self._renewal_desk = RenewalDesk(
+            self._renewals, self.come_back, self.counters, self._send, per_minute=settings.enrol_per_minute
+        )
         limits = DeliveryLimits(
             settings.block_device_bytes_per_s, settings.block_total_bytes_per_s, settings.block_outstanding
         )
@@ -190,9 +196,11 @@ class FleetService:
             self._block_requests,
             self._reconciler.wake,
             self._asked,
+            self._renewals,
         )
         self._ingest.start()
         self._questions.start()
+        self._renewal_desk.start()
         if self.settings.deltas:
             self.deltas.start()
         self._delivery.start()
@@ -207,6 +215,7 @@ class FleetService:
             self._link.stop()
         self._reconciler.stop()
         self._delivery.stop()
+        self._renewal_desk.stop()
         self._questions.stop()
         self.deltas.stop()
         self._ingest.stop()
@@ -310,12 +319,12 @@ class FleetService:
             self._note_renewal(session, renewed, origin, now)
         return renewed.certificate.pem
 
-    def come_back(self, request: RenewRequest, origin: str) -> Renewed | Waits:
+    def come_back(self, request: RenewRequest, origin: str, speaker: str | None = None) -> Renewed | Waits:
         """A new certificate for whoever has signed with the key of an old one, or that an operator is to be asked. Raises as
         `renewal.come_back` does."""
-        now = self._clock()
+        now, days = self._clock(), self.settings.certificate_days
         with self._database.session() as session:
-            came = renewal.come_back(session, self.ca, request, origin, now, self.settings.certificate_days)
+            came = renewal.come_back(session, self.ca, request, origin, now, days, speaker)
             if isinstance(came, Renewed):
                 self._note_renewal(session, came, origin, now)
         if isinstance(came, Renewed) or came.new:

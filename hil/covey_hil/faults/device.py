@@ -20,6 +20,7 @@ from covey_agent.errors import AgentError
 from covey_agent.gateway.control_api import Load, Loaded, Request
 from covey_agent.installing import Installer
 from covey_agent.manual import Manual
+from covey_contract.enrolment import RenewRequest
 from covey_contract.messages import Hello, Report, Telemetry
 from covey_contract.reasons import Reason
 from covey_contract.topics import Up
@@ -111,8 +112,11 @@ class Device(World):
         except OSError as error:
             raise AgentError(f"{renewing.FOLDER} cannot be read: {error}") from error
         if there:
-            self.keeper = renewing.Keeper(self.settings, self.clock)
+            self.keeper = renewing.Keeper(self.settings, self.clock, self._asked)
             self.keeper.renewal.start(self.now)
+
+    def _asked(self, request: RenewRequest) -> None:
+        self.journal.tell(Sent(Up.RENEWAL, 0, "", msgspec.Raw(encode(request))))
 
     @property
     def record(self) -> ModelRecord:

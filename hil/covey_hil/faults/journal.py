@@ -38,7 +38,7 @@ class Added(msgspec.Struct, frozen=True, tag=True):
 
 
 class Sent(msgspec.Struct, frozen=True, tag=True):
-    """The server has a record, or a hello (`seq` 0)."""
+    """The server has a record; or a hello or a renewal's request (`seq` 0)."""
 
     kind: Up
     seq: int

@@ -128,7 +128,7 @@ def _counted(entries: Iterable[Entry]) -> Iterator[str]:
             kinds[entry.key] = entry.kind
         elif isinstance(entry, Added):
             added[entry.key] += 1
-        elif isinstance(entry, Sent) and entry.kind is not Up.HELLO:
+        elif isinstance(entry, Sent) and entry.kind in (Up.REPORT, Up.TELEMETRY):
             body = bytes(entry.body)
             if entry.seq not in bodies:
                 sent[entry.key] += 1

@@ -138,6 +138,11 @@ def _enrolled(device: Device) -> None:
     renewing.enrol(device.folder, device.clock())
 
 
+def _enrolled_out_of_reach(device: Device) -> None:
+    install(device, ONE)
+    renewing.enrol(device.folder, device.clock(), renewing.OUT_OF_REACH)
+
+
 def _want_a_certificate(device: Device) -> None:
     if device.keeper is not None and not renewing.is_renewed(device.folder):
         device.keeper.renewal.ask_now()
@@ -260,6 +265,17 @@ OPERATIONS: tuple[Operation, ...] = (
         "renew",
         "a new certificate for the device",
         before=_enrolled,
+        want=_want_a_certificate,
+        done=lambda device: renewing.is_renewed(device.folder) and device.drained,
+        active=frozenset({ONE.digest}),
+        end=ONE,
+        holds=lambda device: renewing.whole(device.folder),
+        ends=lambda device: (*renewing.whole(device.folder), *renewing.tidy(device.folder)),
+    ),
+    Operation(
+        "renew, by the broker",
+        "a new certificate for a device that does not reach the server's HTTPS port",
+        before=_enrolled_out_of_reach,
         want=_want_a_certificate,
         done=lambda device: renewing.is_renewed(device.folder) and device.drained,
         active=frozenset({ONE.digest}),

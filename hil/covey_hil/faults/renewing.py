@@ -10,17 +10,21 @@ from random import Random
 
 from covey_agent.credentials import NEXT, RENEWED, Credentials
 from covey_agent.errors import EnrolmentError
-from covey_agent.identity import CA, ENROLMENT, save_identity
+from covey_agent.identity import CA, ENROLMENT, load_identity, save_identity
 from covey_agent.keys import make_key_and_request
 from covey_agent.renewal import Renewal
+from covey_agent.renewal_relay import RenewalRelay
 from covey_agent.renewing import Asker, Failed, Granted, Outcome, check
 from covey_agent.settings import Settings
-from covey_contract.enrolment import Broker, EnrolResponse
+from covey_contract.enrolment import Broker, EnrolResponse, RenewReply, RenewRequest
 from covey_hil.testing.agent_world import DEVICE, TRUST
 from covey_server.fleet.ca import FleetCA
 
 FOLDER = "identity"
 _LIFE_DAYS = 90
+_PLAYED = "https://fleet.example"
+# Nothing listens there: who is of this server reaches nothing but the broker.
+OUT_OF_REACH = "https://127.0.0.1:1"
 
 
 def _authority() -> FleetCA:
@@ -32,7 +36,7 @@ def _authority() -> FleetCA:
 AUTHORITY = _authority()
 
 
-def enrol(state: Path, now_ms: int) -> None:
+def enrol(state: Path, now_ms: int, server: str = _PLAYED) -> None:
     key, request = make_key_and_request(None, DEVICE)
     response = EnrolResponse(
         device=DEVICE,
@@ -41,7 +45,7 @@ def enrol(state: Path, now_ms: int) -> None:
         broker=Broker(host="broker.example", port=8883),
         trust=TRUST,
     )
-    save_identity(state / FOLDER, "https://fleet.example", key, response, None)
+    save_identity(state / FOLDER, server, key, response, None)
 
 
 class _Asker(Asker):
@@ -63,18 +67,36 @@ class _Asker(Asker):
         return Granted(key_pem, certificate)
 
 
-class Keeper:
-    """The renewal of one run of the agent, and its link."""
+def _by_broker(clock: Callable[[], int], tell: Callable[[RenewRequest], None]) -> RenewalRelay:
+    """A server that answers each request twice, after another one's answer has come."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], int]) -> None:
+    def send(request: RenewRequest) -> bool:
+        tell(request)
+        certificate = AUTHORITY.sign_device_csr(request.csr_pem, DEVICE, clock(), _LIFE_DAYS).pem
+        relay.take(RenewReply(id="another", status=403, detail="not for this one"))
+        for _ in range(2):
+            relay.take(RenewReply(id=request.id, status=200, certificate_pem=certificate))
+        return True
+
+    relay = RenewalRelay(send, wait_s=0.0)
+    return relay
+
+
+class Keeper:
+    """The renewal of one run of the agent, and its link. `tell` hears what the server hears. Raises `AgentError` where the identity cannot be
+    read."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], int], tell: Callable[[RenewRequest], None]) -> None:
         folder = settings.state / FOLDER
+        server = load_identity(folder).server
         self._credentials = Credentials(folder)
+        asker = _Asker if server == _PLAYED else Asker
         self._up = False
         self.renewal = Renewal(
             DEVICE,
             settings.state,
             self._credentials,
-            _Asker(DEVICE, "https://fleet.example", folder, self._credentials),
+            asker(DEVICE, server, folder, self._credentials, _by_broker(clock, tell).ask),
             clock=clock,
             draw=Random(7),  # noqa: S311  # how long a pause is
             try_out=self._disconnect,

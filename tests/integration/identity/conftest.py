@@ -101,10 +101,10 @@ class Place:
 
     # --- the device -------------------------------------------------------------------------------------------------
 
-    def enrol(self, *words: str) -> None:
+    def enrol(self, *words: str, server: str | None = None) -> None:
         with self.client as client:
             token = client.create_claim_token(device=DEVICE)["token"]
-        done = self.command("enroll", "--server", self.told["url"], "--token", token, *words)
+        done = self.command("enroll", "--server", server or self.told["url"], "--token", token, *words)
         assert done.returncode == 0, done.stderr
 
     def start_agent(self, *words: str) -> None:

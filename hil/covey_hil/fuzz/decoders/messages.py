@@ -176,8 +176,9 @@ MESSAGES: tuple[Message, ...] = (
     messages.MetadataPart(id="q1", part=0, parts=2, data=b"some bytes"),
     messages.Ack(seqs=(1, 2, 3)),
     enrolment.EnrolRequest(secret="s" * 30, csr_pem="-----BEGIN", facts=FACTS, device="press-7"),
-    enrolment.RenewRequest(certificate_pem="-----BEGIN CERTIFICATE-----", csr_pem="-----BEGIN", proof=b"0E"),
+    enrolment.RenewRequest(certificate_pem="-----BEGIN CERTIFICATE-----", csr_pem="-----BEGIN", proof=b"0E", id="r1"),
     enrolment.RenewResponse(certificate_pem="-----BEGIN CERTIFICATE-----"),
+    enrolment.RenewReply(id="r1", status=200, certificate_pem="-----BEGIN CERTIFICATE-----", detail="words"),
     enrolment.EnrolResponse(
         device="press-7",
         certificate_pem="-----BEGIN",
@@ -218,6 +219,16 @@ MESSAGES: tuple[Message, ...] = (
 )
 # What arrives at the server and on a device, by topic; the rest is between server and builders or is signed.
 FROM_DEVICES = frozenset(
-    {"Hello", "Status", "Report", "Telemetry", "BlockRequest", "TimeRequest", "MetadataRequest", "Reply"}
+    {
+        "Hello",
+        "Status",
+        "Report",
+        "Telemetry",
+        "BlockRequest",
+        "TimeRequest",
+        "MetadataRequest",
+        "RenewRequest",
+        "Reply",
+    }
 )
 FROM_BUILDERS = frozenset({"BuildReport", "LeaseRequest", "Manifest"})

@@ -56,6 +56,7 @@ _TOPICS = {
     "BlockRequest": "blkreq",
     "TimeRequest": "timereq",
     "MetadataRequest": "metareq",
+    "RenewRequest": "renewreq",
 }
 _NOW = 1_800_000_000_000
 _CAMPAIGN = b"""\
