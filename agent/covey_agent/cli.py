@@ -72,9 +72,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--ca", type=Path, metavar="FILE", help="with --bootstrap: the fleet's CA (PEM)")
     sub.add_argument(
         "--key",
-        choices=["file", "tpm2"],
         default="file",
-        help="where the device's keys are, this one and those after it (%(default)s)",
+        metavar="PLACE",
+        help="where the device's keys are, this one and those after it: file, tpm2, or "
+        "pkcs11:token=LABEL?module-path=/LIBRARY.so&pin-source=/FILE (%(default)s)",
     )
     sub.add_argument("--device", metavar="ID", help="the id that this device would like")
     sub.add_argument("--facts", type=Path, metavar="FILE", help="be a simulated device with these facts")
@@ -197,8 +198,10 @@ def enroll(options: argparse.Namespace) -> int:
     from covey_agent import daemon, durable
     from covey_agent.enrol import Factory, enrol
     from covey_agent.facts import measure_facts, read_facts
+    from covey_agent.keys import check_where
 
     state: Path = options.state
+    place = check_where(options.key)
     if (state / "identity").exists() and not options.force:
         raise UsageError(f"{state} is enrolled already (--force replaces the identity)")
     facts_file: bytes | None = None
@@ -228,7 +231,7 @@ def enroll(options: argparse.Namespace) -> int:
             facts_file=facts_file,
             device=options.device,
             allow_http=options.allow_http,
-            in_tpm=options.key == "tpm2",
+            place=place,
         )
     print(
         f"enrolled as {identity.device}{' (simulated)' if facts.simulated else ''}; broker {identity.broker.host}:{identity.broker.port}"

@@ -16,8 +16,9 @@ import ssl
 from pathlib import Path
 from typing import NamedTuple
 
-from covey_agent import durable, tpm2
+from covey_agent import durable, keys
 from covey_agent.core.renewal import Certificate
+from covey_agent.errors import AgentError
 from covey_agent.identity import CERTIFICATE, KEY
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,20 @@ class Pair(NamedTuple):
     key: Path
 
     @property
-    def in_tpm(self) -> bool:
-        """Whether a TPM has to help with the key: `tpm2.prepare` comes before the context then. Raises `OSError`."""
-        return tpm2.wraps(self.key.read_bytes())
+    def place(self) -> str:
+        """Where the key is (`keys.where`). Raises `OSError`, `ValueError` and `AgentError`."""
+        return keys.where(self.key.read_bytes())
+
+    def prepare(self) -> None:
+        """Before the context is made: a TPM or a token may have to help with the key. Raises as `place` does."""
+        keys.prepare(self.key.read_bytes())
 
     def load_into(self, context: ssl.SSLContext) -> None:
         """Handshakes that begin from now on show it. Raises `OSError`, of which `ssl.SSLError` is one."""
+        try:
+            self.prepare()
+        except (AgentError, ValueError) as error:
+            raise OSError(str(error)) from error
         context.load_cert_chain(self.certificate, self.key)
 
     def read(self) -> Certificate:
@@ -118,15 +127,29 @@ class Credentials:
         """The pair in use stays; the one on trial is forgotten. Raises `OSError`."""
         (self._folder / NEXT).unlink(missing_ok=True)
         durable.sync_folder(self._folder)
+        self._sweep_token()
 
     def tidy(self) -> None:
-        """Remove what a kill has left, and what counts no longer. Never raises."""
+        """Remove what a kill has left, and what counts no longer; of keys in a token too. Never raises."""
         with contextlib.suppress(OSError):
             durable.sweep(self._folder)
             if (self._folder / RENEWED).exists():
                 self._remove(KEY, CERTIFICATE)
             if (self._folder / NEXT).exists():
                 self._remove(ASKING)
+        self._sweep_token()
+
+    def _sweep_token(self) -> None:
+        """A key goes from its token when no file stands for it any more, and none would after a power cut. What cannot be read now keeps them all."""
+        try:
+            in_use = self.in_use.key.read_bytes()
+            if keys.where(in_use) in (keys.FILE, keys.TPM):
+                return
+            durable.sync_folder(self._folder)
+            others = (self._folder / name for name in (KEY, ASKING, NEXT, RENEWED))
+            keys.sweep(in_use, [path.read_bytes() for path in others if path.exists()])
+        except (OSError, ValueError, AgentError) as error:
+            log.warning("the token's old keys stay for now: %s", error)
 
     def _remove(self, *names: str) -> None:
         for name in names:

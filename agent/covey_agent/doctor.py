@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
+from covey_agent import keys
 from covey_agent.core.state import AgentState
 from covey_agent.credentials import Credentials
 from covey_agent.errors import AgentError, GatewayError, StepError
@@ -62,15 +63,16 @@ class _Bad(Exception):
 def _checked(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, True, check())
-    except (_Bad, OSError, ValueError) as error:
+    except (_Bad, AgentError, OSError, ValueError) as error:
         return Check(name, False, str(error).replace("\n", " "))
 
 
 def _key(folder: Path) -> str:
-    mode = Credentials(folder).in_use.key.stat().st_mode & 0o777
+    key = Credentials(folder).in_use.key
+    mode = key.stat().st_mode & 0o777
     if mode & 0o077:
         raise _Bad(f"the private key can be read by others (mode {mode:o})")
-    return "private, readable by this user alone"
+    return keys.look(key.read_bytes())
 
 
 def _certificate(state: Path) -> str:

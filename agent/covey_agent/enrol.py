@@ -10,13 +10,15 @@ import hashlib
 import http.client
 import ipaddress
 import json
+import logging
 import ssl
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from covey_agent import durable
-from covey_agent.errors import EnrolmentError, UsageError
+from covey_agent import durable, keys
+from covey_agent.credentials import Credentials
+from covey_agent.errors import AgentError, EnrolmentError, UsageError
 from covey_agent.identity import Identity, save_identity
 from covey_agent.keys import make_key_and_request, same_key
 from covey_contract.enrolment import ClaimToken, EnrolRequest, EnrolResponse, parse_claim_token
@@ -24,6 +26,8 @@ from covey_contract.errors import ContractError
 from covey_contract.facts import Facts
 from covey_contract.topics import check_device_id
 from covey_contract.wire import decode, encode
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 20.0
 _MAX_ANSWER = 128 * 1024
@@ -61,9 +65,9 @@ def enrol(
     facts_file: bytes | None,
     device: str | None,
     allow_http: bool = False,
-    in_tpm: bool = False,
+    place: str = keys.FILE,
 ) -> Identity:
-    """By a claim token, or what a factory has put into the device. Raises `EnrolmentError` or `UsageError`, each with one line for people."""
+    """By a claim token, or what a factory has put into the device; its keys shall be in `place` (`keys.check_where`). Raises `EnrolmentError` or `UsageError`, each with one line for people."""
     factory = token if isinstance(token, Factory) else None
     try:
         claim = token.claim() if isinstance(token, Factory) else parse_claim_token(token)
@@ -75,14 +79,19 @@ def enrol(
     if factory is not None and address.scheme != "https":
         raise UsageError("a factory's certificate can be shown over https alone")
     durable.make_folder(state, mode=0o700)
-    key_pem, csr_pem = make_key_and_request(_kept_key(state), device or "device", in_tpm=in_tpm)
+    kept = _kept_key(state)
+    key_pem, csr_pem = make_key_and_request(kept, device or "device", place)
     try:
         durable.write(state / "enrolment-key.pem", key_pem, mode=0o600)
+        if kept != key_pem:
+            _remove_from_token(kept)
         request = EnrolRequest(secret=claim.secret, csr_pem=csr_pem, facts=facts, device=device)
         response = ask(address, claim, encode(request), factory)
         check_certificate(response, key_pem)
+        former = _key_in_use(state)
         identity = save_identity(state / "identity", server, key_pem, response, facts_file)
         (state / "enrolment-key.pem").unlink(missing_ok=True)
+        _remove_from_token(former)
     except OSError as error:
         raise EnrolmentError(f"the identity cannot be stored in {state}: {error.strerror or error}") from error
     return identity
@@ -118,6 +127,23 @@ def _kept_key(state: Path) -> bytes | None:
         return (state / "enrolment-key.pem").read_bytes()
     except OSError:
         return None
+
+
+def _key_in_use(state: Path) -> bytes | None:
+    """Of the identity that is about to be replaced."""
+    try:
+        return Credentials(state / "identity").in_use.key.read_bytes()
+    except OSError:
+        return None
+
+
+def _remove_from_token(former: bytes | None) -> None:
+    """Where the keys before were in one. This device has its identity either way."""
+    try:
+        if former is not None:
+            keys.sweep(former, ())
+    except (AgentError, ValueError) as error:
+        log.warning("the keys before stay in their token: %s", error)
 
 
 def check_certificate(response: EnrolResponse, key_pem: bytes) -> None:

@@ -21,7 +21,6 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from covey_agent import tpm2
 from covey_agent.credentials import Credentials
 from covey_agent.identity import CA
 from covey_contract.enrolment import Broker
@@ -246,8 +245,7 @@ class Link:
 def tls_context(identity: Path) -> ssl.SSLContext:
     """Mutual TLS: the fleet's CA alone is trusted, the broker's name is checked."""
     pair = Credentials(identity).in_use
-    if pair.in_tpm:
-        tpm2.prepare()
+    pair.prepare()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(identity / CA)

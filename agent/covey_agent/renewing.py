@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from covey_agent import tpm2
 from covey_agent.credentials import Credentials, Pair, read_certificate
 from covey_agent.enrol import check_server, exchange, problem, trusting
-from covey_agent.errors import EnrolmentError
+from covey_agent.errors import AgentError, EnrolmentError
 from covey_agent.identity import CA
 from covey_agent.keys import make_key_and_request, same_key, sign
 from covey_contract.enrolment import RenewReply, RenewRequest, RenewResponse, renewal_statement
@@ -95,7 +94,7 @@ class Asker:
         try:
             pair = self.credentials.in_use
             kept = self.credentials.key_to_ask_with()
-            key_pem, csr_pem = make_key_and_request(kept, self.device, in_tpm=pair.in_tpm)
+            key_pem, csr_pem = make_key_and_request(kept, self.device, pair.place)
             if key_pem != kept:
                 self.credentials.ask_with(key_pem)
             answer = self._answer(pair, csr_pem, expired=expired)
@@ -106,7 +105,7 @@ class Asker:
             if answer.status != 200:
                 return Failed(f"the server refuses: {answer.words}")
             check(answer.certificate_pem, key_pem, (self.folder / CA).read_bytes(), self.device, now_ms)
-        except (EnrolmentError, tpm2.TpmError) as error:
+        except AgentError as error:
             return Failed(str(error))
         except (OSError, ValueError) as error:
             return Failed(f"the identity in {self.folder} cannot be used: {error}")
@@ -160,8 +159,7 @@ class Asker:
         return status, _certificates(answer)
 
     def _context(self) -> ssl.SSLContext:
-        if self.credentials.in_use.in_tpm:
-            tpm2.prepare()
+        self.credentials.in_use.prepare()
         return trusting((self.folder / CA).read_text(encoding="ascii"))
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from covey_hil.fuzz.decoder import Decoder
-from covey_hil.fuzz.decoders import contract, device, gateway, models, server
+from covey_hil.fuzz.decoders import contract, device, gateway, identity, models, server
 
 DECODERS: dict[str, Decoder] = {
     one.name: one
-    for one in (*contract.DECODERS, *device.DECODERS, *gateway.DECODERS, *server.DECODERS, *models.DECODERS)
+    for one in (
+        *(*contract.DECODERS, *device.DECODERS, *identity.DECODERS),
+        *(*gateway.DECODERS, *server.DECODERS, *models.DECODERS),
+    )
 }
