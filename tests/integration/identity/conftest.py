@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
+from covey_agent.pkcs11.address import Address
 from covey_client.api import Client
 from covey_hil.processes import Child
+from covey_hil.testing import softhsm
 
 BIN = Path(sys.executable).parent
 DEVICE = "press-7"
@@ -169,6 +175,40 @@ class Place:
         self.stop_server()
 
 
+@contextmanager
+def door(port: int) -> Iterator[int]:
+    """Another port of this machine that leads to the server's; nobody comes through once it is shut."""
+    stopping = threading.Event()
+
+    def carry(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def serve(listener: socket.socket) -> None:
+        while not stopping.is_set():
+            try:
+                outer, _ = listener.accept()
+            except TimeoutError:
+                continue
+            with outer, socket.create_connection(("127.0.0.1", port), timeout=20) as inner:
+                back = threading.Thread(target=carry, args=(inner, outer))
+                back.start()
+                carry(outer, inner)
+                back.join()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.05)
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            stopping.set()
+            thread.join()
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Place]]:
     """Makes a place whose server runs and whose device has enrolled; `life_s`: of its certificates."""
@@ -187,3 +227,29 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Place]]:
     finally:
         for place in made:
             place.end()
+
+
+@pytest.fixture
+def behind(make: Callable[..., Place]) -> Callable[..., Place]:
+    """As `make`; the device has enrolled at an address where nothing answers any more."""
+
+    def one(life_s: float, *words: str) -> Place:
+        place = make(life_s, enrol=False)
+        with door(urlsplit(place.told["url"]).port or 0) as port:
+            place.enrol(*words, server=f"https://127.0.0.1:{port}")
+        return place
+
+    return one
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[str]]:
+    """Of empty tokens."""
+    with softhsm.tokens(tmp_path_factory.mktemp("hsm"), 10) as made:
+        yield iter(made)
+
+
+@pytest.fixture
+def where(labels: Iterator[str], tmp_path: Path) -> Address:
+    """For keys of a device, in an empty token."""
+    return softhsm.address(next(labels), tmp_path / "pin")

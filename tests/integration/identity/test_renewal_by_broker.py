@@ -2,67 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from urllib.parse import urlsplit
-
-import pytest
+from collections.abc import Callable
 
 from covey_agent.credentials import RENEWED, Credentials
 from tests.integration.identity.conftest import Place, until
-
-Make = Callable[..., Place]
-
-
-@contextmanager
-def door(port: int) -> Iterator[int]:
-    """Another port of this machine that leads to the server's; nobody comes through once it is shut."""
-    stopping = threading.Event()
-
-    def carry(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
-    def serve(listener: socket.socket) -> None:
-        while not stopping.is_set():
-            try:
-                outer, _ = listener.accept()
-            except TimeoutError:
-                continue
-            with outer, socket.create_connection(("127.0.0.1", port), timeout=20) as inner:
-                back = threading.Thread(target=carry, args=(inner, outer))
-                back.start()
-                carry(outer, inner)
-                back.join()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0.05)
-        thread = threading.Thread(target=serve, args=(listener,))
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            stopping.set()
-            thread.join()
-
-
-@pytest.fixture
-def behind(make: Make) -> Callable[..., Place]:
-    """A device that has enrolled at an address where nothing answers any more."""
-
-    def one(life_s: float) -> Place:
-        place = make(life_s, enrol=False)
-        with door(urlsplit(place.told["url"]).port or 0) as port:
-            place.enrol(server=f"https://127.0.0.1:{port}")
-        return place
-
-    return one
 
 
 def ends_ms(place: Place) -> int:
@@ -119,3 +63,18 @@ def test_a_revoked_device_gets_none_this_way_either(behind: Callable[..., Place]
     until("its own word", lambda: place.status()["certificate"]["standing"] in {"failed", "refused"}, 30.0)
     assert ends_ms(place) == first
     assert "device.renew" not in place.audited()
+
+
+def test_after_its_certificates_end_this_way_is_closed(behind: Callable[..., Place]) -> None:
+    """The broker lets no expired device in, and where it lets nobody in nothing can be asked: the port for HTTPS is needed."""
+    place = behind(9.0)
+    until("the certificate's end", lambda: time.time() * 1000 > ends_ms(place) + 500)
+    place.start_agent()
+
+    def told() -> bool:
+        return "there is no session with the broker" in place.status()["certificate"]["words"]
+
+    until("its own word", told, 30.0)
+    assert not place.device()["online"]
+    assert place.renewals() == 0
+    assert place.device()["renewals"] == []

@@ -1,4 +1,4 @@
-"""Addresses of keys in a token, and the files that stand for them. What a token does: tests/integration/identity/test_pkcs11.py."""
+"""Addresses of keys in a token, and the files that stand for them. What a token does: tests/integration/identity/test_token.py."""
 
 from __future__ import annotations
 
