@@ -239,6 +239,15 @@ class RunnerProcess(asyncio.BufferedProtocol):
         self._alarm.set(self._loop, min(self._late_at, self._hung_at))
         self._write(self._frame(request))
 
+    def room(self, size: int) -> memoryview | None:
+        """Where the inputs of the request that it is asked next, `size` bytes, may be read to; None if they are to come by themselves."""
+        if self._arena is None or size < SHARED_FROM:
+            return None
+        try:
+            return self._arena.room(size)
+        except OSError:
+            return None
+
     def _frame(self, request: InferRequest) -> bytes:
         """The request, with its inputs where they are read the quickest."""
         if self._arena is not None and sum(map(len, request.data)) >= SHARED_FROM:
@@ -310,8 +319,6 @@ class RunnerProcess(asyncio.BufferedProtocol):
         if not self._asked or message.id != self._number:
             raise FrameError("the runner answered what it was not asked")
         self._asked = False
-        if self._arena is not None:
-            self._arena.trim()
         self.busy = self.stuck = False
         if self.draining:
             self._close()
@@ -321,6 +328,8 @@ class RunnerProcess(asyncio.BufferedProtocol):
             self._tell(Reply(message, payload))
         elif isinstance(message, Error):
             self._tell(InferFailed(Failing(message.kind.value), message.detail))
+        if self._arena is not None and not self._asked:  # after those who may look at the inputs once more
+            self._arena.trim()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the exit code says more
         asyncio.get_running_loop().call_soon(self._learn_exit, EXIT_CODE_POLLS)

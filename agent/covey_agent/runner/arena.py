@@ -44,18 +44,28 @@ class Arena:
             return None
         return cls(descriptor)
 
+    def room(self, size: int) -> memoryview:
+        """Where a request's tensors may be read to, one after the other, instead of being copied there later; raises `OSError` if there is no
+        memory for them."""
+        return memoryview(self._of(size))[:size]
+
     def lay(self, tensors: Sequence[Buffer]) -> None:
-        """Copy the tensors one after the other; raises `OSError` if there is no memory for them."""
-        size = sum(map(len, tensors))
+        """Copy the tensors one after the other, unless they were read to `room`; raises `OSError` if there is no memory for them."""
+        if isinstance(first := tensors[0], memoryview) and first.obj is self._map:
+            return
+        laid = self._of(sum(map(len, tensors)))
+        at = 0
+        for tensor in tensors:
+            laid[at : at + len(tensor)] = tensor
+            at += len(tensor)
+
+    def _of(self, size: int) -> mmap.mmap:
         if size > self._size:
             whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
             os.ftruncate(self.descriptor, whole)
             self._remap(whole)
         assert self._map is not None  # noqa: S101  # nothing is laid that has no bytes
-        at = 0
-        for tensor in tensors:
-            self._map[at : at + len(tensor)] = tensor
-            at += len(tensor)
+        return self._map
 
     def view(self, size: int) -> memoryview:
         """The first `size` bytes, as the other end has laid them; raises `ValueError` if there are fewer. The same object as before, if that

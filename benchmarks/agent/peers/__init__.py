@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.matrix.subject import Floats
-from covey_hil.processes import Child, ProcessError, free_port, wait_for
+from covey_hil.processes import Child, ProcessError, descendants, free_port, kill_pid, wait_for
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE.parent.parent.parent / ".peers"
@@ -58,7 +58,10 @@ class Peer:
             with contextlib.closing(connection):
                 yield lambda image: _ask(connection, *self.request(image))
         finally:
+            below = descendants(child.pid)  # their own processes outlive some of them
             child.stop()
+            for pid in below:
+                kill_pid(pid)
 
 
 def environment(name: str, say: Callable[[str], None]) -> Path:

@@ -37,6 +37,33 @@ def test_it_grows_and_an_older_view_stays_valid(ends: ENDS) -> None:
     assert bytes(before) == b"b" * 10  # the same memory
 
 
+def test_what_was_read_to_the_room_is_seen_without_being_copied(ends: ENDS) -> None:
+    ours, theirs = ends
+    room = ours.room(7)
+    first, second = room[:3], room[3:]
+    first[:], second[:] = b"abc", b"defg"
+    ours.lay([first, second])
+    assert bytes(theirs.view(7)) == b"abcdefg"
+    room[:] = b"ABCDEFG"  # the same memory
+    assert bytes(theirs.view(7)) == b"ABCDEFG"
+
+
+def test_what_lies_in_another_one_or_in_what_it_was_before_is_copied(ends: ENDS) -> None:
+    ours, theirs = ends
+    room = ours.room(4)
+    room[:] = b"here"
+    other = Arena.made()
+    assert other is not None
+    try:
+        other.lay([room])
+        assert bytes(other.view(4)) == b"here"
+    finally:
+        other.close()
+    ours.room(100_000)  # it grows, and is mapped elsewhere
+    ours.lay([room, b"!"])
+    assert bytes(theirs.view(5)) == b"here!"
+
+
 def test_the_other_end_cannot_cut_it_short(ends: ENDS) -> None:
     ours, theirs = ends
     ours.lay([b"a" * 5000])
