@@ -16,7 +16,7 @@ Buffer = bytes | bytearray | memoryview
 
 # Smaller inputs go with the frame itself.
 SHARED_FROM = 4096
-# What a larger request took is given back once it has been answered.
+# So much is kept for good; what larger requests took is given back once none as large has come for a while (`trim`).
 KEPT_BYTES = 4 << 20
 
 
@@ -28,6 +28,8 @@ class Arena:
         self.descriptor = descriptor
         self._map: mmap.mmap | None = None
         self._size = 0
+        self._used = 0  # most bytes of a request since the last `trim`
+        self._held = 0  # so many bytes from the front on may have memory
         self._seen: memoryview | None = None
 
     @classmethod
@@ -60,6 +62,8 @@ class Arena:
             at += len(tensor)
 
     def _of(self, size: int) -> mmap.mmap:
+        self._used = max(self._used, size)
+        self._held = max(self._held, size)
         if size > self._size:
             whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
             os.ftruncate(self.descriptor, whole)
@@ -79,11 +83,20 @@ class Arena:
         self._seen = memoryview(self._map)[:size]
         return self._seen
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it holds more than is kept for good."""
+        return self._held > KEPT_BYTES
+
     def trim(self) -> None:
-        """What was laid is needed no longer; the memory of large requests goes back to the device."""
-        if self._map is not None and self._size > KEPT_BYTES:
+        """Give back what no request has needed since the last time; none is being computed. Between requests of one size nothing is given
+        back: to have the memory again takes longer than to copy it."""
+        keep = max(-(-self._used // mmap.PAGESIZE) * mmap.PAGESIZE, KEPT_BYTES)
+        self._used = 0
+        if self._map is not None and self._held > keep:
             with contextlib.suppress(OSError):
-                self._map.madvise(mmap.MADV_REMOVE)
+                self._map.madvise(mmap.MADV_REMOVE, keep, self._size - keep)
+            self._held = keep
 
     def _remap(self, size: int) -> None:
         # A mapping before lives on as long as anybody looks at it.

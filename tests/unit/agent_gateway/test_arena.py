@@ -80,12 +80,43 @@ def test_more_than_was_laid_is_refused(ends: ENDS) -> None:
         theirs.view(1 << 20)
 
 
-@pytest.mark.parametrize(("size", "kept"), [(KEPT_BYTES, True), (2 * KEPT_BYTES, False)])
-def test_a_large_request_gives_its_memory_back(ends: ENDS, size: int, kept: bool) -> None:
-    ours, _ = ends
-    ours.lay([bytes(size)])
+def held(arena: Arena) -> int:
+    """Bytes that it has memory for."""
+    return os.fstat(arena.descriptor).st_blocks * 512
+
+
+def test_what_large_requests_took_is_kept_while_they_come_and_given_back_afterwards(ends: ENDS) -> None:
+    ours, theirs = ends
+    large = 4 * KEPT_BYTES
+    ours.lay([b"a" * large])
+    assert ours.is_large
     ours.trim()
-    assert (os.fstat(ours.descriptor).st_blocks > 0) is kept
+    assert held(ours) >= large  # there was one since the last time
+    ours.lay([b"b" * 10])
+    ours.trim()
+    assert held(ours) == KEPT_BYTES
+    assert not ours.is_large
+    ours.lay([b"c" * large])  # the other end sees what comes next all the same
+    assert bytes(theirs.view(large)) == b"c" * large
+
+
+def test_a_larger_request_among_large_ones_gives_back_its_part(ends: ENDS) -> None:
+    ours, _ = ends
+    ours.lay([bytes(4 * KEPT_BYTES)])
+    ours.trim()
+    ours.lay([bytes(2 * KEPT_BYTES)])
+    ours.trim()
+    assert held(ours) == 2 * KEPT_BYTES
+    assert ours.is_large
+
+
+def test_what_is_kept_for_good(ends: ENDS) -> None:
+    ours, _ = ends
+    ours.lay([bytes(KEPT_BYTES)])
+    assert not ours.is_large
+    for _ in range(3):
+        ours.trim()
+    assert held(ours) == KEPT_BYTES
 
 
 def test_closing_twice_is_harmless() -> None:
