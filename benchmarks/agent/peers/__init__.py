@@ -94,12 +94,22 @@ def _answers(child: Child, port: int, path: str) -> bool:
 
 
 def _ask(connection: http.client.HTTPConnection, path: str, headers: dict[str, str], body: bytes) -> bytes:
-    connection.request("POST", path, body, headers)
-    answer = connection.getresponse()
+    try:
+        answer = _answer(connection, path, headers, body)
+    except ConnectionError:  # it ends connections that rest for some seconds
+        connection.close()
+        answer = _answer(connection, path, headers, body)
     content = answer.read()
     if answer.status != 200:
         raise ProcessError(f"{path}: {answer.status} {content[:200]!r}")
     return content
+
+
+def _answer(
+    connection: http.client.HTTPConnection, path: str, headers: dict[str, str], body: bytes
+) -> http.client.HTTPResponse:
+    connection.request("POST", path, body, headers)
+    return connection.getresponse()
 
 
 # --- MLServer ---------------------------------------------------------------------------------------------------------
