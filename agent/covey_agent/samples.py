@@ -84,7 +84,7 @@ class Samples:
     def _found(self, model: str | None) -> Iterator[tuple[int, int, str, str]]:
         """Time, number, model and name of each."""
         try:
-            folders = [model] if model is not None else os.listdir(self.folder)
+            folders = [model] if model is not None else [path.name for path in self.folder.iterdir()]
         except FileNotFoundError:
             return  # nothing was kept yet
         for folder in folders:

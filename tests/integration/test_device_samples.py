@@ -99,7 +99,12 @@ def test_from_a_request_to_a_folder_that_can_be_labelled(place: Place) -> None:
     code, out, said = place.covey("device", "samples", DEVICE, "--model", "digits", "--to", str(here), "--json")
     assert code == 0, said
     told = json.loads(out)
-    assert (told["items"][0]["state"], told["items"][0]["fetched"], told["new"], told["there"]) == ("done", count, count, 0)
+    assert (told["items"][0]["state"], told["items"][0]["fetched"], told["new"], told["there"]) == (
+        "done",
+        count,
+        count,
+        0,
+    )
     lines = [json.loads(line) for line in (here / INDEX).read_text().splitlines()]
     digest = place.client.device(DEVICE)["models"][0]["active"]["digest"]
     assert {(line["model"], line["version"], line["build"]) for line in lines} == {("digits", "1.0", digest)}
@@ -153,7 +158,9 @@ def test_a_server_that_is_killed_in_the_middle_keeps_what_came_and_goes_on(place
     assert files == {one["sha256"] for one in held}
     assert list((place.server.data / "samples" / "incoming").iterdir()) == []
     wait_for("the device to be back", lambda: (place.told() or {}).get("may_leave"), 60)
-    code, out, said = place.covey("device", "samples", DEVICE, "--limit", "200", "--to", str(place.folder / "to"), "--json")
+    code, out, said = place.covey(
+        "device", "samples", DEVICE, "--limit", "200", "--to", str(place.folder / "to"), "--json"
+    )
     assert code == 0, said
     told = json.loads(out)
     assert (told["items"][0]["fetched"], told["new"]) == (120 - len(held), 120)

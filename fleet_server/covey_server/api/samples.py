@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, select
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from covey_server import audit
 from covey_server.api.devices import Fleet
-from covey_server.api.paging import Limit, Number, Page
+from covey_server.api.paging import Limit, Page
 from covey_server.api.security import require
 from covey_server.audit import Actor
 from covey_server.db.tables import Sample, SampleFetch
@@ -34,6 +34,7 @@ Device = Annotated[str | None, Query(max_length=64, description="of this device 
 Group = Annotated[str | None, Query(max_length=64, description="of this group's devices alone")]
 Model = Annotated[str | None, Query(max_length=64, description="of this model alone")]
 Before = Annotated[int | None, Query(ge=1, le=1 << 53, description="`next` of the page before")]
+FetchId = Annotated[int, Path(ge=1, le=1 << 53, description="`id` of a fetch")]
 MAX_FETCHED = 5000
 
 
@@ -44,7 +45,9 @@ class FetchBody(BaseModel):
 
     device: str | None = Field(default=None, max_length=64)
     group: str | None = Field(default=None, max_length=64, description="its devices that are online, 100 at most")
-    model: str | None = Field(default=None, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$", description="default: of every model")
+    model: str | None = Field(
+        default=None, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$", description="default: of every model"
+    )
     limit: int = Field(
         default=100, ge=1, le=MAX_FETCHED, description="of each device: the newest so many that are not here yet"
     )
@@ -104,7 +107,8 @@ class Deleted(BaseModel):
 def fetch_samples(use: Use, fleet: Fleet, body: FetchBody, actor: Operator) -> Fetches:
     if (body.device is None) == (body.group is None):
         raise Invalid("name either a device or a group", field="device")
-    now_ms, skipped = use.clock(), {}
+    now_ms = use.clock()
+    skipped: dict[str, str] = {}
     with use.database.session() as session:
         if body.device is not None:
             made = [fetches.ask_device(session, body.device, body.model, body.limit, actor.name, now_ms)]
@@ -120,10 +124,10 @@ def fetch_samples(use: Use, fleet: Fleet, body: FetchBody, actor: Operator) -> F
     return Fetches(items=items, skipped=skipped)
 
 
-@router.get("/sample-fetches/{job_id}", summary="How a fetch of samples stands", responses=responses(NotFound))
-def show_fetch(use: Use, job_id: Number, _: Operator) -> FetchView:
+@router.get("/sample-fetches/{fetch}", summary="How a fetch of samples stands", responses=responses(NotFound))
+def show_fetch(use: Use, fetch: FetchId, _: Operator) -> FetchView:
     with use.database.reading() as session:
-        return fetch_view(fetches.get_fetch(session, job_id))
+        return fetch_view(fetches.get_fetch(session, fetch))
 
 
 @router.get("/sample-fetches", summary="Fetches of samples, the newest first", responses=responses(NotFound))

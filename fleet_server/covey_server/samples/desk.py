@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import BinaryIO, cast
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -191,7 +191,9 @@ class SampleDesk:
                 if len(wanted) == job.most:
                     return list(wanted.values()), ""
                 if size + entry.size > self._max_bytes:
-                    words = f"more than {self._max_bytes} bytes (setting sample_fetch_max_bytes); ask again for the others"
+                    words = (
+                        f"more than {self._max_bytes} bytes (setting sample_fetch_max_bytes); ask again for the others"
+                    )
                     return list(wanted.values()), words
                 wanted[key] = entry
                 size += entry.size
@@ -231,7 +233,7 @@ class SampleDesk:
             raise _LeftOut(f"{entry.name} has {entry.size} bytes; at most {MAX_SAMPLE_BYTES}")
         self.shelf.check_room(entry.size)
         digest, announced, offset = hashlib.sha256(), None, 0
-        with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=self.shelf.incoming) as file:
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(self.shelf.incoming)) as file:
             while offset < entry.size or not offset:
                 piece = self._piece(job.device, entry, offset)
                 announced = announced or piece.sha256
@@ -243,7 +245,7 @@ class SampleDesk:
             if digest.hexdigest() != announced:
                 raise _LeftOut(f"{entry.name} is not what was announced")
             file.seek(0)
-            self.shelf.keep(job.id, job.device, entry, cast("IO[bytes]", file))
+            self.shelf.keep(job.id, job.device, entry, cast("BinaryIO", file))
 
     def _piece(self, device: str, entry: SampleEntry, offset: int) -> SamplePiece:
         piece = self._ask(device, ReadSample(model=entry.model, name=entry.name, offset=offset)).piece

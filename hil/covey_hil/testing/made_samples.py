@@ -16,7 +16,14 @@ TIME_MS = 1_790_000_000_000
 
 
 def about(model: str = "digits", version: str = "1.0", time_ms: int = TIME_MS, **changes: object) -> bytes:
-    told = {"model": model, "version": version, "target": "onnxruntime-int8", "build": BUILD, "time_ms": time_ms, "id": "r1"}
+    told = {
+        "model": model,
+        "version": version,
+        "target": "onnxruntime-int8",
+        "build": BUILD,
+        "time_ms": time_ms,
+        "id": "r1",
+    }
     return json.dumps({**told, **changes}).encode()
 
 

@@ -141,7 +141,10 @@ def test_samples_for_labelling(visitor: Visitor) -> None:
     expect(page.get_by_role("button", name="Fetch samples")).to_be_disabled()
 
     def now(**values: object) -> None:
-        console.change(lambda session: session.execute(update(t.SampleFetch).values(values)), "device", "press-1")
+        def change(session: Session) -> None:
+            session.execute(update(t.SampleFetch).values(values))
+
+        console.change(change, "device", "press-1")
 
     now(state="running", found=2, fetched=1)
     expect(place).to_contain_text("1 of 2 new samples fetched")
@@ -153,7 +156,12 @@ def test_samples_for_labelling(visitor: Visitor) -> None:
         data = sample(time_ms=number)
         entry = SampleEntry(model="digits", name=f"{number}-000001.npz", size=len(data))
         shelf.keep(1, "press-1", entry, io.BytesIO(data))
-    now(state="done", fetched=2, ended_ms=console.services.clock(), detail="left out: 3-000001.npz: it made room for newer ones")
+    now(
+        state="done",
+        fetched=2,
+        ended_ms=console.services.clock(),
+        detail="left out: 3-000001.npz: it made room for newer ones",
+    )
     expect(place).to_contain_text("2 of 2 new samples fetched")
     expect(place).to_contain_text("On the server: 2")
     with page.expect_download() as begun:

@@ -110,7 +110,11 @@ def test_samples_are_fetched_listed_downloaded_and_deleted(api: Api) -> None:
         lines = [json.loads(line) for line in archive.read("index.jsonl").splitlines()]
         assert [line["file"] for line in lines] == [f"press-7/digits/{path.name}" for path in reversed(paths)]
         assert archive.read("_classes/digits-1.0.txt") == b"zero\none\n"
-        assert (lines[0]["classes"], lines[0]["version"], lines[0]["time"][:4]) == ("_classes/digits-1.0.txt", "1.0", "2026")
+        assert (lines[0]["classes"], lines[0]["version"], lines[0]["time"][:4]) == (
+            "_classes/digits-1.0.txt",
+            "1.0",
+            "2026",
+        )
         with np.load(io.BytesIO(archive.read(lines[0]["file"])), allow_pickle=False) as arrays:
             assert (arrays["in/x"].shape, arrays["out/y"].shape) == ((1, 30_000), (1, 2))
         assert archive.testzip() is None

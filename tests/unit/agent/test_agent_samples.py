@@ -117,7 +117,9 @@ def test_a_question_that_asks_nothing(folder: Path) -> None:
 
 def test_a_full_page_fits_into_a_message(folder: Path) -> None:
     for number in range(450):
-        (path := folder / ("m" * 64) / f"{10**15 + number}-{10**11 + number}.npz").parent.mkdir(parents=True, exist_ok=True)
+        (path := folder / ("m" * 64) / f"{10**15 + number}-{10**11 + number}.npz").parent.mkdir(
+            parents=True, exist_ok=True
+        )
         path.write_bytes(b"x")
     reply = ask(folder, ListSamples())
     assert len(reply.samples) == 400

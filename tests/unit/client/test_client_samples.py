@@ -102,7 +102,9 @@ BAD: dict[str, dict[str, bytes]] = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_an_archive_that_is_not_to_be_trusted_writes_nothing_of_it(folder: Path, what: str) -> None:
-    members = {INDEX: LINES, **BAD[what]} if NAME in BAD[what] or INDEX in BAD[what] else {**GOOD, INDEX: LINES, **BAD[what]}
+    members = (
+        {INDEX: LINES, **BAD[what]} if NAME in BAD[what] or INDEX in BAD[what] else {**GOOD, INDEX: LINES, **BAD[what]}
+    )
     if BAD[what] == {INDEX: b""}:
         members = dict(GOOD)
     path = packed(folder, members)
@@ -197,7 +199,9 @@ def test_list_and_delete(covey: Covey, server: FakeServer) -> None:
     assert server.asked[-1].query == {"group": ["line-a"], "model": ["digits"]}
 
 
-@pytest.mark.parametrize("words", [(), ("press-1", "--group", "a"), ("press-1", "--limit", "0"), ("press-1", "--limit", "5001")])
+@pytest.mark.parametrize(
+    "words", [(), ("press-1", "--group", "a"), ("press-1", "--limit", "0"), ("press-1", "--limit", "5001")]
+)
 def test_wrong_arguments(covey: Covey, words: tuple[str, ...]) -> None:
     code, out, said = covey(*words)
     assert (code, out, said.count("\n")) == (2, "", 1)

@@ -22,7 +22,12 @@ def npy(header: bytes, data: bytes = b"") -> bytes:
 
 def test_a_sample_says_what_it_is() -> None:
     found = read_sample(io.BytesIO(sample(version="1.1", time_ms=7)))
-    assert (found.about.model, found.about.version, found.about.time_ms, found.about.build) == ("digits", "1.1", 7, BUILD)
+    assert (found.about.model, found.about.version, found.about.time_ms, found.about.build) == (
+        "digits",
+        "1.1",
+        7,
+        BUILD,
+    )
     assert (found.inputs, found.outputs) == (("x",), ("y",))
 
 
@@ -85,7 +90,9 @@ def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
 
 def test_members_that_lie_over_one_another_are_refused() -> None:
     """A table of contents that names the same bytes a hundred times, under as many names."""
-    good = zipped({"about.json": about(), **{f"in/{number:03d}.npy": array(1000) for number in range(100)}, "out/y.npy": array()})
+    good = zipped(
+        {"about.json": about(), **{f"in/{number:03d}.npy": array(1000) for number in range(100)}, "out/y.npy": array()}
+    )
     with zipfile.ZipFile(io.BytesIO(good)) as archive:
         entries = archive.infolist()
         first = archive.getinfo("in/000.npy")
@@ -96,7 +103,7 @@ def test_members_that_lie_over_one_another_are_refused() -> None:
             entry.header_offset = 0 if entry.filename == "about.json" else first.header_offset
             archive.filelist.append(entry)
             archive.NameToInfo[entry.filename] = entry
-        archive._didModify = True
+        archive._didModify = True  # type: ignore[attr-defined]  # so that the table is written
     assert len(held.getvalue()) < len(good) / 5
     with pytest.raises(DecodeError, match="more bytes than the file"):
         read_sample(io.BytesIO(held.getvalue()))

@@ -114,7 +114,13 @@ def test_a_signed_command_that_is_nested_too_deep() -> None:
     trust = Trust(release=(), director=(public_key(key),))
     samples = Samples(Path("/nowhere"), kept=False, may_leave=False)
     commands = Commands(
-        *("d", trust), facts=Facts, logs=(), diagnose=bytes, renew=str, samples=samples, clock=lambda: 1  # type: ignore[arg-type]
+        *("d", trust),
+        facts=Facts,  # type: ignore[arg-type]  # nobody asks for them
+        logs=(),
+        diagnose=bytes,
+        renew=str,
+        samples=samples,
+        clock=lambda: 1,
     )
     body = b'{"id":"c","device":"d","more":' + b'{"a":' * 5000
     assert commands.answer(encode_envelope(seal_bytes(body, COMMAND_TYPE, [key]))) is None

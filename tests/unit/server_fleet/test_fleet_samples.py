@@ -174,9 +174,7 @@ def test_what_its_settings_do_not_let_leave_stays(office: Office) -> None:
     ("resources", "code"),
     [({}, "no_samples"), ({"capture": {"share": 1.0, "limit_mb": 1.0}}, "samples_stay")],
 )
-def test_what_a_device_has_told_already_is_not_asked(
-    office: Office, resources: dict[str, object], code: str
-) -> None:
+def test_what_a_device_has_told_already_is_not_asked(office: Office, resources: dict[str, object], code: str) -> None:
     with office.database.session() as session:
         session.execute(update(Device).where(Device.id == DEVICE).values(resources=resources))
     with pytest.raises(Conflict) as refused:
@@ -214,7 +212,7 @@ def test_a_group_is_asked_as_far_as_it_can_be(office: Office, monkeypatch: pytes
 # --- devices that do not do as they should ------------------------------------------------------------------------------
 
 
-def flipped(question: SampleQuestion, reply: Reply) -> Reply:
+def flipped(_: SampleQuestion, reply: Reply) -> Reply:
     """The bytes are others than those of the digest."""
     if reply.piece is None:
         return reply
@@ -222,13 +220,13 @@ def flipped(question: SampleQuestion, reply: Reply) -> Reply:
     return msgspec.structs.replace(reply, piece=msgspec.structs.replace(reply.piece, data=data))
 
 
-def grown(question: SampleQuestion, reply: Reply) -> Reply:
+def grown(_: SampleQuestion, reply: Reply) -> Reply:
     if reply.piece is None:
         return reply
     return msgspec.structs.replace(reply, piece=msgspec.structs.replace(reply.piece, data=reply.piece.data + b"x"))
 
 
-def emptied(question: SampleQuestion, reply: Reply) -> Reply:
+def emptied(_: SampleQuestion, reply: Reply) -> Reply:
     if reply.piece is None:
         return reply
     return msgspec.structs.replace(reply, piece=msgspec.structs.replace(reply.piece, data=b""))
@@ -238,7 +236,7 @@ def dumb(question: SampleQuestion, reply: Reply) -> Reply:
     return reply if isinstance(question, ListSamples) else Reply(id="q", time_ms=1)
 
 
-def undigested(question: SampleQuestion, reply: Reply) -> Reply:
+def undigested(_: SampleQuestion, reply: Reply) -> Reply:
     if reply.piece is None:
         return reply
     return msgspec.structs.replace(reply, piece=msgspec.structs.replace(reply.piece, sha256=None))
@@ -396,7 +394,7 @@ def test_one_fetch_of_a_device_at_a_time(office: Office) -> None:
 def test_a_stop_breaks_a_fetch_off_and_it_goes_on_when_asked_again(office: Office) -> None:
     kept(office, *range(1, 41))
 
-    def waits(question: SampleQuestion, reply: Reply) -> Reply | None:
+    def waits(_: SampleQuestion, reply: Reply) -> Reply | None:
         if len(office.devices.read) > 10:
             office.given_up.wait(20)
             return None
