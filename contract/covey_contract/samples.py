@@ -105,6 +105,8 @@ def read_sample(file: BinaryIO) -> Sample:
     names = [one.filename for one in found]
     if len(set(names)) != len(names):
         raise DecodeError("a sample with two members of the same name")
+    for member in found:
+        _check_stored(member)
     size = file.seek(0, 2)
     if sum(one.file_size for one in found) > size:
         raise DecodeError("a sample whose members have more bytes than the file")
@@ -113,7 +115,6 @@ def read_sample(file: BinaryIO) -> Sample:
     try:
         with zipfile.ZipFile(file) as archive:
             for member in found:
-                _check_stored(member)
                 if member.filename == "about.json":
                     about = _read_about(archive, member)
                     continue

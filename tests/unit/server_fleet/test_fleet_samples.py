@@ -135,7 +135,7 @@ def test_a_sample_comes_as_it_is_and_once(office: Office) -> None:
     assert [(one.device, one.name) for one in office.rows] == [(DEVICE, path.name) for path in paths]
     first = office.rows[0]
     assert (first.model, first.version, first.target, first.build) == ("digits", "1.0", "onnxruntime-int8", BUILD)
-    assert office.shelf.files.open(first.sha256).read() == paths[0].read_bytes()
+    assert office.shelf.files.path(first.sha256).read_bytes() == paths[0].read_bytes()
     assert done.bytes == sum(path.stat().st_size for path in paths)
     read = len(office.devices.read)
     again = office.fetch()
