@@ -139,9 +139,9 @@ def test_samples_are_fetched_listed_downloaded_and_deleted(api: Api) -> None:
 def test_what_a_device_does_not_let_leave_stays_there_also_against_the_api(api: Api) -> None:
     _device, folder = _capturing(api, "press-7", may_leave=False)
     keep(folder, 1)
-    refused = json.loads(json.dumps(api.call("POST", "/sample-fetches", 409, json={"device": "press-7"})))
-    assert "samples_stay" in refused
-    assert "--capture-send" in refused
+    refused = api.client.post("/api/v1/sample-fetches", json={"device": "press-7"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "samples_stay")
+    assert "--capture-send" in refused.json()["detail"]
     # A server that believes otherwise gets none either: the device itself says no.
     with api.services.database.session() as session:
         from covey_server.db.tables import Device as Row
