@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from covey_client.errors import BadAnswer, ClientError
 from covey_client.transport import Json, Transport, given
 from covey_contract.errors import DecodeError
-from covey_contract.samples import MAX_SAMPLE_BYTES, read_sample
+from covey_contract.samples import MAX_SAMPLE_BYTES, check_stored, read_sample
 from covey_contract.sources import members
 
 V1 = "/api/v1"
@@ -102,6 +102,8 @@ def unpack(file: Path, folder: Path) -> Unpacked:
         with file.open("rb") as opened:
             found = members(opened)
         with zipfile.ZipFile(file) as archive:
+            for member in found:
+                check_stored(member, file.stat().st_size)
             lines = _index(archive)
             _check_names(found, lines)
             _check_room(folder, sum(one.file_size for one in found))
@@ -139,8 +141,6 @@ def _check_names(found: Iterable[zipfile.ZipInfo], lines: dict[str, Json]) -> No
     """Raises `ValueError`."""
     for member in found:
         name = member.filename
-        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise ValueError(f"member {name[:80]!r} is packed")
         if name == INDEX or (_LABELS.fullmatch(name) and member.file_size <= _MAX_LABELS_BYTES):
             continue
         if not _SAMPLE.fullmatch(name) or ".." in name or name not in lines or member.file_size > MAX_SAMPLE_BYTES:

@@ -105,9 +105,9 @@ def read_sample(file: BinaryIO) -> Sample:
     names = [one.filename for one in found]
     if len(set(names)) != len(names):
         raise DecodeError("a sample with two members of the same name")
-    for member in found:
-        _check_stored(member)
     size = file.seek(0, 2)
+    for member in found:
+        check_stored(member, size)
     if sum(one.file_size for one in found) > size:
         raise DecodeError("a sample whose members have more bytes than the file")
     about: About | None = None
@@ -128,7 +128,10 @@ def read_sample(file: BinaryIO) -> Sample:
     return Sample(about, tuple(sides["in"]), tuple(sides["out"]))
 
 
-def _check_stored(member: zipfile.ZipInfo) -> None:
+def check_stored(member: zipfile.ZipInfo, size: int) -> None:
+    """That the member lies as it is within an archive of `size` bytes. Raises `DecodeError`."""
+    if not 0 <= member.header_offset < size:
+        raise DecodeError(f"member {member.filename[:80]!r} lies outside of the file")
     packed = member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size
     if packed or member.flag_bits & 0x1 or member.is_dir():
         raise DecodeError(f"member {member.filename[:80]!r} is packed, encrypted or a folder")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,16 @@ def test_members_that_lie_over_one_another_are_refused() -> None:
     assert len(held.getvalue()) < len(good) / 5
     with pytest.raises(DecodeError, match="more bytes than the file"):
         read_sample(io.BytesIO(held.getvalue()))
+
+
+@pytest.mark.parametrize("claimed", [0, 1 << 20, (1 << 32) - 2])
+def test_members_that_lie_outside_of_the_file_are_refused(tmp_path: Path, claimed: int) -> None:
+    """Of a directory that is said to begin elsewhere; in a file on disk, where a seek may fail as no buffer's does."""
+    good = sample()
+    end = good.rfind(b"PK\x05\x06") + 16
+    (path := tmp_path / "x.npz").write_bytes(good[:end] + struct.pack("<I", claimed) + good[end + 4 :])
+    with path.open("rb") as file, pytest.raises(DecodeError):
+        read_sample(file)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 30, 300, -1, -30])
