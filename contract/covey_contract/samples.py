@@ -133,7 +133,7 @@ def check_stored(member: zipfile.ZipInfo, size: int) -> None:
     if not 0 <= member.header_offset < size:
         raise DecodeError(f"member {member.filename[:80]!r} lies outside of the file")
     packed = member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size
-    if packed or member.flag_bits & 0x1 or member.is_dir():
+    if packed or member.flag_bits & 0x1 or member.filename.endswith("/"):
         raise DecodeError(f"member {member.filename[:80]!r} is packed, encrypted or a folder")
 
 

@@ -54,6 +54,7 @@ BAD: dict[str, dict[str, bytes | None]] = {
     "a member too many": {"extra.txt": b"x"},
     "a way out of the folder": {"in/../../x.npy": array()},
     "an absolute name": {"/in/x.npy": array()},
+    "a folder": {"in/x.npy/": b""},
     "a backslash": {"in/..\\x.npy": array()},
     "a pickle": {"in/x.npy": npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"cos\nsystem\n")},
     "a header with code": {"in/x.npy": npy(b"{'descr': __import__('os'), 'fortran_order': False, 'shape': (1,)}")},
@@ -133,6 +134,12 @@ def test_every_byte_that_counts_is_looked_at() -> None:
     spoiled[len(good) // 2] ^= 1
     with pytest.raises(DecodeError):
         read_sample(io.BytesIO(bytes(spoiled)))
+
+
+def test_a_member_without_a_name_is_refused() -> None:
+    """Told by the directory alone; `zipfile` itself stumbles over one."""
+    with pytest.raises(DecodeError):
+        read_sample(io.BytesIO(b"\0n/x.npy".join(sample().rsplit(b"in/x.npy", 1))))
 
 
 def test_two_members_of_one_name_are_refused() -> None:
