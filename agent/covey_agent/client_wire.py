@@ -21,6 +21,7 @@ Piece = bytes | memoryview  # contiguous, of any shape and type of elements
 _MAX_HEAD = 64 * 1024
 _MAX_ANSWER = 1 << 30
 _RECEIVE_BYTES = 64 * 1024
+_SEND_BYTES = 1 << 20  # at most as much as the system allows
 
 
 class NobodyAnswers(Exception):  # noqa: N818  # what it is called where it is told
@@ -85,7 +86,9 @@ class Connection:
         connection = socket.socket(socket.AF_UNIX if unix else socket.AF_INET, socket.SOCK_STREAM)
         _limit(connection, self._timeout_s)
         try:
-            if not unix:
+            if unix:  # a large request in few pieces; over TCP the kernel finds out by itself
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
+            else:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.connect(self._address)
         except OSError as error:

@@ -31,7 +31,9 @@ from covey_contract.manifest import (
 from covey_contract.wire import encode
 
 MODEL = "bench"
-SHAPE = (1, 3, 96, 96)  # FP32: 110,592 bytes
+Shape = tuple[int, int, int, int]
+SHAPE: Shape = (1, 3, 96, 96)  # FP32: 110,592 bytes
+LARGE: Shape = (1, 3, 640, 640)  # what detectors are often fed with; FP32: 4,915,200 bytes
 CLASSES = 100
 BLOCKS, WIDTH, EXPANSION = 10, 64, 6
 ENTRY = "model.onnx"
@@ -50,13 +52,13 @@ class MadeBuild:
         return self.folder / ENTRY
 
 
-def inputs(count: int = 4) -> Floats:
-    """(count, *SHAPE)"""
-    return np.random.default_rng(7).standard_normal((count, *SHAPE), np.float32)
+def inputs(count: int = 4, shape: Shape = SHAPE) -> Floats:
+    """(count, *shape)"""
+    return np.random.default_rng(7).standard_normal((count, *shape), np.float32)
 
 
-def network(seed: int, path: Path) -> None:
-    """Input `image`, FP32 `SHAPE`; output `scores`, FP32 [1, CLASSES]."""
+def network(seed: int, path: Path, shape: Shape) -> None:
+    """Input `image`, FP32 of that shape; output `scores`, FP32 [1, CLASSES]."""
     draw = np.random.default_rng(seed)
     graph = Graph()
 
@@ -83,22 +85,24 @@ def network(seed: int, path: Path) -> None:
     head = graph.weight("head", draw.standard_normal((WIDTH, CLASSES)).astype(np.float32))
     bias = graph.weight("bias", draw.standard_normal(CLASSES).astype(np.float32))
     graph.node("Gemm", flat, head, bias, name="scores")
-    graph.save(path, "bench", {"image": SHAPE}, {"scores": (1, CLASSES)})
+    graph.save(path, "bench", {"image": shape}, {"scores": (1, CLASSES)})
 
 
-def light(_: int, path: Path) -> None:
+def light(_: int, path: Path, shape: Shape) -> None:
     """Input as above; output `scores`, FP32 [1, 3]: the mean of each channel."""
     graph = Graph()
     graph.node("Flatten", graph.node("GlobalAveragePool", "image"), name="scores", axis=1)
-    graph.save(path, "bench", {"image": SHAPE}, {"scores": (1, 3)})
+    graph.save(path, "bench", {"image": shape}, {"scores": (1, 3)})
 
 
-def make(root: Path, name: str, seed: int, draw: Callable[[int, Path], None] = network) -> MadeBuild:
+def make(
+    root: Path, name: str, seed: int, draw: Callable[[int, Path, Shape], None] = network, shape: Shape = SHAPE
+) -> MadeBuild:
     """A build in a folder of its own below `root`, with golden vectors as every real build has them."""
     folder = root / name
     folder.mkdir(parents=True)
-    draw(seed, folder / ENTRY)
-    given = inputs()
+    draw(seed, folder / ENTRY, shape)
+    given = inputs(shape=shape)
     expected = answers(folder / ENTRY, given)
     np.savez(folder / "golden.npz", allow_pickle=False, **{"in/image": given[:2], "out/scores": expected[:2]})
     files = tuple(
@@ -116,7 +120,7 @@ def make(root: Path, name: str, seed: int, draw: Callable[[int, Path], None] = n
         files=files,
         table=FileEntry(path="blocks.bin", size=blocks * 32, sha256="0" * 64),
         block_size=BLOCK_BYTES,
-        inputs=(TensorSpec(name="image", datatype=DataType.FP32, shape=SHAPE),),
+        inputs=(TensorSpec(name="image", datatype=DataType.FP32, shape=shape),),
         outputs=(TensorSpec(name="scores", datatype=DataType.FP32, shape=expected.shape[1:]),),
         golden="golden.npz",
         tolerance={"scores": Tolerance(absolute=1e-2, relative=1e-3)},

@@ -1,6 +1,6 @@
 """What a request costs over the bare runtime call: ours by TCP, Unix socket and shared memory, and peers with the same model and caller.
 
-The model computes next to nothing on an input of 110,592 bytes, so that nearly all that is measured is on the way. One caller asks one
+The model computes next to nothing on an input of 110,592 bytes, so that nearly all that is measured is on the way; `large` is the same with 4,915,200. One caller asks one
 request after the other; overhead is the quantile of its times less the same quantile of the runtime's own call. The ways take turns in
 rounds, so that what the machine does besides falls on all of them. `cpu_us` is processor time a request, of caller, gateway and runner: with
 `taskset -c 0` before the command it is the work alone, without the waking of idle cores.
@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.agent.builds import MODEL, bare, inputs, light, make
+from benchmarks.agent.builds import LARGE, MODEL, SHAPE, Shape, bare, inputs, light, make
 from benchmarks.agent.load import Numbers
 from benchmarks.agent.peers import PEERS, Unavailable
 from benchmarks.agent.rig import rig
 from benchmarks.agent.swap import measure_capacity
 from covey_agent.client import Client
+from covey_hil.processes import ProcessError
 
 ROUNDS = 10
 WARM_UP = 50
@@ -30,8 +31,14 @@ Ask = Callable[[], object]
 
 
 def run(folder: Path, *, requests: int, say: Callable[[str], None]) -> dict[str, Any]:
-    build = make(folder, "light", 0, light)
-    image = inputs(1)[0]
+    small, large = folder / "small", folder / "large"
+    record = _measured(small, SHAPE, requests, say)
+    return record | {"large": _measured(large, LARGE, requests // 10, say)}
+
+
+def _measured(folder: Path, shape: Shape, requests: int, say: Callable[[str], None]) -> dict[str, Any]:
+    build = make(folder, "light", 0, light, shape)
+    image = inputs(1, shape)[0]
     call = bare(build.file)
     skipped: dict[str, str] = {}
     with rig() as gateway, ExitStack() as held:
@@ -48,14 +55,15 @@ def run(folder: Path, *, requests: int, say: Callable[[str], None]) -> dict[str,
         for peer in PEERS:
             try:
                 client = held.enter_context(peer.serving(build.file, folder, say))
-            except Unavailable as error:
+                client(image)
+            except (Unavailable, ProcessError, OSError) as error:  # the last two: it does not take so large a request
                 say(f"{peer.name} is left out: {error}")
                 skipped[peer.name] = str(error)
                 continue
             ways[peer.name] = lambda client=client: client(image)  # type: ignore[misc]
         processes = {"client": [os.getpid()], "gateway": [gateway.child.pid], "runner": gateway.runner_pids()}
         times, spent = _take_turns(ways, requests, processes)
-        throughput = {"uds_per_s": round(measure_capacity(gateway.socket), 1)}
+        throughput = {"uds_per_s": round(measure_capacity(gateway.socket, image), 1)}
     cpu_us = {way: {who: round(s * 1e6, 1) for who, s in spent[way].items()} for way in ("http", "uds", "shm")}
     return judge(times) | {"cpu_us": cpu_us, "throughput": throughput, "skipped": skipped}
 

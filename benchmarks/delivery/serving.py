@@ -101,21 +101,28 @@ class Serving:
         return self._link.send(device, topics.Down.BLOCK, payload, qos=0)
 
     def _push(self, devices: int) -> None:
-        """What a server does that knows of no broadcast: every block to every device, as fast as the broker takes it."""
+        """What a server does that knows of no broadcast: every block to every device, to each at the rate of a broadcast."""
         sending: list[Sending] = []
+        due = time.monotonic()
         for file, entry in enumerate(self._manifest.wire_files()):
             size = self._manifest.block_size
             with self._blobs.open(entry.sha256) as blob:
                 for index in range(block_count(entry.size, size)):
                     data = blob.read(size)
+                    time.sleep(max(due - time.monotonic(), 0.0))
+                    due += len(data) / self._site.bytes_per_s
                     payload = encode_block(self._site.build, file, index, data)
                     for device in range(devices):
-                        sent = self._link.send(f"d-{device:04}", topics.Down.BLOCK, payload, qos=1)
-                        if sent is not None:
-                            sending.append(sent)
-                            self.counters.add("covey_delivery_bytes_total", len(data), build=self._site.build)
+                        sending.append(self._sent(f"d-{device:04}", payload))
+                        self.counters.add("covey_delivery_bytes_total", len(data), build=self._site.build)
                         if len(sending) > _IN_FLIGHT:
                             sending.pop(0).wait_for_publish(30.0)
+
+    def _sent(self, device: str, payload: bytes) -> Sending:
+        """Once the link takes it: nobody asks again for what is left out."""
+        while (sent := self._link.send(device, topics.Down.BLOCK, payload, qos=1)) is None:
+            time.sleep(0.01)
+        return sent
 
 
 def main() -> int:

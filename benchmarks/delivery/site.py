@@ -59,9 +59,10 @@ class Meter:
 
 
 class Measurement:
-    """One way of delivery to one fleet: use `opened`, then `run`."""
+    """One way of delivery to one fleet: use `opened`, then `run`. `how`: broadcast, pull or push."""
 
-    def __init__(self, folder: Path, size: int, devices: int, bytes_per_s: float) -> None:
+    def __init__(self, how: str, folder: Path, size: int, devices: int, bytes_per_s: float) -> None:
+        self._how = how
         self._folder = folder
         self._devices = devices
         self.port = free_port()
@@ -72,7 +73,7 @@ class Measurement:
         program = find_mosquitto(None)
         if program is None:
             raise FileNotFoundError("mosquitto is not installed: ./dev setup")
-        (folder / "mosquitto.conf").write_text(_broker_config(self.port))
+        (folder / "mosquitto.conf").write_text(_broker_config(self.port, bounded=how != "push"))
         self._broker = Child("broker", [program, "-c", str(folder / "mosquitto.conf")], folder / "mosquitto.log")
         words = [sys.executable, "-m", "benchmarks.delivery.serving", str(folder)]
         self._server = Child("server", words, folder / "server.log")
@@ -92,9 +93,9 @@ class Measurement:
         if self._server.process.stdout is not None:
             self._server.process.stdout.close()
 
-    def run(self, how: str, habits: Sequence[Habit]) -> dict[str, Any]:
-        """`how`: broadcast, pull or push; one habit a device. One row of the table."""
-        return asyncio.run(self._run(how, habits))
+    def run(self, habits: Sequence[Habit]) -> dict[str, Any]:
+        """One habit a device. One row of the table."""
+        return asyncio.run(self._run(self._how, habits))
 
     async def _run(self, how: str, habits: Sequence[Habit]) -> dict[str, Any]:
         devices = [
@@ -159,9 +160,9 @@ class Measurement:
 
 
 @contextmanager
-def opened(folder: Path, size: int, devices: int, bytes_per_s: float) -> Iterator[Measurement]:
+def opened(how: str, folder: Path, size: int, devices: int, bytes_per_s: float) -> Iterator[Measurement]:
     folder.mkdir()
-    measurement = Measurement(folder, size, devices, bytes_per_s)
+    measurement = Measurement(how, folder, size, devices, bytes_per_s)
     try:
         measurement.start()
         yield measurement
@@ -184,15 +185,16 @@ def _listens(port: int) -> bool:
     return False
 
 
-def _broker_config(port: int) -> str:
-    """The limits are those that the server writes for its own broker."""
+def _broker_config(port: int, *, bounded: bool) -> str:
+    """The limits are those that the server writes for its own broker; without a bound, all that waits for a client is kept, which plain
+    pushing needs, since nobody asks again for what was dropped."""
     return "\n".join(
         [
             f"listener {port} 127.0.0.1",
             "allow_anonymous true",
             f"max_inflight_messages {MAX_INFLIGHT_MESSAGES}",
             f"max_queued_messages {MAX_QUEUED_MESSAGES}",
-            f"max_queued_bytes {MAX_QUEUED_BYTES}",
+            f"max_queued_bytes {MAX_QUEUED_BYTES if bounded else 0}",
             "set_tcp_nodelay true",
             "connection_messages false",
             "user root",

@@ -121,6 +121,11 @@ class Answering:
         runner.busy = True
         self._ask(runner, request, arrived, deadline, replied, may_fall_back=may_fall_back)
 
+    def room(self, runner: RunnerProcess, size: int) -> memoryview | None:
+        """Where the inputs of the request that the runner, which is `free`, is asked next may be read to. Not where another build may be asked
+        the same: this one could have written over them."""
+        return None if self._may_fall_back(runner) else runner.room(size)
+
     async def _rescue(self, request: InferRequest, failed: Failed, deadline: float, arrived: float) -> Answer:
         """What is left to do for a request that was begun; raises `ServeError`."""
         asked = failed.runner.spec

@@ -63,6 +63,7 @@ class Connections:
         """For ever: end connections that keep the gateway waiting."""
         while True:
             await asyncio.sleep(SWEEP_S)
+            self.shared.buffers.rest()
             now = self.clock()
             for connection in [connection for connection in self.open if connection.overdue(now)]:
                 connection.abort()

@@ -262,6 +262,10 @@ class Model:
         """See `Answering.begin`."""
         self._answering.begin(runner, request, arrived, deadline, done)
 
+    def room(self, runner: RunnerProcess, size: int) -> memoryview | None:
+        """See `Answering.room`."""
+        return self._answering.room(runner, size)
+
     async def infer(self, request: InferRequest, deadline: float) -> Answer:
         """Answer the request before `deadline` (of `clock`), by whichever build can; raises `ServeError`."""
         return await self._answering.infer(request, self.active_spec(), deadline)

@@ -101,6 +101,13 @@ class Form:
         """Whether another request may well begin with the same JSON part: it holds neither elements nor a name of its own."""
         return not self.id and not any(isinstance(source, bytes) for _, source in self.sources)
 
+    @property
+    def placed_bytes(self) -> int:
+        """Bytes of the inputs, if all of them lie in shared memory; 0 otherwise."""
+        if all(isinstance(source, Place) for _, source in self.sources):
+            return sum([info.size for info in self.inputs])
+        return 0
+
     def filled(self, rest: memoryview, memory: Visit) -> InferRequest:
         """With what follows the JSON part, of which it becomes views; raises `BadRequest`, and `MemoryFullError` for what lies in shared
         memory."""

@@ -51,6 +51,8 @@ RECEIVE_BYTES = 128 * 1024
 EXIT_CODE_POLLS = 25
 EXIT_CODE_POLL_S = 0.002
 REAP_S = 0.05
+# How often memory that large requests took, and that later ones did not, is given back.
+TRIM_S = 5.0
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -122,6 +124,7 @@ class RunnerProcess(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._starting: asyncio.Future[Ready] | None = None
         self._arena: Arena | None = None
+        self._trimming: asyncio.TimerHandle | None = None
         self._usual = SharedInfer((), ())
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -239,6 +242,15 @@ class RunnerProcess(asyncio.BufferedProtocol):
         self._alarm.set(self._loop, min(self._late_at, self._hung_at))
         self._write(self._frame(request))
 
+    def room(self, size: int) -> memoryview | None:
+        """Where the inputs of the request that it is asked next, `size` bytes, may be read to; None if they are to come by themselves."""
+        if self._arena is None or size < SHARED_FROM:
+            return None
+        try:
+            return self._arena.room(size)
+        except OSError:
+            return None
+
     def _frame(self, request: InferRequest) -> bytes:
         """The request, with its inputs where they are read the quickest."""
         if self._arena is not None and sum(map(len, request.data)) >= SHARED_FROM:
@@ -254,6 +266,8 @@ class RunnerProcess(asyncio.BufferedProtocol):
         return encode_frame(Infer(self._number, request.inputs, request.outputs), request.data)
 
     def _forget_arena(self) -> None:
+        if self._trimming is not None:
+            self._trimming.cancel()
         if self._arena is not None:
             self._arena.close()
             self._arena = None
@@ -310,8 +324,6 @@ class RunnerProcess(asyncio.BufferedProtocol):
         if not self._asked or message.id != self._number:
             raise FrameError("the runner answered what it was not asked")
         self._asked = False
-        if self._arena is not None:
-            self._arena.trim()
         self.busy = self.stuck = False
         if self.draining:
             self._close()
@@ -321,6 +333,13 @@ class RunnerProcess(asyncio.BufferedProtocol):
             self._tell(Reply(message, payload))
         elif isinstance(message, Error):
             self._tell(InferFailed(Failing(message.kind.value), message.detail))
+        if self._trimming is None and self._arena is not None and self._arena.is_large:
+            self._trimming = self._loop.call_later(TRIM_S, self._trim, self._arena)
+
+    def _trim(self, arena: Arena) -> None:
+        if not self._asked:
+            arena.trim()
+        self._trimming = self._loop.call_later(TRIM_S, self._trim, arena) if arena.is_large else None
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the exit code says more
         asyncio.get_running_loop().call_soon(self._learn_exit, EXIT_CODE_POLLS)

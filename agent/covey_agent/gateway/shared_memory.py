@@ -126,20 +126,23 @@ class SharedMemory:
             return [region.status for region in self._regions.values()]
         return [self._region("region", name).status]
 
-    def visit(self) -> Visit:
-        """For one request; what it reads counts until the visit ends."""
-        return Visit(self)
+    def visit(self, room: memoryview | None = None) -> Visit:
+        """For one request; what it reads counts until the visit ends. `room`: where to read it to, one tensor after the other."""
+        return Visit(self, room)
 
-    def read(self, field: str, place: Place, size: int) -> memoryview:
-        """The tensor's bytes; raises `BadRequest` that names the field, and `MemoryFullError`."""
+    def read(self, field: str, place: Place, size: int, room: memoryview | None = None) -> memoryview:
+        """The tensor's bytes, in `room` if that is given; raises `BadRequest` that names the field, and `MemoryFullError`."""
         if self.held + size > self._limit:
             raise MemoryFullError(f"{self.held} bytes of shared memory wait to be computed; try again later")
         descriptor, offset = self._locate(field, place, size)
-        spare, self._spare = self._spare, None
-        data = memoryview(spare if spare is not None and len(spare) >= size else bytearray(size))[:size]
+        data = self._own(size) if room is None else room[:size]
         if os.preadv(descriptor, [data], offset) != size:
             raise BadRequest(f"{field}: region {place.shared_memory_region!r} was cut short by its owner")
         return data
+
+    def _own(self, size: int) -> memoryview:
+        spare, self._spare = self._spare, None
+        return memoryview(spare if spare is not None and len(spare) >= size else bytearray(size))[:size]
 
     def forget(self, data: memoryview) -> None:
         """Nobody looks at what was read any longer: the next is read to the same place."""
@@ -181,13 +184,16 @@ class SharedMemory:
 class Visit:
     """One request's use of shared memory."""
 
-    def __init__(self, memory: SharedMemory) -> None:
+    def __init__(self, memory: SharedMemory, room: memoryview | None) -> None:
         self._memory = memory
+        self._room = room
         self._read: list[memoryview] = []
 
     def read(self, field: str, place: Place, size: int) -> memoryview:
         """Until the visit ends."""
-        data = self._memory.read(field, place, size)
+        data = self._memory.read(field, place, size, self._room)
+        if self._room is not None:
+            self._room = self._room[size:]
         self._read.append(data)
         self._memory.held += size
         return data

@@ -16,7 +16,7 @@ Buffer = bytes | bytearray | memoryview
 
 # Smaller inputs go with the frame itself.
 SHARED_FROM = 4096
-# What a larger request took is given back once it has been answered.
+# So much is kept for good; what larger requests took is given back once none as large has come for a while (`trim`).
 KEPT_BYTES = 4 << 20
 
 
@@ -28,6 +28,8 @@ class Arena:
         self.descriptor = descriptor
         self._map: mmap.mmap | None = None
         self._size = 0
+        self._used = 0  # most bytes of a request since the last `trim`
+        self._held = 0  # so many bytes from the front on may have memory
         self._seen: memoryview | None = None
 
     @classmethod
@@ -44,18 +46,30 @@ class Arena:
             return None
         return cls(descriptor)
 
+    def room(self, size: int) -> memoryview:
+        """Where a request's tensors may be read to, one after the other, instead of being copied there later; raises `OSError` if there is no
+        memory for them."""
+        return memoryview(self._of(size))[:size]
+
     def lay(self, tensors: Sequence[Buffer]) -> None:
-        """Copy the tensors one after the other; raises `OSError` if there is no memory for them."""
-        size = sum(map(len, tensors))
+        """Copy the tensors one after the other, unless they were read to `room`; raises `OSError` if there is no memory for them."""
+        if isinstance(first := tensors[0], memoryview) and first.obj is self._map:
+            return
+        laid = self._of(sum(map(len, tensors)))
+        at = 0
+        for tensor in tensors:
+            laid[at : at + len(tensor)] = tensor
+            at += len(tensor)
+
+    def _of(self, size: int) -> mmap.mmap:
+        self._used = max(self._used, size)
+        self._held = max(self._held, size)
         if size > self._size:
             whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
             os.ftruncate(self.descriptor, whole)
             self._remap(whole)
         assert self._map is not None  # noqa: S101  # nothing is laid that has no bytes
-        at = 0
-        for tensor in tensors:
-            self._map[at : at + len(tensor)] = tensor
-            at += len(tensor)
+        return self._map
 
     def view(self, size: int) -> memoryview:
         """The first `size` bytes, as the other end has laid them; raises `ValueError` if there are fewer. The same object as before, if that
@@ -69,11 +83,20 @@ class Arena:
         self._seen = memoryview(self._map)[:size]
         return self._seen
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it holds more than is kept for good."""
+        return self._held > KEPT_BYTES
+
     def trim(self) -> None:
-        """What was laid is needed no longer; the memory of large requests goes back to the device."""
-        if self._map is not None and self._size > KEPT_BYTES:
+        """Give back what no request has needed since the last time; none is being computed. Between requests of one size nothing is given
+        back: to have the memory again takes longer than to copy it."""
+        keep = max(-(-self._used // mmap.PAGESIZE) * mmap.PAGESIZE, KEPT_BYTES)
+        self._used = 0
+        if self._map is not None and self._held > keep:
             with contextlib.suppress(OSError):
-                self._map.madvise(mmap.MADV_REMOVE)
+                self._map.madvise(mmap.MADV_REMOVE, keep, self._size - keep)
+            self._held = keep
 
     def _remap(self, size: int) -> None:
         # A mapping before lives on as long as anybody looks at it.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.matrix.subject import Floats
-from covey_hil.processes import Child, ProcessError, free_port, wait_for
+from covey_hil.processes import Child, ProcessError, descendants, free_port, kill_pid, wait_for
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE.parent.parent.parent / ".peers"
@@ -58,7 +58,10 @@ class Peer:
             with contextlib.closing(connection):
                 yield lambda image: _ask(connection, *self.request(image))
         finally:
+            below = descendants(child.pid)  # their own processes outlive some of them
             child.stop()
+            for pid in below:
+                kill_pid(pid)
 
 
 def environment(name: str, say: Callable[[str], None]) -> Path:
@@ -91,12 +94,22 @@ def _answers(child: Child, port: int, path: str) -> bool:
 
 
 def _ask(connection: http.client.HTTPConnection, path: str, headers: dict[str, str], body: bytes) -> bytes:
-    connection.request("POST", path, body, headers)
-    answer = connection.getresponse()
+    try:
+        answer = _answer(connection, path, headers, body)
+    except ConnectionError:  # it ends connections that rest for some seconds
+        connection.close()
+        answer = _answer(connection, path, headers, body)
     content = answer.read()
     if answer.status != 200:
         raise ProcessError(f"{path}: {answer.status} {content[:200]!r}")
     return content
+
+
+def _answer(
+    connection: http.client.HTTPConnection, path: str, headers: dict[str, str], body: bytes
+) -> http.client.HTTPResponse:
+    connection.request("POST", path, body, headers)
+    return connection.getresponse()
 
 
 # --- MLServer ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ class Bench(litserve.LitAPI):
         self._session = onnxruntime.InferenceSession(sys.argv[1], options)
 
     def decode_request(self, request):  # noqa: ANN001, ANN201  # it looks at annotations, and takes any for a schema
-        return np.frombuffer(base64.b64decode(request["image"]), np.float32).reshape(1, 3, 96, 96)
+        image = np.frombuffer(base64.b64decode(request["image"]), np.float32)
+        side = round((image.size / 3) ** 0.5)
+        return image.reshape(1, 3, side, side)
 
     def predict(self, image):  # noqa: ANN001, ANN201
         return self._session.run(["scores"], {"image": image})[0].tolist()

@@ -18,7 +18,8 @@ class Bench(MLModel):
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         (content,) = Base64Codec.decode_input(payload.inputs[0])
-        image = np.frombuffer(content, np.float32).reshape(1, 3, 96, 96)
-        scores = self._session.run(["scores"], {"image": image})[0]
+        image = np.frombuffer(content, np.float32)
+        side = round((image.size / 3) ** 0.5)
+        scores = self._session.run(["scores"], {"image": image.reshape(1, 3, side, side)})[0]
         output = NumpyCodec.encode_output("scores", scores)
         return InferenceResponse(model_name=self.name, outputs=[output])

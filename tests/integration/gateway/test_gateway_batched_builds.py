@@ -19,7 +19,7 @@ from covey_converters.isolation import build_isolated
 from covey_converters.spec import BuildSpec, Limits
 from tests.integration.gateway.conftest import Build, Rig
 
-MODEL, MAX_BATCH, CALLERS, ROUNDS, WIDTH = "scale", 4, 12, 4, 1536
+MODEL, MAX_BATCH, CALLERS, ROUNDS, WIDTH, TURNS = "scale", 4, 12, 4, 1536, 20
 pytestmark = [pytest.mark.timeout(200), pytest.mark.filterwarnings("ignore")]
 NO_ONNX2TF = toolchain.find("onnx2tf", toolchain.places(os.environ)).folder is None
 
@@ -107,11 +107,15 @@ def test_a_build_for_several_rows_answers_several_callers_at_once(
     assert manifest.max_batch == MAX_BATCH, report.notes
     rig.serve(Build(folder.digest_of(tmp_path / "out"), tmp_path / "out", "1.0"))
     alone = _alone(rig)
-    together = answered(rig)
-    (window,) = rig.collect().windows
-    assert window.ok == CALLERS * (1 + ROUNDS)
+    rig.collect()
+    for _ in range(TURNS):  # on a machine that does other things as well, callers may miss one another
+        together = answered(rig)
+        (window,) = rig.collect().windows
+        assert window.ok == CALLERS * ROUNDS
+        assert sum(size * count for size, count in window.batches.items()) == window.ok
+        if max(window.batches) > 1:
+            break
     assert 1 < max(window.batches) <= MAX_BATCH
-    assert sum(size * count for size, count in window.batches.items()) == window.ok
     for index in range(CALLERS):
         np.testing.assert_allclose(together[index], alone[index], atol=0.02 * float(np.abs(alone[index]).max()))
         others = [other for other in range(CALLERS) if other != index]

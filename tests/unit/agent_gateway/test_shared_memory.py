@@ -144,6 +144,19 @@ def test_an_object_that_is_cut_short_costs_one_request(memory: SharedMemory, tmp
         memory.read("x", place(), 8)
 
 
+def test_a_visit_may_read_to_a_room_of_its_callers(memory: SharedMemory) -> None:
+    memory.register("r", Registration(key="object", byte_size=64))
+    room = memoryview(bytearray(12))
+    with memory.visit(room) as visit:
+        first = visit.read("a", place(size=8, offset=16), 8)
+        second = visit.read("b", place(size=4, offset=0), 4)
+        assert first.obj is room.obj
+        assert second.obj is room.obj
+        assert bytes(room) == bytes([*range(16, 24), *range(4)])
+        assert memory.held == 12
+    assert memory.held == 0
+
+
 def test_what_waits_is_bounded(memory: SharedMemory) -> None:
     memory.register("r", Registration(key="object", byte_size=64))
     with memory.visit() as one, memory.visit() as two:
