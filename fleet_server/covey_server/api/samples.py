@@ -66,7 +66,7 @@ class FetchView(BaseModel):
     ended_ms: int | None
     found: int = Field(description="samples on the device that were not here, up to the limit")
     fetched: int = Field(description="of them, that are here now")
-    left_out: int = Field(description="of them, gone meanwhile, too large or no samples")
+    left_out: int = Field(description="of them, gone meanwhile or no samples")
     bytes: int
 
 

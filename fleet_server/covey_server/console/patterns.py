@@ -112,6 +112,7 @@ PATTERNS: tuple[str, ...] = (
     # samples
     noted("left out: %(why_text)s"),
     noted("%(file)s: it made room for newer ones"),
+    noted("samples of more than %(bytes)s bytes"),
     noted("its agent is too old to be asked for samples"),
     noted("it does not answer"),
     noted("the server stops"),

@@ -181,15 +181,20 @@ class SampleDesk:
     def _entries(self, job: _Job) -> tuple[list[SampleEntry], str]:
         """The newest that are not here yet, as many as may be brought, and what is to be said of the others. Raises `FetchError`."""
         wanted: dict[tuple[str, str], SampleEntry] = {}
-        size = 0
+        size, words = 0, ""
         for page in self._pages(job):
             held = self.shelf.held(job.device, page)
             for entry in page:
                 key = (entry.model, entry.name)
                 if key in held or key in wanted:
                     continue
+                if (
+                    entry.size > MAX_SAMPLE_BYTES
+                ):  # it will be no smaller the next time, and must not stand before the others
+                    words = f"left out: samples of more than {MAX_SAMPLE_BYTES} bytes"
+                    continue
                 if len(wanted) == job.most:
-                    return list(wanted.values()), ""
+                    return list(wanted.values()), words
                 if size + entry.size > self._max_bytes:
                     words = (
                         f"more than {self._max_bytes} bytes (setting sample_fetch_max_bytes); ask again for the others"
@@ -197,7 +202,7 @@ class SampleDesk:
                     return list(wanted.values()), words
                 wanted[key] = entry
                 size += entry.size
-        return list(wanted.values()), ""
+        return list(wanted.values()), words
 
     def _pages(self, job: _Job) -> Iterator[tuple[SampleEntry, ...]]:
         for skip in range(0, MAX_SKIPPED, MAX_LISTED):
@@ -229,8 +234,6 @@ class SampleDesk:
 
     def _bring(self, job: _Job, entry: SampleEntry) -> None:
         """Raises `_LeftOut` and `DecodeError` for what costs this sample alone; `FetchError`, `NoRoom`, `OSError`."""
-        if entry.size > MAX_SAMPLE_BYTES:
-            raise _LeftOut(f"{entry.name} has {entry.size} bytes; at most {MAX_SAMPLE_BYTES}")
         self.shelf.check_room(entry.size)
         digest, announced, offset = hashlib.sha256(), None, 0
         with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(self.shelf.incoming)) as file:

@@ -26,7 +26,7 @@ class SampleFetch(Base):
     ended_ms: Mapped[int | None]
     found: Mapped[int] = mapped_column(default=0)  # to be brought
     fetched: Mapped[int] = mapped_column(default=0)  # of them, that are here
-    left_out: Mapped[int] = mapped_column(default=0)  # of them, gone on the device, too large or no samples
+    left_out: Mapped[int] = mapped_column(default=0)  # of them, gone on the device or no samples
     bytes: Mapped[int] = mapped_column(default=0)
 
 
