@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -14,10 +15,12 @@ import pytest
 
 from covey_agent.client import SHARED_MEMORY_FROM, Client
 from covey_agent.gateway.control_api import Done, Settle
+from covey_agent.runner.arena import KEPT_BYTES
 from covey_agent.runner.backends.onnxruntime import load
 from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec
 from covey_contract.messages import Probation
 from covey_contract.reasons import Reason
+from covey_hil.processes import wait_for
 
 MODEL, SIZE = "scale", 8
 LARGE = SHARED_MEMORY_FROM // (SIZE * 4)  # rows; far more than goes with a frame
@@ -117,6 +120,31 @@ def test_many_callers_while_builds_change(rig: Any) -> None:
     windows = rig.collect().windows
     assert sum(window.ok for window in windows) == sum(asked)
     assert not any(window.errors for window in windows)
+
+
+def shared_bytes(pid: int) -> int:
+    """Memory that the process shares with its runners."""
+    held = {}  # by file: a mapping has a descriptor of its own
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # of those that come and go
+            if "covey-arena" in str(path.readlink()):
+                told = path.stat()
+                held[told.st_ino] = told.st_blocks * 512
+    return sum(held.values())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_memory_that_large_requests_took_is_kept_while_they_come_and_goes_back(rig: Any, shared: bool) -> None:
+    rig.serve(rig.build(2.0, "1"))
+    rows = 2 * KEPT_BYTES // (SIZE * 4)
+    with Client(rig.run_dir / "inference.sock", shared_memory=shared) as client:
+        large, small = asking(client, rows, {"1": 2.0}), asking(client, 1, {"1": 2.0})
+        for value in (1.0, 2.0, 3.0):
+            assert large(value) == ("1", True)
+            assert shared_bytes(rig.process.pid) >= 2 * KEPT_BYTES
+        wait_for("the memory to go back", lambda: shared_bytes(rig.process.pid) <= 1.5 * KEPT_BYTES, 30)
+        assert small(4.0) == ("1", True)
+        assert large(5.0) == ("1", True)
 
 
 def test_inputs_that_lie_where_they_lay_are_read_anew(tmp_path: Path, onnx_by_channel: bytes) -> None:
