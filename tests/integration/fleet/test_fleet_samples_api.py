@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+BOTH = pytest.mark.parametrize("in_database", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-def api(tmp_path: Path, make_world: Any) -> Iterator[Api]:
-    made = Api(tmp_path, make_world)
+def api(tmp_path: Path, make_world: Any, in_database: dict[str, str]) -> Iterator[Api]:
+    made = Api(tmp_path, make_world, **in_database)
     with made.serving():
         yield made
 
@@ -84,6 +87,7 @@ def _archive(api: Api, query: str, **more: Any) -> zipfile.ZipFile:
     return zipfile.ZipFile(io.BytesIO(answer.content))
 
 
+@BOTH
 def test_samples_are_fetched_listed_downloaded_and_deleted(api: Api) -> None:
     _device, folder = _capturing(api, "press-7")
     api.world.build()
@@ -151,6 +155,7 @@ def test_what_a_device_does_not_let_leave_stays_there_also_against_the_api(api: 
     assert (fetch["state"], fetch["reason"], fetch["fetched"]) == ("failed", "not_allowed", 0)
 
 
+@BOTH
 def test_a_group_is_asked_as_far_as_it_can_be(api: Api) -> None:
     for name, number in (("press-1", 1), ("press-2", 2)):
         _device, folder = _capturing(api, name)
