@@ -41,8 +41,8 @@ BUILD = "0" * 64
 class Api:
     """The application on a port, with its fleet service running, and a `World`'s helpers on the same parts."""
 
-    def __init__(self, folder: Path, make_world: Any) -> None:
-        self.services = build_services(Settings(data=folder / "data", fleet_tick_s=0.2, enrol_per_minute=30))
+    def __init__(self, folder: Path, make_world: Any, **more: Any) -> None:
+        self.services = build_services(Settings(data=folder / "data", fleet_tick_s=0.2, enrol_per_minute=30, **more))
         self.world = make_world()
         self.world.fleet = self.services.fleet
         self._token = (folder / "data" / "admin-token").read_text().strip()
