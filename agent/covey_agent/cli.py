@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
         help="keep this share of the requests with their answers, for labelling: 0.01 is one in a hundred (none)",
     )
     sub.add_argument("--capture-mb", type=int, default=200, metavar="MB", help="of what is kept (%(default)s)")
+    sub.add_argument("--capture-send", action="store_true", help="let operators fetch what is kept (it stays here)")
     sub.add_argument(
         "--keep-gateway", action="store_true", help="let the gateway go on serving when the agent is stopped"
     )
@@ -253,6 +254,8 @@ def run(options: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} must be between 0.1 and 86400 seconds")
     if not 0 <= options.capture_share <= 1 or options.capture_mb < 1:
         raise UsageError("--capture-share must be between 0 and 1, --capture-mb at least 1")
+    if options.capture_send and not options.capture_share:
+        raise UsageError("--capture-send needs --capture-share: without it nothing is kept that could be sent")
     budgets = list(options.budget)
     if options.runner_memory_mb is not None:
         budgets.append(f"{EVERY}:memory={options.runner_memory_mb}")
@@ -274,6 +277,7 @@ def run(options: argparse.Namespace) -> int:
         budgets=tuple(budgets),
         capture_share=options.capture_share,
         capture_mb=options.capture_mb,
+        capture_send=options.capture_send,
         retry_first_s=options.retry,
         fetch=FetchLimits(silence_s=options.silence),
     )

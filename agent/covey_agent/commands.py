@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from covey_agent import __version__
+from covey_agent.samples import Samples
 from covey_contract.envelope import decode_envelope
 from covey_contract.errors import ContractError
 from covey_contract.facts import Facts
@@ -42,6 +43,7 @@ class Commands:
         logs: tuple[Path, ...],
         diagnose: Callable[[], bytes],
         renew: Callable[[], str],
+        samples: Samples,
         clock: Callable[[], int],
     ) -> None:
         self._device = device
@@ -50,6 +52,7 @@ class Commands:
         self._logs = logs
         self._diagnose = diagnose
         self._renew = renew
+        self._samples = samples
         self._clock = clock
         self._seen: deque[str] = deque(maxlen=1024)
 
@@ -77,6 +80,8 @@ class Commands:
             return self._diagnosed(reply)
         if command.kind is CommandKind.RENEW:
             return msgspec.structs.replace(reply, text=self._renew())
+        if command.kind is CommandKind.SAMPLES:
+            return self._samples.answer(reply, command.samples)
         return msgspec.structs.replace(reply, text=f"covey-agent {__version__}")
 
     def _diagnosed(self, reply: Reply) -> Reply:

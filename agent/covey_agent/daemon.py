@@ -47,6 +47,7 @@ from covey_agent.outbox import LIMIT, Outbox
 from covey_agent.renewal import Renewal
 from covey_agent.renewal_relay import RenewalRelay
 from covey_agent.renewing import Asker
+from covey_agent.samples import Samples
 from covey_agent.serving import Serving
 from covey_agent.settings import Settings
 from covey_agent.store import Store
@@ -172,10 +173,11 @@ def run(settings: Settings, *, keep_gateway: bool = False) -> None:
                 logs=(settings.log_file, settings.gateway_log),
                 diagnose=lambda: _diagnosed(settings),
                 renew=renewal.ask_now,
+                samples=Samples(settings.captured, settings.capture_share > 0, settings.capture_send),
                 clock=clock,
             ),
             machine=machine.read,
-            meter=Meter(settings.state),
+            meter=Meter(settings.state, may_leave=settings.capture_send),
             supervisor=supervisor,
             asks=AskFolder(settings.state, Installer(identity.device, deployments, manual).obey),
             clock=clock,
@@ -225,7 +227,7 @@ def gateway_options(settings: Settings) -> list[str]:
     for budget in settings.budgets:
         words += ["--budget", budget]
     if settings.capture_share > 0:
-        words += ["--capture", str(settings.state / "capture")]
+        words += ["--capture", str(settings.captured)]
         words += ["--capture-share", str(settings.capture_share), "--capture-mb", str(settings.capture_mb)]
     return words
 

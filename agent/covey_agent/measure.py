@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from covey_agent.accelerators import Accelerators
 from covey_agent.gateway.control_api import Collected
-from covey_contract.messages import Resources
+from covey_contract.messages import Captured, Resources
 
 _HELD_BACK = ("thermal-cpufreq", "thermal-devfreq")
 _TOLD_BY_FIRMWARE = "throttle-alert"
 
 
 class Meter:
-    """CPU percentages are since the last `read`; the first says 0."""
+    """CPU percentages are since the last `read`; the first says 0. `may_leave`: whether the server may fetch samples that are kept."""
 
-    def __init__(self, state: Path, sys: Path = Path("/sys")) -> None:
+    def __init__(self, state: Path, sys: Path = Path("/sys"), *, may_leave: bool = False) -> None:
         self._state = state
+        self._may_leave = may_leave
         self._sys = sys
         self._throttling = Throttling(sys)
         self._accelerators = Accelerators(sys)
@@ -46,11 +48,15 @@ class Meter:
             runners_rss_mb=collected.runners_rss_mb if collected else 0.0,
             memory_available_mb=psutil.virtual_memory().available / 1e6,
             storage_free_mb=psutil.disk_usage(str(self._state)).free / 1e6,
-            capture=collected.capture if collected else None,
+            capture=self._captured(collected),
             temperature_c=_temperature(self._sys),
             throttled=self._throttling.read(),
             accelerators=self._accelerators.read(now),
         )
+
+    def _captured(self, collected: Collected | None) -> Captured | None:
+        told = collected.capture if collected else None
+        return None if told is None else msgspec.structs.replace(told, may_leave=self._may_leave)
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -26,6 +26,7 @@ class Settings:
     budgets: tuple[str, ...] = ()  # of the models' runners, as `gateway.budget` reads them
     capture_share: float = 0.0  # of the requests, kept with their answers; 0: none
     capture_mb: int = 200  # of all that is kept
+    capture_send: bool = False  # whether the server may fetch what is kept
     memory_margin_mb: float = 64.0  # to be left when two builds are loaded side by side
     max_starts: int = 3  # of one build under one order
     retry_first_s: float = 30.0
@@ -41,6 +42,10 @@ class Settings:
     @property
     def identity(self) -> Path:
         return self.state / "identity"
+
+    @property
+    def captured(self) -> Path:
+        return self.state / "capture"
 
     @property
     def log_file(self) -> Path:

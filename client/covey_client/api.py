@@ -23,6 +23,7 @@ import msgspec
 
 from covey_client.administration import Administration
 from covey_client.errors import ApiError, BadAnswer, ClientError, Unreachable, Untrusted
+from covey_client.samples import Samples
 from covey_client.transport import CountedFile, Json, Progress, Transport
 from covey_client.uploading import FROM_BYTES, Uploader
 from covey_contract.building import BuildJob, BuildReport, LeaseRequest
@@ -59,6 +60,7 @@ class Client:
         self.url = self._api.url
         self._uploader = Uploader(self._api)
         self.admin = Administration(self._api)
+        self.samples = Samples(self._api)
 
     def __enter__(self) -> Client:
         return self

@@ -19,6 +19,7 @@ from covey_contract.histogram import Count, Histogram
 from covey_contract.lifecycle import State
 from covey_contract.manifest import Batch, ModelName, Sha256, VersionName
 from covey_contract.reasons import Reason
+from covey_contract.samples import SampleEntry, SamplePiece, SampleQuestion
 from covey_contract.strenum import StrEnum
 from covey_contract.wire import Message
 
@@ -119,13 +120,14 @@ class BuildWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Samples of requests and their answers that a device keeps for labelling. They stay there; this counts them. Sizes in MB (10^6 bytes)."""
+    """Samples of requests and their answers that a device keeps for labelling. This counts them. Sizes in MB (10^6 bytes)."""
 
     share: Annotated[float, msgspec.Meta(ge=0, le=1)]  # of the answered requests
     limit_mb: float
     samples: Count = 0  # that it holds now
     held_mb: float = 0.0
     dropped: Count = 0  # chosen and not kept since the gateway started: no room or time, or too large
+    may_leave: bool = False  # whether the device's own settings let the server fetch them
 
 
 MAX_ACCELERATORS = 8
@@ -198,7 +200,8 @@ class MetadataRequest(Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Reply(Message, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer to a command. `facts` answers the command of that name, `text` those that ask for words."""
+    """The answer to a command. `facts` answers the command of that name, `text` those that ask for words, `samples` or `piece` one about
+    samples."""
 
     id: ShortText
     time_ms: Millis
@@ -206,6 +209,8 @@ class Reply(Message, frozen=True, kw_only=True, omit_defaults=True):
     detail: Detail = ""
     facts: Facts | None = None
     text: Annotated[str, msgspec.Meta(max_length=100_000)] = ""
+    samples: tuple[SampleEntry, ...] = ()
+    piece: SamplePiece | None = None
 
 
 # --- from the server ----------------------------------------------------------------------------------------------
@@ -295,6 +300,7 @@ class CommandKind(StrEnum):
     LOGS = "logs"
     DIAGNOSTICS = "diagnostics"  # `text` is a JSON object
     RENEW = "renew"  # the device's certificate, now
+    SAMPLES = "samples"  # which samples it keeps, or a piece of one: `Command.samples`
 
 
 class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -308,6 +314,7 @@ class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
     issued_ms: Millis
     expires_ms: Millis
     lines: Annotated[int, msgspec.Meta(ge=1, le=2000)] = 200  # of the log
+    samples: SampleQuestion | None = None
 
 
 COMMAND_TYPE = "application/vnd.covey.command.v1+json"

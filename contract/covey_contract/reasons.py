@@ -70,6 +70,8 @@ class Reason(StrEnum):
 
     # Commands and ends of the agent.
     UNKNOWN_COMMAND = "unknown_command"
+    NOT_ALLOWED = "not_allowed"
+    NOT_THERE = "not_there"
     INTERNAL = "internal"
     STARTED = "started"
     POWER_LOSS = "power_loss"

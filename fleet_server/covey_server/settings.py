@@ -164,6 +164,11 @@ class Settings:
     telemetry_keep_days: int = _set(14, "How long telemetry is kept.")
     reports_keep_days: int = _set(180, "How long the reports of deployments are kept.")
 
+    # Samples fetched from devices.
+    samples_keep_days: int = _set(30, "How long samples that were fetched from devices are kept here.")
+    samples_max_bytes: int = _set(4096 * MIB, "Samples that are kept here at most; no more are fetched beyond.")
+    sample_fetch_max_bytes: int = _set(512 * MIB, "Samples that are fetched from one device at once.")
+
     # Delivery of builds.
     block_device_bytes_per_s: float = _set(16e6, "Fastest delivery to one device.")
     block_total_bytes_per_s: float = _set(100e6, "Fastest delivery to all devices together.")
@@ -466,6 +471,9 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
     "enrol_per_minute": _between(1, 1_000_000),
     "telemetry_keep_days": _between(1, 3650),
     "reports_keep_days": _between(1, 3650),
+    "samples_keep_days": _between(1, 3650),
+    "samples_max_bytes": _between(0, 1 << 50),
+    "sample_fetch_max_bytes": _between(1, 1 << 40),
     "block_device_bytes_per_s": _between(1000, 1e12),
     "block_total_bytes_per_s": _between(1000, 1e12),
     "block_outstanding": _between(1, 100_000),

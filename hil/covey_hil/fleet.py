@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -61,10 +62,18 @@ class LocalServer:
 
 
 class LocalAgent:
-    """`covey-agent run` on a state folder. `facts`: a file of facts for a simulated device; None for this machine's own."""
+    """`covey-agent run` on a state folder. `facts`: a file of facts for a simulated device; None for this machine's own. `options`: further
+    ones of `run`."""
 
     def __init__(
-        self, name: str, state: Path, log: Path, *, facts: Path | None = None, telemetry_s: float = 2.0
+        self,
+        name: str,
+        state: Path,
+        log: Path,
+        *,
+        facts: Path | None = None,
+        telemetry_s: float = 2.0,
+        options: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.state = state
@@ -75,7 +84,7 @@ class LocalAgent:
         self.child = Child(
             name,
             [command("covey-agent"), "run", "--state", str(state), "--inference-port", str(self.port)]
-            + ["--telemetry-interval", str(telemetry_s), *simulated],
+            + ["--telemetry-interval", str(telemetry_s), *simulated, *options],
             log,
         )
 

@@ -13,8 +13,9 @@ import pytest
 from covey_contract.lifecycle import State
 from covey_contract.reasons import Reason
 from covey_hil.faults.disk import LoopDisk, why_not
-from covey_hil.testing.agent_site import Device, Site, wait_for
+from covey_hil.testing.agent_site import Device, Site
 from covey_hil.testing.made_builds import make_build
+from covey_hil.testing.waiting import until
 from tests.faults.conftest import SmallDisk
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -53,11 +54,11 @@ def test_a_start_on_a_full_disk_serves(site: Site, small_disk: Disks) -> None:
     site.device.stop()
     ballast = fill(disk.point / "ballast")
     site.device.start()
-    wait_for(lambda: site.device.serving, "the build to serve")
+    until(lambda: site.device.serving, "the build to serve")
     assert site.device.infer(1.0) == 2.0
     # It cannot follow yet, and does as soon as there is room.
     order = site.server.order(make_build("1.1", 3.0))
-    wait_for(lambda: "cannot be stored" in site.device.log(), "the log line")
+    until(lambda: "cannot be stored" in site.device.log(), "the log line")
     assert site.device.infer(1.0) == 2.0
     ballast.unlink()
     site.server.reached(order, State.ACTIVE)
@@ -72,11 +73,11 @@ def test_no_inode_left(site: Site, small_disk: Disks) -> None:
     site.server.reached(site.server.order(make_build("1.0", 2.0)), State.ACTIVE)
     used = use_up_inodes(disk.point / "used")
     order = site.server.order(make_build("1.1", 3.0))
-    wait_for(lambda: "cannot be stored" in site.device.log(), "the log line")
+    until(lambda: "cannot be stored" in site.device.log(), "the log line")
     assert site.device.infer(1.0) == 2.0
     site.device.kill()
     site.device.start()
-    wait_for(lambda: site.device.serving, "the build to serve, whatever cannot be written")
+    until(lambda: site.device.serving, "the build to serve, whatever cannot be written")
     assert site.device.infer(1.0) == 2.0
     subprocess.run(["rm", "-r", str(used)], check=True)
     site.server.send_order(order)
@@ -102,7 +103,7 @@ def test_a_disk_that_turns_read_only(failing_disk: LoopDisk, site: Site) -> None
     site.server.reached(site.server.order(make_build("1.0", 2.0)), State.ACTIVE)
     failing_disk.fail()
     order = site.server.order(make_build("1.1", 3.0))
-    wait_for(lambda: "cannot be stored" in site.device.log(), "the log line")
+    until(lambda: "cannot be stored" in site.device.log(), "the log line")
     assert site.device.infer(1.0) == 2.0
     assert site.device.process is not None
     assert site.device.process.poll() is None
@@ -122,10 +123,10 @@ def test_a_start_on_a_read_only_disk_serves(site: Site, small_disk: Disks) -> No
     site.device.stop()
     disk.remount("ro")
     site.device.start()
-    wait_for(lambda: site.device.serving, "the build to serve")
+    until(lambda: site.device.serving, "the build to serve")
     assert site.device.infer(1.0) == 2.0
     order = site.server.order(make_build("1.1", 3.0))
-    wait_for(lambda: "cannot be stored" in site.device.log(), "the log line")
+    until(lambda: "cannot be stored" in site.device.log(), "the log line")
     assert site.device.infer(1.0) == 2.0
     disk.remount("rw")
     site.server.reached(order, State.ACTIVE)
@@ -143,7 +144,7 @@ def test_a_blob_that_rots_under_a_living_gateway_is_fetched_when_that_is_gone(si
     blob.write_bytes(os.urandom(len(build.contents[1])))
     assert site.device.infer(1.0) == 2.0
     site.device.kill_gateway()
-    wait_for(lambda: any(report.reason is Reason.DIGEST_MISMATCH for report in site.server.reports), "the reason")
+    until(lambda: any(report.reason is Reason.DIGEST_MISMATCH for report in site.server.reports), "the reason")
     site.server.reached(order, State.ACTIVE)
     assert site.device.infer(1.0) == 2.0
     assert blob.read_bytes() == build.contents[1]

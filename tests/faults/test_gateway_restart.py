@@ -10,8 +10,9 @@ import time
 
 from covey_agent.gateway.control_api import GatewayStatus
 from covey_contract.lifecycle import State
-from covey_hil.testing.agent_site import Site, wait_for
+from covey_hil.testing.agent_site import Site
 from covey_hil.testing.made_builds import MODEL, SIZE, make_build
+from covey_hil.testing.waiting import until
 
 WITHIN_S = 1.0
 QUIET_IMPORT_S = 0.3  # on two cores that do nothing else
@@ -39,7 +40,7 @@ def test_a_killed_gateway_answers_again_within_a_second(site: Site) -> None:
     site.server.reached(site.server.order(make_build("1.0", 2.0)), State.ACTIVE)
     site.device.kill_gateway()
     began = time.monotonic()
-    wait_for(lambda: answer(site.device.gateway) == 2.0, "an answer")
+    until(lambda: answer(site.device.gateway) == 2.0, "an answer")
     took = time.monotonic() - began
     # Most of it is two processes that start and the runtime's import. Where tests run beside this one, that alone is measured too.
     began = time.monotonic()
@@ -55,5 +56,5 @@ def test_while_control_is_dead_every_request_is_answered(site: Site) -> None:
     site.device.kill()
     assert [answer(status) for _ in range(200)] == [2.0] * 200
     site.device.start()
-    wait_for(lambda: len(site.server.hellos) > 1, "control")
+    until(lambda: len(site.server.hellos) > 1, "control")
     assert [answer(status) for _ in range(50)] == [2.0] * 50

@@ -23,6 +23,7 @@ from covey_contract.building import BuildJob, BuildReport, Outcome, SourceFile
 from covey_contract.manifest import Manifest
 from covey_contract.wire import decode, encode
 from covey_hil.digits import data
+from covey_hil.testing.waiting import until
 
 COMMAND = str(Path(sys.executable).with_name("covey-convert"))
 TOKEN = "worker-token-of-the-test"
@@ -166,13 +167,6 @@ def start(server: JobServer) -> Iterator[StartWorker]:
         process.communicate()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def test_jobs_are_built_and_delivered_although_the_server_restarts(
     server: JobServer, start: StartWorker, evaluation: Path
 ) -> None:
@@ -180,9 +174,9 @@ def test_jobs_are_built_and_delivered_although_the_server_restarts(
     server.add(1, "onnxruntime-fp32", data.model_path("1.0"), evaluation)
     server.add(2, "onnxruntime-int8", data.model_path("1.0"), evaluation, max_batch=4)
     worker = start()
-    wait_for(lambda: len(server.finished) == 1)
+    until(lambda: len(server.finished) == 1, "the first job to be done")
     server.trouble = 1
-    wait_for(lambda: len(server.finished) == 2)
+    until(lambda: len(server.finished) == 2, "the second job to be done")
     worker.send_signal(signal.SIGTERM)
     _, said = worker.communicate(timeout=10)
     assert worker.returncode == 0, said
@@ -249,7 +243,7 @@ def test_a_stopped_worker_ends_its_build_and_does_not_finish_the_job(
 ) -> None:
     server.add(5, "onnxruntime-fp32", data.model_path("1.2"), evaluation)
     worker = start()
-    wait_for(lambda: any("GET" in line for line in server.requests))
+    until(lambda: any("GET" in line for line in server.requests), "the worker to ask")
     worker.send_signal(signal.SIGTERM)
     began = time.monotonic()
     worker.communicate(timeout=20)

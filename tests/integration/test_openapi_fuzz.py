@@ -68,6 +68,7 @@ NAMES: dict[str, dict[str, list[object]]] = {
     "/tokens": {"name": ["ci"]},
     "/webhooks": {"name": ["chat"]},
     "/deliveries": {"number": [1]},
+    "/sample-fetches": {"fetch": [1]},
 }
 
 schema = schemathesis.openapi.from_dict(application().openapi())
@@ -157,6 +158,7 @@ def _populate(services: Services) -> None:
                     labels={"line": "a"},
                     enrolled_ms=1,
                     online=True,
+                    resources={"capture": {"share": 0.5, "limit_mb": 200.0, "may_leave": True}},
                 )
             )
             session.flush()
@@ -172,6 +174,7 @@ def _ask(url: str, token: str) -> None:
             ("POST", "/tokens", {"name": "ci", "role": "viewer"}),
             ("POST", "/webhooks", {"name": "chat", "url": "http://127.0.0.1:9/"}),
             ("POST", "/webhooks/chat/test", {}),
+            ("POST", "/sample-fetches", {"device": "press-1"}),
         ):
             answer = client.request(method, path, json=body)
             assert answer.is_success, answer.text

@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import itertools
 import os
+import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from covey_hil.processes import Child, free_port, wait_for
 
 BIN = Path(sys.executable).parent
 MB = 1_000_000
+HELD_AT = 20 * MB  # how far an upload gets before it is held, so that no machine is fast enough to be through by then
 
 
 class Server:
@@ -94,12 +96,71 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def held(url: str, limit: int) -> Iterator[str]:
+    """An address that leads to the server's. So many bytes come through to it; then every connection is held until the end."""
+    left, lock, over = limit, threading.Lock(), threading.Event()
+    connections: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def forward(source: socket.socket, sink: socket.socket, *, counted: bool) -> None:
+        nonlocal left
+        with contextlib.suppress(OSError):  # a side has ended
+            while data := source.recv(1 << 16):
+                if counted:
+                    with lock:
+                        data, left = data[:left], left - min(left, len(data))
+                sink.sendall(data)
+                if counted and left == 0:
+                    over.wait(120)
+            sink.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # the listener is closed
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection((host, int(port)))
+                connections.extend((near, far))
+                pairs = ((near, far, True), (far, near, False))
+                for source, sink, counted in pairs:
+                    thread = threading.Thread(target=forward, args=(source, sink), kwargs={"counted": counted})
+                    threads.append(thread)
+                    thread.start()
+
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads.append(threading.Thread(target=accept))
+        threads[0].start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            threads[0].join()
+            for one in connections:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+            for thread in threads[1:]:
+                thread.join()
+            for one in connections:
+                one.close()
+
+
 def test_a_server_that_is_killed_in_the_middle(server: Server, source: Path) -> None:
     sent: list[int] = []
+    killed = threading.Event()
+
+    def progress(position: int) -> None:
+        sent.append(position)
+        if position > HELD_AT:
+            assert killed.wait(60)
+
     with contextlib.closing(Transport(server.url, server.token, 15.0)) as transport, ThreadPoolExecutor(1) as pool:
-        upload = pool.submit(Uploader(transport).send, source, sent.append)
+        upload = pool.submit(Uploader(transport).send, source, progress)
         wait_for("enough bytes", lambda: server.come() > 8 * MB, 60, every_s=0.002)
         server.child.kill()
+        assert server.come() < source.stat().st_size
+        killed.set()
         server.start()
         assert upload.result(120) is not None
     assert server.come() == source.stat().st_size
@@ -114,15 +175,18 @@ def test_a_server_that_is_killed_in_the_middle(server: Server, source: Path) -> 
 def test_a_command_that_is_killed_in_the_middle(server: Server, source: Path, tmp_path: Path) -> None:
     words = [str(BIN / "covey"), "model", "push", "large", "1.0", str(source), "--target", "onnxruntime-fp32"]
     environment = {**os.environ, "COVEY_SERVER": server.url, "COVEY_TOKEN": server.token, "HOME": str(tmp_path)}
-    first = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for("enough bytes", lambda: server.come() > 8 * MB, 60, every_s=0.002)
-    first.kill()
-    first.wait(10)
-    time.sleep(0.5)  # what is on its way comes
-    before = server.come()
-    assert before > 8 * MB
-    if before == source.stat().st_size:
-        pytest.skip("it was through before it could be killed")
+    with held(server.url, HELD_AT) as url:
+        first = subprocess.Popen(
+            words,
+            env={**environment, "COVEY_SERVER": url},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for("enough bytes", lambda: server.come() > 8 * MB, 60)
+        assert first.poll() is None
+        first.kill()
+        first.wait(10)
+    assert server.come() <= HELD_AT
     began = (next((server.data / "uploads").glob("*")) / "data").stat().st_ino
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from covey_client.arguments import FAILED, OK, USAGE, Adder, Run, duration, label, pair
+from covey_client.commands import samples
 from covey_client.errors import ClientError
 from covey_client.output import Json, ago, moment, size
 from covey_contract.bundle import SUFFIX, metadata_name, order_of
@@ -100,6 +101,8 @@ def add(commands: Adder) -> None:
     diagnose.add_argument("device")
     diagnose.add_argument("--output", "-o", type=Path, metavar="FILE", help="write it all there, as JSON")
 
+    samples.add(devices)
+
 
 def _list(run: Run) -> int:
     options = run.options
@@ -178,7 +181,8 @@ def _samples(capture: dict[str, Any] | None) -> str:
     if capture is None:
         return "none kept"
     held = f"{capture['samples']} kept, {capture['held_mb']:.1f} of {capture['limit_mb']:.0f} MB"
-    return f"{held}, from {capture['share'] * 100:.3g} % of the requests"
+    stay = "" if capture.get("may_leave") else "; they stay there"
+    return f"{held}, from {capture['share'] * 100:.3g} % of the requests{stay}"
 
 
 def _why(run: Run) -> int:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.responses import RedirectResponse
 
 from covey_contract.messages import CommandKind
-from covey_server.api import claim_tokens, renewals
+from covey_server.api import claim_tokens, renewals, samples
 from covey_server.api import devices as api
 from covey_server.api.security import require
 from covey_server.audit import Actor
@@ -18,12 +18,14 @@ from covey_server.console.html import ConsoleRoute
 from covey_server.console.live_pages import Viewer, live_page
 from covey_server.errors import Invalid
 from covey_server.fleet import groups
+from covey_server.samples import archive
 from covey_server.services import Use
 
 router = APIRouter(route_class=ConsoleRoute)
 
 Operator = Annotated[Actor, Depends(require("operator"))]
 LOG_LINES = 300
+SAMPLES = 1000
 _MAX_TEXT = 20_000
 
 
@@ -80,6 +82,24 @@ def logs(request: Request, use: Use, fleet: api.Fleet, name: str, actor: Operato
     """The end of the agent's log, from the device itself."""
     reply = api.command(use, fleet, name, api.CommandBody(kind=CommandKind.LOGS.value, lines=LOG_LINES), actor)
     return html.page(request, "device_log.html", text=reply.text, at_ms=reply.time_ms)
+
+
+@router.post("/devices/{name}/samples")
+def fetch_samples(use: Use, fleet: api.Fleet, name: str, actor: samples.Operator) -> Response:
+    """Have them brought here; the page shows how far that is."""
+    samples.fetch_samples(use, fleet, samples.FetchBody(device=name, limit=SAMPLES), actor)
+    return Response(status_code=204)
+
+
+@router.get("/devices/{name}/samples.zip")
+def download_samples(use: Use, fleet: api.Fleet, name: str, actor: samples.Operator) -> Response:
+    return samples.download_samples(use, fleet, actor, device=name, limit=archive.MAX_SAMPLES)
+
+
+@router.post("/devices/{name}/samples/delete")
+def delete_samples(use: Use, fleet: api.Fleet, name: str, actor: samples.Operator) -> Response:
+    samples.delete_samples(use, fleet, actor, device=name)
+    return Response(status_code=204)
 
 
 @router.get("/new-device")

@@ -15,11 +15,12 @@ from covey_server.campaigns import choice
 from covey_server.console import latency
 from covey_server.console.i18n import gettext as _
 from covey_server.console.latency import Curve, Health, Together
-from covey_server.db.tables import AssignmentRow, Build, Campaign, Device, Reported, Version
+from covey_server.db.tables import AssignmentRow, Build, Campaign, Device, Reported, Sample, SampleFetch, Version
 from covey_server.fleet import directory, groups
 from covey_server.fleet.certificates import WARN_MS
 from covey_server.fleet.directory import DeviceFilter
 from covey_server.fleet.views import DeviceDetail, DeviceView, ModelOnDevice, ReportView
+from covey_server.samples import fetches
 
 PAGE = 50
 MAX_CHOICES = 200
@@ -101,6 +102,19 @@ class Deployment:
 
 
 @dataclass(frozen=True)
+class SamplesHere:
+    """The device's samples that are on the server, and the newest fetch of them."""
+
+    count: int
+    size: int
+    fetch: SampleFetch | None
+
+    @property
+    def under_way(self) -> bool:
+        return self.fetch is not None and self.fetch.ended_ms is None
+
+
+@dataclass(frozen=True)
 class DevicePageDetail:
     """`clock_ms` is how far the device's clock is behind ours, 0 where that is too little to tell. A certificate that ends before `warn_before_ms` is
     worth a warning."""
@@ -112,6 +126,7 @@ class DevicePageDetail:
     swaps: int
     clock_ms: int
     warn_before_ms: int
+    samples: SamplesHere
 
 
 def devices(session: Session, wanted: DeviceFilter, after: str) -> DevicePage:
@@ -152,7 +167,15 @@ def device(session: Session, name: str, now_ms: int) -> DevicePageDetail:
     models = [_on_device(session, detail.id, held, reports, measured, now_ms) for held in detail.models]
     chart, swaps = _chart(session, detail, found)
     wrong = clock_ms if abs(clock_ms) >= WRONG_CLOCK_MS and detail.online else 0
-    return DevicePageDetail(detail, models, _deployments(session, reports), chart, swaps, wrong, now_ms + WARN_MS)
+    deployments, samples = _deployments(session, reports), _samples(session, name)
+    return DevicePageDetail(detail, models, deployments, chart, swaps, wrong, now_ms + WARN_MS, samples)
+
+
+def _samples(session: Session, device: str) -> SamplesHere:
+    count, size = session.execute(
+        select(func.count(), func.coalesce(func.sum(Sample.size), 0)).where(Sample.device == device)
+    ).one()
+    return SamplesHere(count, int(size), next(iter(fetches.fetches_of(session, device, 1)), None))
 
 
 def _targets(session: Session, digests: Iterable[str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ class SignedOrder:
     payload: bytes
 
 
-class _Pieces:
+class Pieces:
     """A file that is only written, and taken away as it grows."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ def written(
     orders: Iterable[SignedOrder], metadata: Mapping[str, bytes], files: Iterable[str], blobs: BlobStore
 ) -> Iterator[bytes]:
     """The bundle's bytes. `files`: SHA-256 in hex. Raises `NotFound` for a blob that is gone."""
-    pieces = _Pieces()
+    pieces = Pieces()
     with zipfile.ZipFile(cast("IO[bytes]", pieces), "w", zipfile.ZIP_STORED) as archive:
         for order in orders:
             archive.writestr(zipfile.ZipInfo(order_name(order.device, order.model)), order.payload)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from covey_contract.envelope import Envelope, encode_envelope
 from covey_contract.messages import Command, CommandKind, Reply
+from covey_contract.samples import SampleQuestion
 from covey_contract.topics import Down
 from covey_server.clock import Clock
 
@@ -35,9 +36,16 @@ class CommandDesk:
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, str], _Waiting] = {}
 
-    def ask(self, device: str, kind: CommandKind, timeout_s: float, lines: int = 200) -> Reply | None:
+    def ask(
+        self,
+        device: str,
+        kind: CommandKind,
+        timeout_s: float,
+        lines: int = 200,
+        samples: SampleQuestion | None = None,
+    ) -> Reply | None:
         """The device's reply, or None if none came in time."""
-        command = self._command(device, kind, lines)
+        command = self._command(device, kind, lines, samples)
         waiting = _Waiting()
         with self._lock:
             self._waiting[device, command.id] = waiting
@@ -52,8 +60,14 @@ class CommandDesk:
 
     def tell(self, device: str, kind: CommandKind) -> None:
         """Ask without waiting; the reply is heard by ingest."""
-        command = self._command(device, kind, 200)
+        command = self._command(device, kind)
         self._send(device, Down.COMMAND, encode_envelope(self._signer.sign_command(command)))
+
+    def give_up(self) -> None:
+        """Whoever waits waits no longer: the server stops."""
+        with self._lock:
+            for waiting in self._waiting.values():
+                waiting.arrived.set()
 
     def deliver(self, device: str, reply: Reply) -> None:
         """A reply has come; only the device that was asked can answer."""
@@ -63,8 +77,16 @@ class CommandDesk:
             waiting.reply = reply
             waiting.arrived.set()
 
-    def _command(self, device: str, kind: CommandKind, lines: int) -> Command:
+    def _command(
+        self, device: str, kind: CommandKind, lines: int = 200, samples: SampleQuestion | None = None
+    ) -> Command:
         now = self._clock()
         return Command(
-            id=uuid.uuid4().hex, device=device, kind=kind, issued_ms=now, expires_ms=now + _TTL_MS, lines=lines
+            id=uuid.uuid4().hex,
+            device=device,
+            kind=kind,
+            issued_ms=now,
+            expires_ms=now + _TTL_MS,
+            lines=lines,
+            samples=samples,
         )

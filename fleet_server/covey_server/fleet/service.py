@@ -20,6 +20,7 @@ from covey_contract.enrolment import Broker as BrokerAddress
 from covey_contract.enrolment import EnrolRequest, EnrolResponse, RenewRequest
 from covey_contract.facts import Facts
 from covey_contract.messages import CommandKind, Offer, Reply
+from covey_contract.samples import SampleQuestion
 from covey_contract.topics import Down
 from covey_profiles import load_profiles, match
 from covey_server.audit import Actor, record
@@ -57,6 +58,8 @@ from covey_server.registry.blobs import BlobStore
 from covey_server.registry.keys import SigningKeys
 from covey_server.releases.answers import Answers
 from covey_server.releases.releases import Releases
+from covey_server.samples.desk import SampleDesk
+from covey_server.samples.shelf import SampleShelf
 from covey_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -171,6 +174,14 @@ class FleetService:
             gather_s=settings.broadcast_gather_s,
         )
         self.deltas = Deltas(database, blobs, settings.data / "deltas")
+        shelf = SampleShelf(
+            *(database, settings.data / "samples", clock),
+            max_bytes=settings.samples_max_bytes,
+            keep_days=settings.samples_keep_days,
+        )
+        self.samples = SampleDesk(
+            *(database, shelf, clock, bus, self._ask_samples, self.commands.give_up, settings.sample_fetch_max_bytes)
+        )
         self._delivery = Delivery(
             *(database, blobs, self.counters, self._block_requests, self._send_block, limits),
             broadcasts=Broadcasts(broadcast),
@@ -204,6 +215,7 @@ class FleetService:
         if self.settings.deltas:
             self.deltas.start()
         self._delivery.start()
+        self.samples.start()
         self._reconciler.start()
         self._link.start()
         if not self._link.wait_connected(_LINK_S):
@@ -214,6 +226,7 @@ class FleetService:
         if self._link is not None:
             self._link.stop()
         self._reconciler.stop()
+        self.samples.stop()
         self._delivery.stop()
         self._renewal_desk.stop()
         self._questions.stop()
@@ -345,6 +358,9 @@ class FleetService:
         """The device's reply to a command, or None if none came within `command_wait_s`."""
         return self.commands.ask(device, kind, self.settings.command_wait_s, lines)
 
+    def _ask_samples(self, device: str, question: SampleQuestion) -> Reply | None:
+        return self.commands.ask(device, CommandKind.SAMPLES, self.settings.command_wait_s, samples=question)
+
     def _revocations(self) -> Revocations:
         with self._database.reading() as session:
             return enrolment.revocations(session, self.ca, self._clock())
@@ -398,6 +414,7 @@ class FleetService:
                 telemetry_before_ms=now - self.settings.telemetry_keep_days * _DAY_MS,
                 reports_before_ms=now - self.settings.reports_keep_days * _DAY_MS,
             )
+            self.samples.shelf.prune()
 
     def _make_broker(self) -> Broker:
         settings = self.settings

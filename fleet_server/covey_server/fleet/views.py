@@ -98,13 +98,14 @@ class CertificateView(BaseModel):
 
 
 class CaptureView(BaseModel):
-    """Samples of requests and answers that the device keeps for labelling. They do not leave it."""
+    """Samples of requests and answers that the device keeps for labelling."""
 
     share: float = Field(description="of the answered requests, 0 to 1")
     samples: int
     held_mb: float
     limit_mb: float
     dropped: int = Field(description="chosen and not kept, since its gateway started")
+    may_leave: bool = Field(description="whether its own settings let operators fetch them")
 
 
 class DeviceDetail(DeviceView):

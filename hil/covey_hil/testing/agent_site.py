@@ -57,28 +57,12 @@ from covey_contract.messages import (
 from covey_contract.signing import Trust, public_key, seal, seal_bytes
 from covey_contract.topics import UP_FILTER, Down, Up, broadcast_blocks, broadcast_notes, down, parse_up
 from covey_contract.wire import decode, encode
+from covey_hil.processes import free_port
 from covey_hil.testing.authority import Authority
 from covey_hil.testing.made_builds import MODEL, SIZE, MadeBuild
+from covey_hil.testing.waiting import PATIENCE_S, until
 
 DEVICE = "press-7"
-PATIENCE_S = 60.0
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
-    """What the condition gave when it was first true; fails with what was waited for."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        threading.Event().wait(0.02)
-    raise AssertionError(f"waited {seconds:.0f} s in vain for {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class Mosquitto:
@@ -112,7 +96,7 @@ keyfile {folder}/broker.key
         assert binary, "mosquitto is not installed"
         with (self.folder / "mosquitto.log").open("ab") as log:
             self.process = subprocess.Popen([binary, "-c", str(self.folder / "mosquitto.conf")], stdout=log, stderr=log)
-        wait_for(self._answers, "the broker to listen")
+        until(self._answers, "the broker to listen")
 
     def stop(self) -> None:
         if self.process is not None:
@@ -156,7 +140,7 @@ class FleetServer:
         client.max_inflight_messages_set(100)
         client.connect("127.0.0.1", self.broker.plain_port)
         client.loop_start()
-        wait_for(client.is_connected, "the server to connect")
+        until(client.is_connected, "the server to connect")
         self._client = client
 
     def stop(self) -> None:
@@ -236,7 +220,7 @@ class FleetServer:
             return last if last is not None and last.state is state else None
 
         try:
-            report = wait_for(there, f"{assignment.id} to be {state}", seconds)
+            report = until(there, f"{assignment.id} to be {state}", seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}; it was {self.states(assignment)}, last {self.last(assignment)}") from None
         assert isinstance(report, Report)

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from covey_contract.building import BuildReport, Outcome
-from covey_server.db.tables import Blob, Build, Model, Version
+from covey_server.db.tables import Blob, Build, Campaign, Model, Version
 
 SOURCE = "0" * 64  # no such file lies in the blob store
 
@@ -44,6 +44,23 @@ def add_build(
     session.add(build)
     session.flush()
     return build
+
+
+def add_campaign(session: Session, version_id: int, name: str = "digits-1.0", **fields: Any) -> Campaign:
+    """A campaign for the version, under way; `fields` are those of the row."""
+    given = {
+        "model": "digits",
+        "spec": {},
+        "source": "",
+        "state": "running",
+        "created_ms": 1,
+        "created_by": "anna",
+        **fields,
+    }
+    campaign = Campaign(name=name, version_id=version_id, **given)
+    session.add(campaign)
+    session.flush()
+    return campaign
 
 
 def report_of(target: str, size: int = 1000, **fields: Any) -> dict[str, Any]:

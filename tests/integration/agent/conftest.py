@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from covey_hil.testing.agent_site import Site, opened, wait_for
+from covey_hil.testing.agent_site import Site, opened
 from covey_hil.testing.authority import Authority
 from covey_hil.testing.made_builds import MadeBuild, make_build
+from covey_hil.testing.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +32,4 @@ def make() -> Callable[..., MadeBuild]:
 
 @pytest.fixture(name="wait_for")
 def wait_for_fixture() -> Callable[..., Any]:
-    return wait_for
+    return until

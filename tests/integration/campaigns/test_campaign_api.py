@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +11,13 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.orm import Session
 
 from covey_contract.building import BuildReport, Latency, Outcome
 from covey_contract.facts import Facts, RuntimeFact
 from covey_hil.testing.rows import add_version
+from covey_hil.testing.serving import served
 from covey_profiles import load_profiles, match
 from covey_server import tokens
 from covey_server.app import create_app
@@ -87,19 +83,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
     with served(create_app(services)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield Site(services, client, secrets)
     database.close()
-
-
-@contextlib.contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The application behind a real socket, in a thread, without its background parts."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 def populate(session: Session) -> None:

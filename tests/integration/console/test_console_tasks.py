@@ -3,13 +3,18 @@ builds, a campaign with its plan first, who did what, who may do what."""
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import zipfile
 from typing import TYPE_CHECKING
 
 from playwright.sync_api import expect
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from covey_contract.samples import SampleEntry
+from covey_hil.testing.made_samples import sample
 from covey_server.db import tables as t
 
 if TYPE_CHECKING:
@@ -113,6 +118,68 @@ def test_this_device(visitor: Visitor) -> None:
     expect(page.locator("#place")).to_contain_text("site: south")
     moment = page.locator("#history time").first
     expect(moment).to_have_attribute("title", re.compile(r"\d{4}.*(CET|CEST|GMT\+)"))
+
+
+def test_samples_for_labelling(visitor: Visitor) -> None:
+    """Only where the device lets them leave; how far the fetch is; one archive with an index; and deleted again."""
+    console = visitor.console
+    page = visitor.go("/devices/press-1")
+    place = page.locator("#samples")
+    expect(place).to_contain_text("This device’s own settings do not let samples leave it.")
+    expect(page.get_by_role("button", name="Fetch samples")).to_have_count(0)
+
+    def let(session: Session) -> None:
+        row = session.get_one(t.Device, "press-1")
+        assert row.resources is not None
+        row.resources = {**row.resources, "capture": {**row.resources["capture"], "may_leave": True}}
+
+    console.change(let, "device", "press-1")
+    page.get_by_role("button", name="Fetch samples").click()
+    expect(page.get_by_role("dialog")).to_contain_text("They may show people.")
+    page.get_by_role("dialog").get_by_role("button", name="Do it", exact=True).click()
+    expect(place).to_contain_text("The fetch waits for its turn.")
+    expect(page.get_by_role("button", name="Fetch samples")).to_be_disabled()
+
+    def now(**values: object) -> None:
+        def change(session: Session) -> None:
+            session.execute(update(t.SampleFetch).values(values))
+
+        console.change(change, "device", "press-1")
+
+    now(state="running", found=2, fetched=1)
+    expect(place).to_contain_text("1 of 2 new samples fetched")
+    expect(place.get_by_role("progressbar", name="Samples fetched")).to_have_attribute("value", "1")
+    assert console.services.fleet is not None
+    shelf = console.services.fleet.samples.shelf
+    shelf.prepare()
+    for number in (1, 2):
+        data = sample(time_ms=number)
+        entry = SampleEntry(model="digits", name=f"{number}-000001.npz", size=len(data))
+        shelf.keep(1, "press-1", entry, io.BytesIO(data))
+    now(
+        state="done",
+        fetched=2,
+        ended_ms=console.services.clock(),
+        detail="left out: 3-000001.npz: it made room for newer ones",
+    )
+    expect(place).to_contain_text("2 of 2 new samples fetched")
+    expect(place).to_contain_text("On the server: 2")
+    with page.expect_download() as begun:
+        page.get_by_role("link", name="Download samples").click()
+    with zipfile.ZipFile(begun.value.path()) as archive:
+        lines = [json.loads(line) for line in archive.read("index.jsonl").splitlines()]
+        assert [line["file"] for line in lines] == [f"press-1/digits/{number}-000001.npz" for number in (2, 1)]
+        assert archive.read(lines[0]["file"]) == sample(time_ms=2)
+    page.get_by_role("button", name="Delete samples").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The device keeps its own.")
+    page.get_by_role("dialog").get_by_role("button", name="Do it", exact=True).click()
+    expect(page.get_by_role("link", name="Download samples")).to_have_count(0)
+    now(state="failed", reason="timed_out", detail="it does not answer")
+    expect(place).to_contain_text("it does not answer")
+    page = visitor.go("/audit?kind=samples")
+    expect(page.locator("tbody tr")).to_have_count(3)
+    for words in ("fetched samples from a device", "downloaded samples", "deleted samples"):
+        expect(page.locator("tbody")).to_contain_text(words)
 
 
 def test_a_device_that_came_back_is_let_in(visitor: Visitor) -> None:

@@ -30,11 +30,8 @@ from covey_contract.lifecycle import State
 from covey_contract.manifest import (
     BLOCK_BYTES,
     MANIFEST_TYPE,
-    DataType,
     FileEntry,
     Manifest,
-    Runtime,
-    TensorSpec,
     block_count,
     build_digest,
 )
@@ -58,11 +55,13 @@ from covey_contract.messages import (
 from covey_contract.reasons import Reason
 from covey_contract.signing import open_envelope, verify
 from covey_contract.wire import Message, decode, encode
+from covey_hil.testing.manifests import made_manifest
 from covey_hil.testing.postgresql import new_database
+from covey_hil.testing.rows import add_build, add_version
 from covey_server.bus import Bus
 from covey_server.clock import system_clock
 from covey_server.db.engine import Database
-from covey_server.db.tables import Blob, Build, Model, Version
+from covey_server.db.tables import Blob, Version
 from covey_server.fleet.assignments import NewOrder, issue
 from covey_server.fleet.broker import MosquittoBroker
 from covey_server.fleet.ca import FleetCA
@@ -178,49 +177,16 @@ class World:
                 sha256, length = self.blobs.put(FileReader(content), 1 << 30)
                 entries.append(FileEntry(path=path, size=length, sha256=sha256))
                 session.merge(Blob(sha256=sha256, size=length, created_ms=now))
-            tensor = TensorSpec(name="x", datatype=DataType.FP32, shape=(1,))
+            file, digests = entries
             manifest = encode(
-                Manifest(
-                    model="digits",
-                    version=version,
-                    target=target,
-                    runtime=Runtime.ONNXRUNTIME,
-                    precision="fp32",
-                    entry="model.onnx",
-                    files=(entries[0],),
-                    table=entries[1],
-                    inputs=(tensor,),
-                    outputs=(tensor,),
-                )
+                made_manifest(model="digits", version=version, target=target, files=(file,), table=digests)
             )
-            if session.get(Model, "digits") is None:
-                session.add(Model(name="digits", description="", created_ms=now))
             row = session.scalar(select(Version).where(Version.model == "digits", Version.name == version))
             if row is None:
-                row = Version(
-                    model="digits",
-                    name=version,
-                    source_blob=entries[0].sha256,
-                    source_filename="digits.onnx",
-                    budget=0.01,
-                    info={},
-                    created_ms=now,
-                    created_by="test",
-                )
-                session.add(row)
-            session.flush()
-            build = Build(
-                version_id=row.id,
-                target=target,
-                state="built",
-                digest=build_digest(manifest),
-                size=size,
-                manifest=manifest,
-                envelope=encode_envelope(self.keys.sign_manifest(manifest)),
-                created_ms=now,
-            )
-            session.add(build)
-            session.flush()
+                row = add_version(session, version, now_ms=now, source_blob=file.sha256)
+            signed = encode_envelope(self.keys.sign_manifest(manifest))
+            more = {"size": size, "manifest": manifest, "envelope": signed, "created_ms": now}
+            build = add_build(session, row, build_digest(manifest), target=target, **more)
             return row.id, build.id, build_digest(manifest)
 
     def order(self, device: str, build: tuple[int, int, str], **more: Any) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import queue
 import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-import uvicorn
 from sqlalchemy import select, text
 
 from covey_agent.bundle import Bundle
@@ -31,6 +29,7 @@ from covey_contract.lifecycle import State
 from covey_contract.manifest import Manifest
 from covey_contract.messages import BlockRequest, ModelStatus, Offer, Order
 from covey_contract.wire import decode, encode
+from covey_hil.testing.serving import served
 from covey_server.app import build_services, create_app, running
 from covey_server.db.tables import Build
 from covey_server.releases.catch_up import release_of
@@ -42,8 +41,8 @@ BUILD = "0" * 64
 class Api:
     """The application on a port, with its fleet service running, and a `World`'s helpers on the same parts."""
 
-    def __init__(self, folder: Path, make_world: Any) -> None:
-        self.services = build_services(Settings(data=folder / "data", fleet_tick_s=0.2, enrol_per_minute=30))
+    def __init__(self, folder: Path, make_world: Any, **more: Any) -> None:
+        self.services = build_services(Settings(data=folder / "data", fleet_tick_s=0.2, enrol_per_minute=30, **more))
         self.world = make_world()
         self.world.fleet = self.services.fleet
         self._token = (folder / "data" / "admin-token").read_text().strip()
@@ -51,18 +50,13 @@ class Api:
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[Api]:
-        config = uvicorn.Config(create_app(self.services), port=0, lifespan="off", log_config=None)
-        server = uvicorn.Server(config)
-        with running(self.services):
-            thread = threading.Thread(target=server.run)
-            thread.start()
-            self.world.until(lambda: server.started)
-            port = server.servers[0].sockets[0].getsockname()[1]
-            headers = {"Authorization": f"Bearer {self._token}"}
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as self.client:
-                yield self
-            server.should_exit = True
-            thread.join(10)
+        headers = {"Authorization": f"Bearer {self._token}"}
+        with (
+            running(self.services),
+            served(create_app(self.services)) as url,
+            httpx.Client(base_url=url, headers=headers, timeout=30) as self.client,
+        ):
+            yield self
 
     def call(self, method: str, path: str, status: int = 200, **more: Any) -> Any:
         answer = self.client.request(method, f"/api/v1{path}", **more)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ from covey_contract.manifest import (
 )
 from covey_contract.messages import Probation
 from covey_contract.wire import encode
+from covey_hil.testing.waiting import until
 
 MODEL = "scale"
 SIZE = 8
@@ -171,7 +171,7 @@ class Rig:
                 stdout=output,
                 stderr=output,
             )
-        wait_until(lambda: self._answers(), "the gateway listens")
+        until(lambda: self._answers(), "the gateway listens")
         self.port = self.status().http_port
 
     def _answers(self) -> bool:
@@ -238,14 +238,6 @@ class Rig:
                 self.process.kill()
                 self.process.wait()
                 raise AssertionError(f"the gateway did not end\n{self.log()}") from None
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds} s")
-        time.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:

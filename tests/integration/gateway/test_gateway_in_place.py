@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,15 +14,10 @@ from tritonclient.utils import InferenceServerException
 from covey_agent.gateway.control_api import Failure, Load, Revert, Settle, Unload
 from covey_contract.messages import Probation
 from covey_contract.reasons import Reason
+from covey_hil.testing.waiting import until
+from tests.integration.gateway.beside import Beside
 
 MODEL, SIZE = "scale", 8
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.01)
 
 
 def ask(rig: Any, value: float = 1.0) -> float:
@@ -45,7 +38,7 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-class Watch:
+class Watch(Beside):
     """Asks all the time, and counts how many runners live at once."""
 
     def __init__(self, rig: Any) -> None:
@@ -54,29 +47,18 @@ class Watch:
         self.answers: list[float] = []
         self.failed: list[str] = []
         self.most = 0
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=work) for work in (self._ask, self._ask, self._count)]
+        super().__init__(self._ask, self._ask, self._count)
 
     def _ask(self) -> None:
-        while not self._stop.is_set():
+        while not self.stopped.is_set():
             try:
                 self.answers.append(ask(self.rig))
             except InferenceServerException as error:
                 self.failed.append(str(error))
 
     def _count(self) -> None:
-        while not self._stop.wait(0.002):
+        while not self.stopped.wait(0.002):
             self.most = max(self.most, sum(_lives(child) for child in self.gateway.children()))
-
-    def __enter__(self) -> Watch:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from covey_agent.client import SHARED_MEMORY_FROM, Client
 from covey_agent.gateway.control_api import Done, Settle
 from covey_agent.runner.arena import KEPT_BYTES
 from covey_agent.runner.backends.onnxruntime import load
-from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec
 from covey_contract.messages import Probation
 from covey_contract.reasons import Reason
 from covey_hil.processes import wait_for
+from covey_hil.testing.manifests import floats, made_manifest
 
 MODEL, SIZE = "scale", 8
 LARGE = SHARED_MEMORY_FROM // (SIZE * 4)  # rows; far more than goes with a frame
@@ -149,20 +149,8 @@ def test_memory_that_large_requests_took_is_kept_while_they_come_and_goes_back(r
 
 def test_inputs_that_lie_where_they_lay_are_read_anew(tmp_path: Path, onnx_by_channel: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(onnx_by_channel)
-    spec = TensorSpec(name="x", datatype=DataType.FP32, shape=(1, 3, 4, 5))
-    manifest = Manifest(
-        model="m",
-        version="1",
-        target="onnxruntime-fp32",
-        runtime=Runtime.ONNXRUNTIME,
-        precision="fp32",
-        entry="model.onnx",
-        files=(FileEntry(path="model.onnx", size=1, sha256="0" * 64),),
-        table=FileEntry(path="blocks.bin", size=32, sha256="0" * 64),
-        inputs=(spec,),
-        outputs=(spec,),
-    )
-    model = load(tmp_path, manifest, 1)
+    spec = floats("x", 1, 3, 4, 5)
+    model = load(tmp_path, made_manifest(inputs=(spec,), outputs=(spec,)), 1)
     factors = np.array([1, 10, 100], np.float32).reshape(1, 3, 1, 1)
     here, elsewhere = np.zeros((1, 3, 4, 5), np.float32), np.full((1, 3, 4, 5), -1, np.float32)
     for value in range(5):

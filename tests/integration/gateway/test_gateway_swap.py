@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -23,11 +23,13 @@ from tritonclient.utils import InferenceServerException
 from covey_agent.gateway.control_api import Done, Failure, Load, Loaded, Revert, Settle, Shutdown, Switch, Unload
 from covey_contract.messages import Probation
 from covey_contract.reasons import Reason
+from covey_hil.testing.waiting import until
+from tests.integration.gateway.beside import Beside
 
 MODEL = "scale"
 
 
-class Callers:
+class Callers(Beside):
     """Callers that ask all the time and check every answer against the version that it says it is of."""
 
     def __init__(self, port: int, factors: dict[str, float], threads: int = 4) -> None:
@@ -36,13 +38,12 @@ class Callers:
         self.failed: list[str] = []
         self._port = port
         self._factors = factors
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._call, args=(seed,)) for seed in range(threads)]
+        super().__init__(*(functools.partial(self._call, seed) for seed in range(threads)))
 
     def _call(self, seed: int) -> None:
         random = np.random.default_rng(seed)
         with triton.InferenceServerClient(f"127.0.0.1:{self._port}") as client:
-            while not self._stop.is_set():
+            while not self.stopped.is_set():
                 x = random.random((2, 8), dtype=np.float32) + np.float32(0.1)
                 tensor = triton.InferInput("x", [2, 8], "FP32").set_data_from_numpy(x)
                 try:
@@ -56,27 +57,10 @@ class Callers:
                     self.wrong.append(version)
 
     def __len__(self) -> int:
-        return len(self._threads)
+        return len(self.threads)
 
     def count(self, version: str) -> int:
         return self.answers[version]
-
-    def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-
-def until(condition: Any, what: str, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.01)
 
 
 def waiting(rig: Any) -> int:

@@ -14,27 +14,20 @@ from hypothesis import strategies as st
 from covey_agent.core.acceptance import Machine, Refusal, Room, authenticate, examine, version_key
 from covey_contract.envelope import Envelope
 from covey_contract.facts import Accelerator, Facts, RuntimeFact
-from covey_contract.manifest import MANIFEST_TYPE, DataType, FileEntry, Manifest, Runtime, TensorSpec, build_digest
+from covey_contract.manifest import MANIFEST_TYPE, FileEntry, Manifest, Runtime, build_digest
 from covey_contract.messages import ASSIGNMENT_TYPE, COMMAND_TYPE, Assignment
 from covey_contract.reasons import Reason
 from covey_contract.signing import Trust, public_key, seal, seal_bytes
 from covey_contract.wire import encode
+from covey_hil.testing.manifests import made_manifest
 
 RELEASE, DIRECTOR, STRANGER = (Ed25519PrivateKey.generate() for _ in range(3))
 TRUST = Trust(release=(public_key(RELEASE),), director=(public_key(DIRECTOR),))
 NOW = 1_700_000_000_000
-TENSOR = (TensorSpec(name="x", datatype=DataType.FP32, shape=(1,)),)
-MANIFEST = Manifest(
-    model="m",
+MANIFEST = made_manifest(
     version="1.0",
-    target="onnxruntime-fp32",
-    runtime=Runtime.ONNXRUNTIME,
-    precision="fp32",
-    entry="model.onnx",
     files=(FileEntry(path="model.onnx", size=10_000_000, sha256=hashlib.sha256(b"").hexdigest()),),
     table=FileEntry(path="blocks.bin", size=153 * 32, sha256=hashlib.sha256(b"").hexdigest()),
-    inputs=TENSOR,
-    outputs=TENSOR,
 )
 MACHINE = Machine(
     Facts(architecture="x86_64", memory_mb=1000, runtimes=(RuntimeFact(name="onnxruntime", version="1.20.1"),)),

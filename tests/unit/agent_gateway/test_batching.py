@@ -13,27 +13,13 @@ from covey_agent.gateway.batching import goes_with, merged, parted, rows_of, tog
 from covey_agent.gateway.oip import InferRequest
 from covey_agent.gateway.runner_process import Reply
 from covey_agent.runner.protocol import Result, TensorInfo
-from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec
+from covey_contract.manifest import DataType, Manifest, TensorSpec
+from covey_hil.testing.manifests import floats, made_manifest
 
 
 def manifest(max_batch: int = 8, **changes: object) -> Manifest:
-    two = (
-        TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, 2)),
-        TensorSpec(name="y", datatype=DataType.UINT8, shape=(-1,)),
-    )
-    one = Manifest(
-        model="m",
-        version="1",
-        target="onnxruntime-fp32",
-        runtime=Runtime.ONNXRUNTIME,
-        precision="fp32",
-        entry="f",
-        files=(FileEntry(path="f", size=1, sha256="0" * 64),),
-        table=FileEntry(path="blocks.bin", size=32, sha256="0" * 64),
-        inputs=two,
-        outputs=two,
-    )
-    return msgspec.structs.replace(one, max_batch=max_batch, **changes)
+    two = (floats("x", -1, 2), TensorSpec(name="y", datatype=DataType.UINT8, shape=(-1,)))
+    return made_manifest(**{"inputs": two, "outputs": two, "max_batch": max_batch, **changes})
 
 
 def request(rows: list[int], *, swapped: bool = False, outputs: tuple[str, ...] = ("x", "y")) -> InferRequest:

@@ -16,7 +16,8 @@ from covey_agent.gateway.oip_elements import pack, unpack
 from covey_agent.gateway.oip_metadata import model_config, model_metadata
 from covey_agent.gateway.shared_memory import SharedMemory
 from covey_agent.runner.protocol import TensorInfo
-from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec
+from covey_contract.manifest import DataType, Manifest, TensorSpec
+from covey_hil.testing.manifests import made_manifest
 
 VISIT = SharedMemory(0).visit()  # nothing is registered
 
@@ -24,15 +25,7 @@ VISIT = SharedMemory(0).visit()  # nothing is registered
 def manifest(
     datatype: DataType = DataType.FP32, shape: tuple[int, ...] = (-1, 2), outputs: tuple[str, ...] = ("y", "z")
 ) -> Manifest:
-    return Manifest(
-        model="m",
-        version="1",
-        target="onnxruntime-fp32",
-        runtime=Runtime.ONNXRUNTIME,
-        precision="fp32",
-        entry="model.onnx",
-        files=(FileEntry(path="model.onnx", size=1, sha256="0" * 64),),
-        table=FileEntry(path="blocks.bin", size=32, sha256="0" * 64),
+    return made_manifest(
         inputs=(TensorSpec(name="x", datatype=datatype, shape=shape),),
         outputs=tuple(TensorSpec(name=name, datatype=datatype, shape=shape) for name in outputs),
         metadata={"mean": "0.5"},

@@ -33,25 +33,15 @@ from covey_agent.runner.protocol import (
     to_runner,
 )
 from covey_agent.runner.tensors import example_inputs, map_inputs, map_outputs, to_caller
-from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec, Tolerance
+from covey_contract.manifest import DataType, Manifest, TensorSpec, Tolerance
+from covey_hil.testing.manifests import floats, made_manifest
 
 SPEC = TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, 2, 3, 4), build_name="image", permutation=(0, 2, 3, 1))
 
 
 def manifest() -> Manifest:
-    plain = TensorSpec(name="x", datatype=DataType.FP32, shape=(1, 2))
-    return Manifest(
-        model="m",
-        version="1",
-        target="onnxruntime-fp32",
-        runtime=Runtime.ONNXRUNTIME,
-        precision="fp32",
-        entry="model.onnx",
-        files=(FileEntry(path="model.onnx", size=1, sha256="0" * 64),),
-        table=FileEntry(path="blocks.bin", size=32, sha256="0" * 64),
-        inputs=(plain,),
-        outputs=(plain,),
-    )
+    plain = floats("x", 1, 2)
+    return made_manifest(inputs=(plain,), outputs=(plain,))
 
 
 @given(st.lists(st.binary(max_size=20), max_size=3), st.integers(1, 60))

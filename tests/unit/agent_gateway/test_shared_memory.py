@@ -17,20 +17,9 @@ from covey_agent.gateway.oip import parse_request, render_answer
 from covey_agent.gateway.shared_memory import MAX_REGIONS, Place, Registration, SharedMemory
 from covey_agent.gateway.shared_memory_door import PREFIX, SharedMemoryDoor
 from covey_agent.runner.protocol import TensorInfo
-from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec
+from covey_hil.testing.manifests import made_manifest
 
-MANIFEST = Manifest(
-    model="m",
-    version="1",
-    target="onnxruntime-fp32",
-    runtime=Runtime.ONNXRUNTIME,
-    precision="fp32",
-    entry="model.onnx",
-    files=(FileEntry(path="model.onnx", size=1, sha256="0" * 64),),
-    table=FileEntry(path="blocks.bin", size=32, sha256="0" * 64),
-    inputs=(TensorSpec(name="x", datatype=DataType.FP32, shape=(-1, 2)),),
-    outputs=(TensorSpec(name="y", datatype=DataType.FP32, shape=(-1, 2)),),
-)
+MANIFEST = made_manifest()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from covey_agent.errors import EnrolmentError
 from covey_agent.gateway.control_api import Load
 from covey_agent.gateway.errors import OrderError
 from covey_agent.gateway.models import read_spec
+from covey_agent.samples import Samples
 from covey_client.commands.audit import read_export
 from covey_client.errors import ClientError
 from covey_client.transport import problem as client_problem
@@ -111,7 +112,16 @@ def test_a_campaign_with_half_a_character_in_a_name() -> None:
 def test_a_signed_command_that_is_nested_too_deep() -> None:
     key = Ed25519PrivateKey.generate()
     trust = Trust(release=(), director=(public_key(key),))
-    commands = Commands("d", trust, facts=Facts, logs=(), diagnose=bytes, renew=str, clock=lambda: 1)  # type: ignore[arg-type]
+    samples = Samples(Path("/nowhere"), kept=False, may_leave=False)
+    commands = Commands(
+        *("d", trust),
+        facts=Facts,  # type: ignore[arg-type]  # nobody asks for them
+        logs=(),
+        diagnose=bytes,
+        renew=str,
+        samples=samples,
+        clock=lambda: 1,
+    )
     body = b'{"id":"c","device":"d","more":' + b'{"a":' * 5000
     assert commands.answer(encode_envelope(seal_bytes(body, COMMAND_TYPE, [key]))) is None
 

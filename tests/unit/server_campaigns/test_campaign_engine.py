@@ -1,4 +1,8 @@
-"""The campaign engine: single decisions. What holds over random interleavings is in `test_campaign_machine`."""
+"""The campaign engine: single decisions of a campaign from its start to its end.
+
+Pace is in `test_campaign_engine_pace`, failures in `test_campaign_engine_failures`; what holds over random interleavings in
+`test_campaign_machine`.
+"""
 
 from __future__ import annotations
 
@@ -15,54 +19,23 @@ from covey_server.core.engine import (
     Breach,
     CampaignState,
     Close,
-    Decision,
-    HandOut,
     Observed,
     OwnApprovalError,
     PassStage,
-    Progress,
     RefusedError,
     Restore,
     RestoreCounts,
-    Retry,
     SetState,
     SkipSoak,
     StageCounts,
     StartStage,
-    TimeOut,
     Wait,
     command,
     decide,
-    upkeep,
 )
-from covey_server.core.gates import Verdict
-from covey_server.core.pace import Meter
 from covey_server.core.spec import parse_moment, parse_spec
-
-FILE = """
-name: c
-model: m
-version: "2"
-stages:
-  - {name: canary, group: canary, soak: 10s}
-  - {name: rest, percent: 100}
-min_reached: 0.5
-on_breach: rollback
-"""
-SPEC = parse_spec(FILE)
-GOOD = Verdict("latency", "passing", "fine", {})
-BAD = Verdict("latency", "breached", "p99 4 -> 40 ms", {"ratio": 10.0})
-NONE = Verdict("latency", "no_evidence", "64 of 100 requests", {})
-RUNNING = Progress(SPEC, CampaignState.RUNNING, stage=0, stage_started=True)
-
-
-def observed(canary: StageCounts, rest: StageCounts | None = None, *verdicts: Verdict, settled: int = 0) -> Observed:
-    return Observed((canary, rest or StageCounts(planned=4)), verdicts, settled)
-
-
-def waits(decisions: list[Decision]) -> str:
-    assert isinstance(decisions[-1], Wait)
-    return decisions[-1].why
+from tests.unit.server_campaigns.engine_campaign import FILE, PLANNED, RUNNING, observed, waits, with_file
+from tests.unit.server_campaigns.small_world import BAD, GOOD, NONE
 
 
 def test_a_started_campaign_starts_its_first_stage() -> None:
@@ -203,17 +176,7 @@ def test_skipping_a_soak_twice_is_skipping_it_once() -> None:
     assert isinstance(decide(skipped, observed(StageCounts(active=1), None, GOOD), 0)[0], PassStage)
 
 
-# --- starting -----------------------------------------------------------------------------------------------------
-
-PLANNED = replace(RUNNING, state=CampaignState.PLANNED, stage_started=False, author="ann")
-
-
-def with_file(campaign: Progress, *changes: tuple[str, str]) -> Progress:
-    """The same with another campaign file: `changes` are what is replaced by what, or lines to be added."""
-    text = FILE
-    for old, new in changes:
-        text = text.replace(old, new) if old else f"{text}{new}\n"
-    return replace(campaign, spec=parse_spec(text))
+# --- starting ----------------------------------------------------------------------------------------------------------
 
 
 def test_approval_is_waited_for_and_nobody_approves_their_own_campaign() -> None:
@@ -307,196 +270,7 @@ def test_a_queued_campaign_whose_time_is_over_does_not_start() -> None:
     assert decisions[0].state is CampaignState.ABORTED
 
 
-# --- handing out --------------------------------------------------------------------------------------------------
-
-FULL = Meter(issued=3, at_ms=0, devices=1.0, bytes=5e6)
-
-
-def test_no_more_are_in_flight_than_the_pace_allows() -> None:
-    running = with_file(RUNNING, ("", "pace: {in_flight: 5}"))
-    seen = observed(StageCounts(planned=9, busy=2, away=1, ready={"UTC": 9}))
-    (order,) = [each for each in decide(running, seen, 0) if isinstance(each, Assign)]
-    assert order.bounds is not None
-    assert (order.stage, order.bounds.limit, order.bounds.zones) == (0, 2, None)
-    full = observed(StageCounts(planned=9, busy=2, away=1, waiting=1, unknown=1, ready={"UTC": 9}))
-    assert [each for each in decide(running, full, 0) if isinstance(each, Assign)] == []
-    assert "9 to be assigned (5 in flight, at most 5); 2 in progress; 0 of at least 7" in waits(
-        decide(running, full, 0)
-    )
-
-
-def test_a_stage_may_have_a_pace_of_its_own() -> None:
-    running = with_file(RUNNING, ("", "pace: {in_flight: 5}"), ("count: ", ""), ("soak: 10s", "pace: {in_flight: 1}"))
-    seen = observed(StageCounts(planned=9, ready={"UTC": 9}))
-    (order,) = [each for each in decide(running, seen, 0) if isinstance(each, Assign)]
-    assert order.bounds is not None
-    assert order.bounds.limit == 1
-
-
-def test_orders_go_out_so_many_a_minute() -> None:
-    running = replace(with_file(RUNNING, ("", "pace: {per_minute: 30}")), meter=replace(FULL, devices=0.0))
-    seen = observed(StageCounts(planned=9, ready={"UTC": 9}))
-    assert waits(decide(running, seen, 1000)) == (
-        "canary: 0 of 9 active; 9 to be assigned (30 a minute); 0 of at least 5 reached; soak 9 s left"
-    )
-    (order,) = [each for each in decide(running, seen, 4000) if isinstance(each, Assign)]
-    assert order == Assign(0, HandOut(2, None, Meter(issued=3, at_ms=4000, devices=2.0, bytes=0.0)))
-
-
-def test_the_pace_grows_with_success() -> None:
-    growth = "pace: {per_minute: 60, growth: {per: 10, factor: 2, at_most: 300}}"
-    running = replace(with_file(RUNNING, ("", growth)), stage=1, meter=replace(FULL, devices=0.0))
-    for successes, allowed in ((0, 1), (9, 1), (10, 2), (29, 4), (100, 5), (5000, 5)):
-        seen = observed(StageCounts(active=successes), StageCounts(planned=50, ready={"UTC": 50}), GOOD)
-        (order,) = [each for each in decide(running, seen, 1000) if isinstance(each, Assign)]
-        assert order.bounds is not None
-        assert order.bounds.limit == allowed
-    # Devices that ran the version before, or have answered nobody yet, are no success.
-    seen = observed(StageCounts(active=100, already=60, unserved=35), StageCounts(planned=50, ready={"UTC": 50}), GOOD)
-    (order,) = [each for each in decide(running, seen, 1000) if isinstance(each, Assign)]
-    assert order.bounds is not None
-    assert order.bounds.limit == 1
-
-
-def test_orders_go_out_no_faster_than_builds_could_be_fetched() -> None:
-    running = replace(with_file(RUNNING, ("", "pace: {bandwidth: 1MB/s}")), meter=FULL)
-    seen = replace(observed(StageCounts(planned=9, ready={"UTC": 9})), build_bytes=2_000_000)
-    (order,) = [each for each in decide(running, seen, 0) if isinstance(each, Assign)]
-    assert order.bounds is not None
-    assert order.bounds.limit == 2
-    overdrawn = replace(running, meter=replace(FULL, bytes=-3e6))
-    assert "9 to be assigned (at most 1MB/s)" in waits(decide(overdrawn, seen, 1000))
-    assert any(isinstance(each, Assign) for each in decide(overdrawn, seen, 4000))
-
-
-def test_orders_go_out_inside_the_devices_windows() -> None:
-    window = 'maintenance: {windows: [{from: "22:00", to: "05:00"}]}'
-    running = with_file(RUNNING, ("", window))
-    seen = observed(StageCounts(planned=7, ready={"Europe/Berlin": 3, "Asia/Tokyo": 4}))
-    at_ms = parse_moment("2026-12-01T21:30:00Z").ms  # 22:30 in Berlin, 06:30 in Tokyo
-    (order,) = [each for each in decide(running, seen, at_ms) if isinstance(each, Assign)]
-    assert order.bounds is not None
-    assert order.bounds.zones == frozenset({"Europe/Berlin"})
-    nobody = decide(running, seen, parse_moment("2026-12-01T09:00:00Z").ms)
-    assert [each for each in nobody if isinstance(each, Assign)] == []
-    assert "7 outside their maintenance window, the next opens 2026-12-01 13:00 UTC" in waits(nobody)
-
-
-def test_devices_may_fetch_ahead_of_their_window() -> None:
-    window = 'maintenance: {windows: [{from: "22:00", to: "05:00"}], fetch: ahead}'
-    running = with_file(RUNNING, ("", window))
-    seen = observed(StageCounts(planned=7, ready={"Europe/Berlin": 7}))
-    noon = parse_moment("2026-12-01T12:00:00Z").ms
-    assert Assign(0) in decide(running, seen, noon)
-
-
-def test_what_is_not_there_does_not_hold_up_a_paced_stage_that_has_reached_enough() -> None:
-    running = replace(with_file(RUNNING, ("", "pace: {in_flight: 5}")), stage=1)
-    seen = observed(StageCounts(active=1), StageCounts(active=3, planned=2), GOOD)
-    done = decide(running, seen, 0)
-    assert SetState(CampaignState.DONE, "done", "done: 4 of 6 devices active, 2 to catch up", is_open=True) in done
-    tail = replace(running, state=CampaignState.DONE, is_open=True)
-    came = observed(StageCounts(active=1), StageCounts(active=3, planned=2, ready={"UTC": 1}))
-    (order,) = [each for each in decide(tail, came, 0) if isinstance(each, Assign)]
-    assert order.stage == 1
-    assert decide(tail, observed(StageCounts(active=1), StageCounts(active=5)), 0)[0] == Close(
-        "every device has had its order"
-    )
-
-
-def test_what_waits_for_its_device_does_not_hold_up_a_stage_that_has_reached_enough() -> None:
-    seen = observed(StageCounts(active=2, waiting=1, unknown=1), None, GOOD)
-    assert isinstance(decide(RUNNING, seen, 10_000)[0], PassStage)
-    seen = observed(StageCounts(active=1, waiting=2, unknown=1), None, GOOD)
-    assert "1 of at least 2 reached (1 fell silent, 2 waiting)" in waits(decide(RUNNING, seen, 10_000))
-
-
-# --- served -------------------------------------------------------------------------------------------------------
-
-
-def test_active_is_not_done_before_it_has_answered() -> None:
-    seen = observed(StageCounts(active=4, unserved=1), None, GOOD)
-    assert waits(decide(RUNNING, seen, 10_000)) == "canary: 4 of 4 active; 1 to answer a request"
-    mute = observed(StageCounts(active=4, mute=3), None, GOOD)
-    assert "1 of at least 2 reached (3 have answered no request)" in waits(decide(RUNNING, mute, 10_000))
-    assert isinstance(decide(RUNNING, observed(StageCounts(active=4, mute=2), None, GOOD), 10_000)[0], PassStage)
-
-
-# --- failures -----------------------------------------------------------------------------------------------------
-
-
-def test_failed_devices_are_tried_again_later_and_later() -> None:
-    running = with_file(RUNNING, ("", "retry: {times: 3, after: 1m, factor: 3, causes: [failed]}\ntimeout: 10m"))
-    assert upkeep(running, 1_000_000) == [
-        TimeOut(400_000),
-        Retry(1, 1_060_000, ("failed",)),
-        Retry(2, 1_180_000, ("failed",)),
-        Retry(3, 1_540_000, ("failed",)),
-    ]
-    assert upkeep(replace(running, state=CampaignState.HALTED), 0) == []
-    assert upkeep(RUNNING, 0) == []
-
-
-def test_a_device_that_is_to_be_tried_again_has_not_failed() -> None:
-    seen = observed(StageCounts(active=1, retrying=1), None, GOOD)
-    assert not any(isinstance(each, Breach) for each in decide(RUNNING, seen, 0))
-
-
-def test_a_person_looks_at_what_failed_every_time() -> None:
-    text = "retry: {times: 1, then: person}\ngates: {install_failures: {max_rate: 1}}"
-    running = with_file(RUNNING, ("", text))
-    seen = observed(StageCounts(active=9, failed=1), None, GOOD)
-    decisions = decide(running, seen, 0)
-    assert waits(decisions) == "paused: canary: 1 failed 2 times; a person is to look at it"
-    accepted = replace(running, accepted=frozenset({(0, "retries")}))
-    assert isinstance(decide(accepted, seen, 10_000)[0], PassStage)
-    assert command(replace(running, state=CampaignState.PAUSED), Action.RETRY, "ann", stage=0, now_ms=7) == [
-        Retry(None, 7, None, 0)
-    ]
-
-
-def test_failed_devices_of_a_done_campaign_can_be_tried_again() -> None:
-    done = replace(RUNNING, state=CampaignState.DONE, stage=1)
-    assert command(done, Action.RETRY, "ann")[1] == SetState(
-        CampaignState.DONE, "reopened", "ann has failed devices tried again", is_open=True
-    )
-
-
-def test_a_breach_may_take_back_its_stage_alone() -> None:
-    running = with_file(RUNNING, ("on_breach: rollback", "on_breach: {action: rollback, scope: stage}"))
-    late = replace(running, stage=1)
-    decisions = decide(late, observed(StageCounts(active=1), StageCounts(active=4), BAD), 0)
-    assert Restore((1,)) in decisions
-    back = replace(late, state=CampaignState.ROLLING_BACK, going_back=(1,))
-    ended = decide(back, Observed((), restore=RestoreCounts(restored=4)), 0)
-    assert ended == [
-        SetState(CampaignState.HALTED, "stage_rolled_back", "rest went back: 4 of 4 devices restored"),
-        Wait("halted: rest went back: 4 of 4 devices restored; roll back the rest or abort"),
-    ]
-
-
-def test_a_person_may_take_back_one_stage_then_the_rest() -> None:
-    late = replace(RUNNING, stage=1)
-    assert Restore((0,)) in command(late, Action.ROLLBACK, "ann", stage=0)
-    back = replace(late, state=CampaignState.ROLLING_BACK, going_back=(0,))
-    assert command(back, Action.ROLLBACK, "ann", stage=0) == []
-    assert Restore((0, 1)) in command(back, Action.ROLLBACK, "ann", stage=1)
-    assert Restore(None) in command(replace(back, state=CampaignState.HALTED), Action.ROLLBACK, "ann")
-    with pytest.raises(RefusedError, match="stage rest has not started"):
-        command(RUNNING, Action.ROLLBACK, "ann", stage=1)
-
-
-def test_stages_have_gates_and_a_least_reach_of_their_own() -> None:
-    strict = "percent: 100, min_reached: 1, gates: {install_failures: {max_count: 0}}"
-    running = replace(with_file(RUNNING, ("percent: 100", strict)), stage=1)
-    seen = observed(StageCounts(active=1), StageCounts(active=9, away=1), GOOD)
-    assert "9 of at least 10 reached (1 off)" in waits(decide(running, seen, 0))
-    tail = replace(running, state=CampaignState.DONE, is_open=True)
-    assert isinstance(decide(tail, observed(StageCounts(active=1), StageCounts(active=30, failed=1)), 0)[0], Breach)
-    assert not isinstance(decide(tail, observed(StageCounts(active=30, failed=1), StageCounts(active=1)), 0)[0], Breach)
-
-
-# --- live ---------------------------------------------------------------------------------------------------------
+# --- live --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_live_campaign_looks_for_newcomers_now_and_then_and_stays_open() -> None:

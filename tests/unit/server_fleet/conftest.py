@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from sqlalchemy import insert
 from covey_contract.facts import Facts
 from covey_hil.testing.postgresql import new_database
 from covey_hil.testing.rows import add_build, add_version
+from covey_hil.testing.sample_office import Office
 from covey_server.db.engine import Database
 from covey_server.db.tables import Device, Model
 
@@ -62,3 +63,23 @@ def database(url: str) -> Iterator[Database]:
         session.add(Model(name="other", description="", created_ms=NOW))
     yield made
     made.close()
+
+
+@pytest.fixture
+def made(database: Database, tmp_path: Path, now_ms: int) -> Iterator[Callable[..., Office]]:
+    offices = []
+
+    def make(**limits: int) -> Office:
+        office = Office(database, tmp_path, now_ms, **limits)
+        office.desk.start()
+        offices.append(office)
+        return office
+
+    yield make
+    for office in offices:
+        office.desk.stop()
+
+
+@pytest.fixture
+def office(made: Callable[..., Office]) -> Office:
+    return made()

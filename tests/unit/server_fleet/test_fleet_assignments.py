@@ -6,8 +6,9 @@ import msgspec
 import pytest
 from sqlalchemy import event, insert, select, update
 
+from covey_hil.testing.rows import add_campaign
 from covey_server.db.engine import Database
-from covey_server.db.tables import AssignmentRow, Campaign, CampaignDevice, Desired, Device
+from covey_server.db.tables import AssignmentRow, CampaignDevice, Desired, Device
 from covey_server.errors import NotFound
 from covey_server.fleet.assignments import NewOrder, issue, reissue
 
@@ -66,18 +67,7 @@ def test_a_fleet_costs_a_few_statements(database: Database, now_ms: int) -> None
 
 def test_reissue_keeps_the_decision_and_its_campaign(database: Database, now_ms: int) -> None:
     with database.session() as session:
-        campaign = Campaign(
-            name="c",
-            model="digits",
-            version_id=1,
-            spec={},
-            source="",
-            state="running",
-            created_ms=now_ms,
-            created_by="test",
-        )
-        session.add(campaign)
-        session.flush()
+        campaign = add_campaign(session, 1, "c")
         order = _order("d0001", campaign_id=campaign.id, why={"reason": "x"}, ttl_ms=90_000, action="remove")
         (old,) = issue(session, [order], now_ms)
         session.add(CampaignDevice(campaign_id=campaign.id, device="d0001", stage=0, state="assigned", assignment=old))

@@ -235,7 +235,14 @@ def test_batches_and_what_is_captured_are_shown(fleet: Fleet, database: Database
         shown = device_detail(session, "d0001").capture
     assert {one.build: one.batches for one in told} == {ONE: {1: 5, 4: 1}, TWO: {}}
     assert shown is not None
-    assert shown.model_dump() == {"share": 0.01, "samples": 12, "held_mb": 1.5, "limit_mb": 200.0, "dropped": 0}
+    assert shown.model_dump() == {
+        "share": 0.01,
+        "samples": 12,
+        "held_mb": 1.5,
+        "limit_mb": 200.0,
+        "dropped": 0,
+        "may_leave": False,
+    }
     fleet.hear(record(2, None))  # turned off
     with database.reading() as session:
         assert device_detail(session, "d0001").capture is None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
 
 from covey_hil.testing.postgresql import new_database
+from covey_hil.testing.serving import served
 from covey_server import tokens
 from covey_server.app import create_app
 from covey_server.bus import Bus
@@ -28,6 +24,7 @@ from covey_server.registry.workers import Workers
 from covey_server.services import Services
 from covey_server.settings import Settings
 from covey_server.tracing.spans import OFF, Tracing
+from tests.unit.server_platform.notified import Desk, Receiver, desk_of, receiver_at
 
 START_MS = 1_800_000_000_000
 
@@ -115,23 +112,8 @@ def site(tmp_path: Path, clock: FakeClock, database: Database, tracing: Tracing)
     )
     with database.session() as session:
         secrets: dict[str, str] = {role: tokens.create(session, f"a-{role}", role, clock(), None)[1] for role in ROLES}
-    with _served(create_app(services)) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with served(create_app(services)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield Site(services, clock, client, secrets)
-
-
-@contextlib.contextmanager
-def _served(app: FastAPI) -> Iterator[str]:
-    """The application behind a real socket, in a thread."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -143,3 +125,14 @@ def any_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Dat
     made.migrate()
     yield made
     made.close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiver_at() as made:
+        yield made
+
+
+@pytest.fixture
+def desk(site: Site, tmp_path: Path) -> Desk:
+    return desk_of(site, Settings(data=tmp_path, webhook_private=True, webhook_timeout_s=10))

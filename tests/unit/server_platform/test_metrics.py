@@ -20,7 +20,7 @@ from sqlalchemy import event, insert, select
 
 from covey_contract.histogram import Histogram, Recorder
 from covey_contract.messages import BuildWindow
-from covey_hil.testing.rows import add_version
+from covey_hil.testing.rows import add_campaign, add_version
 from covey_server.db.engine import Database
 from covey_server.db.tables import (
     Build,
@@ -131,18 +131,7 @@ def fill(database: Database, devices: int = 4) -> None:
             session.add(
                 Build(target="tensorrt-fp16-sm87", state="queued", waiting_for="a builder (none has come)", **build)
             )
-        campaign = Campaign(
-            name="digits-1.1",
-            model="digits",
-            version_id=versions[1].id,
-            spec={},
-            source="",
-            state="running",
-            created_ms=1,
-            created_by="anna",
-        )
-        session.add(campaign)
-        session.flush()
+        campaign = add_campaign(session, versions[1].id, "digits-1.1")
         names = [f"d{number:05}" for number in range(devices)]
         session.execute(
             insert(Device),

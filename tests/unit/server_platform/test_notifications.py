@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, select
 
-from covey_hil.testing.rows import add_version
+from covey_hil.testing.rows import add_campaign, add_version
 from covey_server.db.engine import Database
-from covey_server.db.tables import Campaign, CampaignEvent, Delivery, Notice, Person, Webhook
+from covey_server.db.tables import CampaignEvent, Delivery, Notice, Person, Webhook
 from covey_server.errors import StartError
 from covey_server.notifications import destination, outbox, retries, sealing, signing
 from covey_server.notifications.destination import BadDestinationError
@@ -183,18 +183,7 @@ def log(any_database: Database, clock: FakeClock) -> Log:
     """Writes lines into a campaign's log; the id of the last."""
     with any_database.session() as session:
         version = add_version(session, "1.0")
-        campaign = Campaign(
-            name="digits-1.0",
-            model="digits",
-            version_id=version.id,
-            spec={},
-            source="",
-            state="running",
-            created_ms=1,
-            created_by="anna",
-        )
-        session.add(campaign)
-        session.flush()
+        campaign = add_campaign(session, version.id)
         campaign_id = campaign.id
 
     def write(*kinds: str, detail: dict[str, Any] | None = None) -> int:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from covey_contract.building import BuildJob
-from covey_contract.manifest import FileEntry, Manifest, Runtime
+from covey_contract.manifest import FileEntry
 from covey_contract.wire import decode, encode
+from covey_hil.testing.manifests import made_manifest
 
 if TYPE_CHECKING:
     from tests.unit.server_platform.conftest import Site
@@ -52,13 +53,9 @@ def _sha256(data: bytes) -> str:
 
 def _manifest(provenance: str | None) -> bytes:
     return encode(
-        Manifest(
+        made_manifest(
             model="digits",
             version="1.0",
-            target="onnxruntime-fp32",
-            runtime=Runtime.ONNXRUNTIME,
-            precision="fp32",
-            entry="model.onnx",
             files=(FileEntry(path="model.onnx", size=len(MODEL), sha256=_sha256(MODEL)),),
             table=FileEntry(path="blocks.bin", size=len(TABLE), sha256=_sha256(TABLE)),
             inputs=(),

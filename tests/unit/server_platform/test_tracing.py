@@ -15,9 +15,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
+from covey_hil.testing.rows import add_campaign
 from covey_server import logs
 from covey_server.app import open_tracing
-from covey_server.db.tables import AssignmentRow, Build, Campaign, Device, ReportRow, Version
+from covey_server.db.tables import AssignmentRow, Build, Device, ReportRow, Version
 from covey_server.errors import StartError
 from covey_server.settings import Settings
 from covey_server.tracing.opentelemetry import OpenTelemetryTracing
@@ -61,18 +62,7 @@ def _deploy(site: Site, *, state: str = "active", reason: str = "none") -> str:
         version = session.query(Version).one()
         build = session.query(Build).one()
         session.add(Device(id="press-1", facts={}, facts_digest="", enrolled_ms=1))
-        campaign = Campaign(
-            name="digits-1.0",
-            model="digits",
-            version_id=version.id,
-            spec={},
-            source="",
-            state="running",
-            created_ms=1,
-            created_by="anna",
-        )
-        session.add(campaign)
-        session.flush()
+        campaign = add_campaign(session, version.id)
         now = site.clock()
         session.add(
             AssignmentRow(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec
+from covey_contract.manifest import FileEntry, Manifest
 from covey_contract.wire import encode
+from covey_hil.testing.manifests import made_manifest
 from covey_hil.testing.rows import add_build, add_version
 from covey_server.db.engine import Database
 from covey_server.releases.catch_up import CatchUp, release_of
@@ -18,21 +19,8 @@ from tests.unit.server_releases.conftest import Site
 
 
 def manifest_of(version: str) -> Manifest:
-    tensor = (TensorSpec(name="x", datatype=DataType.FP32, shape=(1,)),)
-    file = FileEntry(path="model.onnx", size=1, sha256="0" * 64)
-    return Manifest(
-        model="digits",
-        version=version,
-        target="onnxruntime-fp32",
-        runtime=Runtime.ONNXRUNTIME,
-        precision="fp32",
-        entry="model.onnx",
-        files=(file,),
-        table=FileEntry(path="blocks.bin", size=32, sha256="1" * 64),
-        inputs=tensor,
-        outputs=tensor,
-        architecture="x86_64",
-    )
+    table = FileEntry(path="blocks.bin", size=32, sha256="1" * 64)
+    return made_manifest(model="digits", version=version, table=table, architecture="x86_64")
 
 
 @pytest.fixture

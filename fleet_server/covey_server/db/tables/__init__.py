@@ -13,6 +13,7 @@ from covey_server.db.tables.devices import Certificate, ClaimTokenRow, Device, G
 from covey_server.db.tables.models import Blob, Build, Model, Version
 from covey_server.db.tables.notifications import Delivery, Notice, Webhook
 from covey_server.db.tables.people import ApiToken, AuditEntry, ConsoleSession, LoginAttempt, Person, Setting
+from covey_server.db.tables.samples import Sample, SampleFetch
 
 __all__ = [
     "ApiToken",
@@ -42,6 +43,8 @@ __all__ = [
     "RenewalRequest",
     "ReportRow",
     "Reported",
+    "Sample",
+    "SampleFetch",
     "Setting",
     "TelemetryRow",
     "Version",

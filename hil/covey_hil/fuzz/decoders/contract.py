@@ -19,6 +19,7 @@ from covey_contract.errors import ContractError
 from covey_contract.histogram import Histogram, merge
 from covey_contract.messages import ASSIGNMENT_TYPE, Assignment
 from covey_contract.metadata import pack_metadata, unpack_metadata
+from covey_contract.samples import read_sample
 from covey_contract.signing import open_envelope, public_key, seal
 from covey_contract.wire import Message, decode, encode
 from covey_hil.fuzz.decoder import Decoder, Form, Made, Share
@@ -142,6 +143,12 @@ def _source(_: Path) -> Made:
     return Made(lambda data: sources.detect(io.BytesIO(data)), (b"\x80\x04x", b"\0\0\0\0TFL3....", *archives()))
 
 
+def _sample(_: Path) -> Made:
+    from covey_hil.fuzz.decoders.files import samples
+
+    return Made(lambda data: read_sample(io.BytesIO(data)), samples())
+
+
 def _evaluation(_: Path) -> Made:
     from covey_hil.fuzz.decoders.files import evaluations
 
@@ -173,6 +180,15 @@ DECODERS = (
     Decoder("contract.claim_token", "an operator", _token, _REFUSES, ("covey_contract.enrolment",), Form.TEXT),
     Decoder("contract.metric", "an operator", _metric, _REFUSES, ("covey_contract.metric",), Form.TEXT),
     Decoder("contract.source", "an operator", _source, _REFUSES, ("covey_contract.sources",), Form.BYTES, Share.MIDDLE),
+    Decoder(
+        "contract.sample",
+        "a device",
+        _sample,
+        _REFUSES,
+        ("covey_contract.samples", "covey_contract.sources"),
+        Form.BYTES,
+        Share.MIDDLE,
+    ),
     Decoder(
         "contract.evaluation",
         "an operator",

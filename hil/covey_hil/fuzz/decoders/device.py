@@ -26,6 +26,7 @@ from covey_agent.enrol import check_ca, check_certificate, problem
 from covey_agent.errors import AgentError, EnrolmentError
 from covey_agent.facts import read_facts
 from covey_agent.keys import make_key_and_request
+from covey_agent.samples import Samples
 from covey_agent.tuf import trusted as rules
 from covey_agent.tuf.errors import Refused
 from covey_agent.tuf.trusted import Trusted
@@ -34,12 +35,14 @@ from covey_contract.envelope import encode_envelope
 from covey_contract.errors import ContractError
 from covey_contract.messages import COMMAND_TYPE, Command
 from covey_contract.reasons import Reason
+from covey_contract.samples import ListSamples
 from covey_contract.signing import Trust, public_key, seal_bytes
 from covey_contract.wire import decode, encode
 from covey_hil.fuzz.decoder import Decoder, Form, Made, Share
 from covey_hil.fuzz.decoders.files import bundle
 from covey_hil.fuzz.decoders.messages import FACTS, MESSAGES
 from covey_hil.testing.authority import Authority
+from covey_hil.testing.made_samples import keep
 
 _NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -127,14 +130,23 @@ def _facts(folder: Path) -> Made:
     return Made(read, (encode(FACTS),))
 
 
-def _command(_: Path) -> Made:
-    """A command that its director has signed, whatever it says."""
+def _command(folder: Path) -> Made:
+    """A command that its director has signed, whatever it says, to a device that lets its samples leave."""
     key = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
     trust = Trust(release=(), director=(public_key(key),))
     told = next(one for one in MESSAGES if isinstance(one, Command))
+    keep(folder / "capture", 1)
+    samples = Samples(folder / "capture", kept=True, may_leave=True)
     commands = Commands(
-        "press-7", trust, facts=lambda: FACTS, logs=(), diagnose=lambda: b"{}", renew=str, clock=lambda: 1
+        *("press-7", trust),
+        facts=lambda: FACTS,
+        logs=(),
+        diagnose=lambda: b"{}",
+        renew=str,
+        samples=samples,
+        clock=lambda: 1,
     )
+    listing = msgspec.structs.replace(told, samples=ListSamples(model="digits", skip=1, limit=5))
 
     def read(data: bytes) -> object:
         reply = commands.answer(encode_envelope(seal_bytes(data, COMMAND_TYPE, [key])))
@@ -142,7 +154,8 @@ def _command(_: Path) -> Made:
             encode(reply)
         return type(reply)
 
-    return Made(read, (encode(told), b'{"id":"c9","device":"press-7","kind":"erase","issued_ms":1,"expires_ms":2}'))
+    unknown = b'{"id":"c9","device":"press-7","kind":"erase","issued_ms":1,"expires_ms":2}'
+    return Made(read, (encode(told), encode(listing), unknown))
 
 
 def _collected(_: Path) -> Made:
@@ -257,7 +270,14 @@ DECODERS = (
         (msgspec.MsgspecError, UnicodeDecodeError, RecursionError),
         ("covey_agent.asks",),
     ),
-    Decoder("device.command", "the server", _command, (ContractError,), ("covey_agent.commands",), share=Share.MIDDLE),
+    Decoder(
+        "device.command",
+        "the server",
+        _command,
+        (ContractError,),
+        ("covey_agent.commands", "covey_agent.samples"),
+        share=Share.MIDDLE,
+    ),
     Decoder("device.collector", "a collector", _collected, (), ("covey_agent.otlp.collector",), Form.BYTES),
     Decoder("device.facts", "a file", _facts, (AgentError,), ("covey_agent.facts",), share=Share.MIDDLE),
     *(

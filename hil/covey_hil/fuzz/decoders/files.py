@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import zipfile
 
@@ -10,15 +10,7 @@ from covey_contract.bundle import blob_name, metadata_name, order_name
 from covey_contract.messages import Order
 from covey_contract.wire import encode
 from covey_hil.fuzz.decoders.messages import MANIFEST, MESSAGES, A
-
-
-def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """The same bytes at any time of day."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", compression) as archive:
-        for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name), data, compression)
-    return content.getvalue()
+from covey_hil.testing.made_samples import about, array, sample, zipped
 
 
 def archives() -> tuple[bytes, ...]:
@@ -39,6 +31,18 @@ def bundle() -> bytes:
         blob_name(A): b"b" * 100,
     }
     return zipped(members)
+
+
+def samples() -> tuple[bytes, ...]:
+    """As a device hands them on for labelling."""
+    return (sample(), zipped({"about.json": about(), "in/x.npy": array(), "out/y.npy": array(2)}, zipfile.ZIP_DEFLATED))
+
+
+def sample_archive() -> bytes:
+    """As the server hands them to a user."""
+    name, data = "press-7/digits/1790000000000-000001.npz", sample()
+    line = {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "label": None}
+    return zipped({"_classes/digits-1.0.txt": b"zero\none\n", name: data, "index.jsonl": json.dumps(line).encode()})
 
 
 def _array(descr: str, shape: tuple[int, ...], data: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from covey_contract import building, conditions, drift, enrolment, envelope, facts, manifest, messages
+from covey_contract import building, conditions, drift, enrolment, envelope, facts, manifest, messages, samples
 from covey_contract.histogram import Recorder
 from covey_contract.lifecycle import State
 from covey_contract.reasons import Reason
@@ -108,7 +108,7 @@ TELEMETRY = messages.Telemetry(
         temperature_c=61.5,
         throttled=False,
         accelerators={"gpu": 25.0},
-        capture=messages.Captured(share=0.01, limit_mb=200.0, samples=3),
+        capture=messages.Captured(share=0.01, limit_mb=200.0, samples=3, may_leave=True),
     ),
 )
 _PARITY = building.OutputParity(max_error=0.1, mean_error=0.01, cosine=0.999, top1_agreement=0.99, column=(1, 2))
@@ -145,7 +145,15 @@ MESSAGES: tuple[Message, ...] = (
     messages.BlockRequest(build=A, file=1, base=16, bitmap=0xFFFF),
     messages.TimeRequest(nonce=A),
     messages.MetadataRequest(id="q1", path="digits/1.1", root=1),
-    messages.Reply(id="c1", time_ms=1, detail="done", facts=FACTS, text="words"),
+    messages.Reply(
+        id="c1",
+        time_ms=1,
+        detail="done",
+        facts=FACTS,
+        text="words",
+        samples=(samples.SampleEntry(model="digits", name="1790000000000-000001.npz", size=5000),),
+        piece=samples.SamplePiece(size=5000, data=b"some bytes", sha256=A),
+    ),
     messages.Assignment(
         id="a1",
         device="press-7",
@@ -171,7 +179,15 @@ MESSAGES: tuple[Message, ...] = (
         ),
     ),
     messages.Broadcast(build=A, blocks=10, over=True, listeners=3),
-    messages.Command(id="c1", device="press-7", kind=messages.CommandKind.LOGS, issued_ms=1, expires_ms=2, lines=50),
+    messages.Command(
+        id="c1",
+        device="press-7",
+        kind=messages.CommandKind.SAMPLES,
+        issued_ms=1,
+        expires_ms=2,
+        lines=50,
+        samples=samples.ReadSample(model="digits", name="1790000000000-000001.npz", offset=81_920),
+    ),
     messages.TimeReply(device="press-7", nonce=A, time_ms=1),
     messages.MetadataPart(id="q1", part=0, parts=2, data=b"some bytes"),
     messages.Ack(seqs=(1, 2, 3)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from sqlalchemy.dialects import sqlite
 from covey_agent.keys import make_key_and_request
 from covey_client.commands.audit import read_export
 from covey_client.errors import ClientError
+from covey_client.samples import unpack
 from covey_client.transport import problem
 from covey_contract.audit_chain import GENESIS, Entry, check
 from covey_contract.blocks import blocks_of
@@ -29,7 +31,7 @@ from covey_contract.errors import ContractError
 from covey_contract.messages import BlockRequest
 from covey_contract.wire import encode
 from covey_hil.fuzz.decoder import Decoder, Form, Made, Share
-from covey_hil.fuzz.decoders.files import MATERIALS, archives, evaluations, provenance
+from covey_hil.fuzz.decoders.files import MATERIALS, archives, evaluations, provenance, sample_archive
 from covey_hil.fuzz.decoders.messages import FROM_DEVICES, MANIFEST, MESSAGES
 from covey_server.api.est import _request_of
 from covey_server.api.uploads import _metadata, _number
@@ -275,6 +277,24 @@ def _export(folder: Path) -> Made:
     return Made(take, (good,))
 
 
+def _unpacked(folder: Path) -> Made:
+    """An archive of samples into a user's folder; nothing may appear outside of it."""
+    file, place = folder / "samples.zip", folder / "place"
+    good = sample_archive()
+
+    def take(data: bytes) -> object:
+        file.write_bytes(data)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        try:
+            return unpack(file, place)
+        finally:
+            assert {path.name for path in folder.iterdir()} == {"samples.zip", "place"}
+            assert not list(place.rglob("*.part"))
+
+    return Made(take, (good,))
+
+
 _INBOX = ("covey_server.fleet.inbox", "covey_contract.topics")
 _SPEC = (
     "covey_server.core.document",
@@ -380,5 +400,14 @@ DECODERS = (
         (ClientError,),
         ("covey_client.commands.audit", "covey_contract.audit_chain"),
         share=Share.MIDDLE,
+    ),
+    Decoder(
+        "client.samples",
+        "a server",
+        _unpacked,
+        (ClientError,),
+        ("covey_client.samples", "covey_contract.samples"),
+        Form.BYTES,
+        Share.DEAR,
     ),
 )
