@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import logging
 import ssl
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,10 +68,11 @@ def read_certificate(pem: bytes) -> Certificate:
 
 
 class Credentials:
-    """Of one identity's folder. All but `load_into` is for one thread alone."""
+    """Of one identity's folder. All but `load_into`, `next_key` and `sweep_token` is for one thread alone."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._making = threading.Lock()  # a key that is in the token already, and in no file yet
 
     @property
     def in_use(self) -> Pair:
@@ -98,6 +100,16 @@ class Credentials:
                 return True
         self.in_use.load_into(context)
         return False
+
+    def next_key(self, device: str) -> tuple[bytes, str]:
+        """The key to ask with, stored: one that was not settled, or a new one where the one in use is; and its certificate request. Raises `OSError`,
+        `ValueError` and `AgentError`."""
+        with self._making:
+            kept = self.key_to_ask_with()
+            key_pem, csr_pem = keys.make_key_and_request(kept, device, self.in_use.place)
+            if key_pem != kept:
+                self.ask_with(key_pem)
+            return key_pem, csr_pem
 
     def key_to_ask_with(self) -> bytes | None:
         """The key of a request that was not settled; None: there is none, or it cannot be read."""
@@ -127,27 +139,34 @@ class Credentials:
         """The pair in use stays; the one on trial is forgotten. Raises `OSError`."""
         (self._folder / NEXT).unlink(missing_ok=True)
         durable.sync_folder(self._folder)
-        self._sweep_token()
 
     def tidy(self) -> None:
-        """Remove what a kill has left, and what counts no longer; of keys in a token too. Never raises."""
+        """Remove what a kill has left, and what counts no longer. Never raises."""
         with contextlib.suppress(OSError):
             durable.sweep(self._folder)
             if (self._folder / RENEWED).exists():
                 self._remove(KEY, CERTIFICATE)
             if (self._folder / NEXT).exists():
                 self._remove(ASKING)
-        self._sweep_token()
 
-    def _sweep_token(self) -> None:
-        """A key goes from its token when no file stands for it any more, and none would after a power cut. What cannot be read now keeps them all."""
+    @property
+    def in_token(self) -> bool:
+        """Whether the key in use is in a PKCS#11 token; also False where it cannot be read."""
         try:
-            in_use = self.in_use.key.read_bytes()
-            if keys.where(in_use) in (keys.FILE, keys.TPM):
-                return
-            durable.sync_folder(self._folder)
-            others = (self._folder / name for name in (KEY, ASKING, NEXT, RENEWED))
-            keys.sweep(in_use, [path.read_bytes() for path in others if path.exists()])
+            return self.in_use.place.startswith(keys.TOKEN)
+        except (OSError, ValueError, AgentError):
+            return False
+
+    def sweep_token(self) -> None:
+        """A key goes from its token when no file stands for it any more, and none would after a power cut. What cannot be read now keeps them all.
+        Never raises; waits for the token, which may take long."""
+        try:
+            with self._making:
+                in_use = self.in_use.key.read_bytes()
+                durable.sync_folder(self._folder)
+                # In the order in which a key goes from one to the next: none slips by meanwhile.
+                others = (self._folder / name for name in (KEY, ASKING, NEXT, RENEWED))
+                keys.sweep(in_use, [path.read_bytes() for path in others if path.exists()])
         except (OSError, ValueError, AgentError) as error:
             log.warning("the token's old keys stay for now: %s", error)
 

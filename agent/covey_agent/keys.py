@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
-FILE, TPM = "file", "tpm2"
+FILE, TPM, TOKEN = "file", "tpm2", address.SCHEME
 
 
 def check_where(text: str) -> str:
     """Where keys shall be: `file`, `tpm2`, or an address in a PKCS#11 token. Raises `UsageError`."""
     if text in (FILE, TPM):
         return text
-    if not text.startswith(address.SCHEME):
+    if not text.startswith(TOKEN):
         raise UsageError(f"a key is in a {FILE}, by {TPM}, or at an address pkcs11:…")
     found = address.parse(text)
     if found.id:
@@ -121,7 +121,7 @@ def sweep(in_use: bytes, named: Sequence[bytes]) -> None:
 
 def _fits(kept: bytes, place: str) -> bool:
     try:
-        if not key_file.wraps(kept) or not place.startswith(address.SCHEME):
+        if not key_file.wraps(kept) or not place.startswith(TOKEN):
             return where(kept) == place
         found = key_file.address_of(kept)
         if not found.follows(address.parse(place)):
@@ -139,7 +139,7 @@ def _make(place: str) -> bytes:
 
     if place == TPM:
         return tpm2.make()
-    if place.startswith(address.SCHEME):
+    if place.startswith(TOKEN):
         from covey_agent.pkcs11 import token
 
         return key_file.write(*token.make(address.parse(place)))

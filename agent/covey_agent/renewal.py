@@ -112,6 +112,7 @@ class Renewal:
 
     def start(self, now: float) -> None:
         self._credentials.tidy()
+        self._sweep()
         self._read()
         self._next = now + _SETTLE_S
         self._trying = self._is_on_trial()  # the link begins with it
@@ -153,8 +154,7 @@ class Renewal:
         if trial:
             self._take_over(now)
         elif refused:
-            with contextlib.suppress(OSError):
-                self._credentials.give_up()
+            self._give_up()
             self._retry(now, Standing.FAILED, "the broker does not take the new certificate; the one before stays")
             self._next = now + _NOT_TAKEN_S
 
@@ -165,6 +165,7 @@ class Renewal:
             log.error("the new certificate cannot be taken over now: %s", error)
             return
         self._taken = False
+        self._sweep()
         self._read()
         self._renewed(now)
 
@@ -220,9 +221,18 @@ class Renewal:
                 return True
         except (OSError, ValueError) as error:
             log.error("the new certificate cannot be read: %s", error)
+        self._give_up()
+        return False
+
+    def _give_up(self) -> None:
         with contextlib.suppress(OSError):
             self._credentials.give_up()
-        return False
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Not in the loop, which waits for no token."""
+        if self._credentials.in_token:
+            self._begin(self._credentials.sweep_token)
 
     def _renewed(self, now: float) -> None:
         self._wanted, self._tries = False, 0

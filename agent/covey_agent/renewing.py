@@ -21,7 +21,7 @@ from covey_agent.credentials import Credentials, Pair, read_certificate
 from covey_agent.enrol import check_server, exchange, problem, trusting
 from covey_agent.errors import AgentError, EnrolmentError
 from covey_agent.identity import CA
-from covey_agent.keys import make_key_and_request, same_key, sign
+from covey_agent.keys import same_key, sign
 from covey_contract.enrolment import RenewReply, RenewRequest, RenewResponse, renewal_statement
 from covey_contract.errors import ContractError
 from covey_contract.wire import decode, encode
@@ -93,10 +93,7 @@ class Asker:
         """One try; never raises for what server, network or disk do."""
         try:
             pair = self.credentials.in_use
-            kept = self.credentials.key_to_ask_with()
-            key_pem, csr_pem = make_key_and_request(kept, self.device, pair.place)
-            if key_pem != kept:
-                self.credentials.ask_with(key_pem)
+            key_pem, csr_pem = self.credentials.next_key(self.device)
             answer = self._answer(pair, csr_pem, expired=expired)
             if answer.status == 202:
                 return Undecided(answer.words)

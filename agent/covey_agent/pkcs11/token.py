@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import pkcs11
 
 _MAX_PIN = 256
-_lock = threading.RLock()
+# A process is logged in to a token once: whoever is, holds this.
+alone = threading.RLock()
 # Files whose PIN was wrong, as they were then.
 _wrong: dict[str, tuple[int, int]] = {}
 
@@ -144,7 +145,7 @@ def _session(address: Address, *, rw: bool = False) -> Iterator[pkcs11.Session]:
             "keys in a PKCS#11 token need the extra `pkcs11`: pip install 'covey-agent[pkcs11]'"
         ) from error
     pin, file = _pin(address)
-    with _lock:
+    with alone:
         try:
             wanted = {"token_label": address.token or None, "token_serial": address.serial.encode() or None}
             token = pkcs11.lib(address.module).get_token(**wanted)

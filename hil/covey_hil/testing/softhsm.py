@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import pkcs11
 
 from covey_agent.pkcs11.address import Address
+from covey_agent.pkcs11.token import alone
 
 _LIBRARIES = [Path("/usr/lib/softhsm/libsofthsm2.so"), Path("/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so")]
 PIN = "27182818"
+_PATIENCE_S = 10.0
 
 
 def is_installed() -> bool:
@@ -59,9 +62,16 @@ def address(label: str, pin: Path) -> Address:
 
 
 def objects(where: Address) -> list[tuple[str, bytes]]:
-    """What the token holds: kind and id."""
-    with pkcs11.lib(where.module).get_token(token_label=where.token).open(user_pin=PIN) as session:
-        return sorted((type(one).__name__, one[pkcs11.Attribute.ID]) for one in session.get_objects())
+    """What the token holds: kind and id. While another one changes it, SoftHSM may not be able to tell: it is looked again."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            with alone, pkcs11.lib(where.module).get_token(token_label=where.token).open(user_pin=PIN) as session:
+                return sorted((type(one).__name__, one[pkcs11.Attribute.ID]) for one in session.get_objects())
+        except pkcs11.exceptions.PKCS11Error:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def ids(where: Address) -> set[bytes]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ssl
 import sys
+import threading
 from pathlib import Path
+from random import Random
 
 import pkcs11
 import pytest
@@ -18,9 +20,11 @@ from covey_agent.pkcs11 import handshake, token
 from covey_agent.pkcs11.address import Address
 from covey_agent.pkcs11.key_file import address_of, point_of, write
 from covey_agent.pkcs11.token import TokenError
+from covey_agent.renewal import Renewal
+from covey_agent.renewing import Asker
 from covey_hil.testing.authority import Authority
 from covey_hil.testing.softhsm import PIN, ids, is_installed, objects
-from tests.integration.identity.conftest import DEVICE
+from tests.integration.identity.conftest import DEVICE, until
 
 pytestmark = pytest.mark.skipif(
     not is_installed(), reason="SoftHSM is not installed (`./dev setup --test` installs it)"
@@ -70,18 +74,56 @@ def test_only_what_this_installation_made_and_no_file_stands_for_goes(where: Add
     assert ids(where) == everything
     # What cannot be read may stand for any of them.
     (folder / ASKING).mkdir()
-    credentials.tidy()
+    credentials.sweep_token()
     assert ids(where) == everything
     (folder / ASKING).rmdir()
-    credentials.tidy()
+    credentials.sweep_token()
     assert ids(where) == {in_use.id, address_of(tried).id, foreign.id}
     credentials.give_up()
+    credentials.sweep_token()
     assert ids(where) == {in_use.id, foreign.id}
     renewed = write(*token.make(in_use))
     credentials.try_out(renewed, b"-----BEGIN CERTIFICATE-----\n")
+    credentials.sweep_token()
     assert ids(where) == {in_use.id, address_of(renewed).id, foreign.id}
     credentials.take_over()
+    credentials.sweep_token()
     assert ids(where) == {address_of(renewed).id, foreign.id}
+
+
+def test_the_loop_waits_for_no_token(where: Address, tmp_path: Path) -> None:
+    folder = tmp_path / "identity"
+    folder.mkdir()
+    key = write(*token.make(where))
+    token.make(address_of(key))  # killed before its file was written
+    (folder / KEY).write_bytes(key)
+    credentials = Credentials(folder)
+    renewal = Renewal(
+        DEVICE,
+        tmp_path,
+        credentials,
+        Asker(DEVICE, "https://fleet.example", folder, credentials),
+        clock=lambda: 0,
+        draw=Random(7),
+        try_out=lambda: None,
+        first_s=1.0,
+        most_s=1.0,
+    )
+    busy, over = threading.Event(), threading.Event()
+
+    def be_busy() -> None:
+        with token.alone:
+            busy.set()
+            over.wait(30)
+
+    thread = threading.Thread(target=be_busy)
+    thread.start()
+    assert busy.wait(10)
+    renewal.start(0.0)
+    assert thread.is_alive()
+    over.set()
+    thread.join()
+    until("the stray key's end", lambda: ids(where) == {address_of(key).id})
 
 
 def test_a_wrong_pin_is_tried_once(where: Address) -> None:
