@@ -64,11 +64,9 @@ NOWHERE = Route("", None, 0)  # no model has such a name
 
 @dataclass
 class Known:
-    """A form that was met before. `placed`: bytes of its inputs, where all of them lie in shared memory. `start`: how an answer with these
-    `outputs` of this `build` begins, up to their `size` bytes."""
+    """A form that was met before. `start`: how an answer with these `outputs` of this `build` begins, up to their `size` bytes."""
 
     form: Form
-    placed: int = 0
     build: str = ""
     outputs: tuple[TensorInfo, ...] = ()
     size: int = 0
@@ -121,8 +119,7 @@ class Inference:
         key = (spec.build, bytes(told))
         known = self._forms.get(key)
         if known is None:
-            form = read_form(told, spec.manifest)
-            known = Known(form, form.placed_bytes)
+            known = Known(read_form(told, spec.manifest))
             if known.form.is_lasting:
                 if len(self._forms) >= MAX_FORMS:
                     self._forms.clear()
@@ -179,7 +176,8 @@ class Inference:
         if known is None or route.version not in (None, spec.manifest.version):
             return False
         arrived = self._clock()
-        visit = self._memory.visit(model.room(runner, known.placed) if known.placed else None)
+        placed = known.form.placed_bytes
+        visit = self._memory.visit(model.room(runner, placed) if placed else None)
         try:
             call = known.form.filled(body[route.header_bytes :], visit)
         except (BadRequest, MemoryFullError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -101,7 +102,7 @@ class Form:
         """Whether another request may well begin with the same JSON part: it holds neither elements nor a name of its own."""
         return not self.id and not any(isinstance(source, bytes) for _, source in self.sources)
 
-    @property
+    @cached_property
     def placed_bytes(self) -> int:
         """Bytes of the inputs, if all of them lie in shared memory; 0 otherwise."""
         if all(isinstance(source, Place) for _, source in self.sources):

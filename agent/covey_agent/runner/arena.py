@@ -108,3 +108,4 @@ class Arena:
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor, self._map, self._size, self._seen = -1, None, 0, None
+        self._used = self._held = 0

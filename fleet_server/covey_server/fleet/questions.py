@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -23,19 +22,19 @@ from covey_server.errors import ServerError
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.inbox import Incoming
 from covey_server.fleet.pacing import Gate
+from covey_server.fleet.queue_thread import QueueThread
 from covey_server.releases.answers import Answers
 
 log = logging.getLogger(__name__)
 
 _PER_MINUTE = 30  # questions of one device
-_WAIT_S = 0.5
 
 
 class TimeSigner(Protocol):
     def sign_time(self, reply: TimeReply) -> Envelope: ...
 
 
-class Questions:
+class Questions(QueueThread):
     """`answers` None: there is no repository of releases here."""
 
     def __init__(
@@ -47,39 +46,22 @@ class Questions:
         counters: Counters,
         send: Callable[[str, Down, bytes], bool],
     ) -> None:
-        self._questions = questions
+        super().__init__("covey-questions", questions)
         self._signer = signer
         self._answers = answers
         self._clock = clock
         self._counters = counters
         self._send = send
         self._gate = Gate(_PER_MINUTE)
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name="covey-questions", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(10.0)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                incoming = self._questions.get(timeout=_WAIT_S)
-            except queue.Empty:
-                continue
-            if not self._gate.passes(incoming.device, time.monotonic()):
-                self._counters.add("covey_messages_refused_total", reason="asks_too_often")
-                continue
-            try:
-                self.answer(incoming)
-            except (ServerError, OSError) as error:
-                log.error("a question of %s cannot be answered: %s", incoming.device, error)
+    def take(self, incoming: Incoming) -> None:
+        if not self._gate.passes(incoming.device, time.monotonic()):
+            self._counters.add("covey_messages_refused_total", reason="asks_too_often")
+            return
+        try:
+            self.answer(incoming)
+        except (ServerError, OSError) as error:
+            log.error("a question of %s cannot be answered: %s", incoming.device, error)
 
     def answer(self, incoming: Incoming) -> None:
         """Raises `ServerError` or `OSError` where the repository cannot be read."""

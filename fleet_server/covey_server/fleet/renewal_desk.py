@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from collections import OrderedDict
 from typing import Protocol
@@ -21,12 +20,12 @@ from covey_server.errors import ServerError, TooMany, Unavailable
 from covey_server.fleet.counters import Counters
 from covey_server.fleet.inbox import Incoming
 from covey_server.fleet.pacing import Gate
+from covey_server.fleet.queue_thread import QueueThread
 from covey_server.fleet.renewal import Renewed, Waits
 
 log = logging.getLogger(__name__)
 
 _ORIGIN = "renew mqtt"
-_WAIT_S = 0.5
 # Answers that are kept for a request that comes again.
 _KEPT = 1_000
 
@@ -39,7 +38,7 @@ class Send(Protocol):
     def __call__(self, device: str, what: Down, payload: bytes) -> bool: ...
 
 
-class RenewalDesk:
+class RenewalDesk(QueueThread):
     """`per_minute`: requests of one device."""
 
     def __init__(
@@ -51,34 +50,17 @@ class RenewalDesk:
         *,
         per_minute: int,
     ) -> None:
-        self._asked = asked
+        super().__init__("covey-renewals", asked)
         self._come_back = come_back
         self._counters = counters
         self._send = send
         self._gate = Gate(per_minute)
         self._granted: OrderedDict[tuple[str, str], RenewReply] = OrderedDict()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name="covey-renewals", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(10.0)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                incoming = self._asked.get(timeout=_WAIT_S)
-            except queue.Empty:
-                continue
-            reply = self.answer(incoming, time.monotonic())
-            if reply is not None:
-                self._send(incoming.device, Down.RENEWAL, encode(reply))
+    def take(self, incoming: Incoming) -> None:
+        reply = self.answer(incoming, time.monotonic())
+        if reply is not None:
+            self._send(incoming.device, Down.RENEWAL, encode(reply))
 
     def answer(self, incoming: Incoming, now: float) -> RenewReply | None:
         """To the device on whose topic it came, and to no other; None: no answer to it would be known by anybody. `now` in seconds. Never raises."""

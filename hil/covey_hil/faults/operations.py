@@ -158,6 +158,22 @@ def _half_renewed(device: Device) -> None:
     device.keeper.renewal.tick(device.now)
 
 
+def _renewal(name: str, what: str, before: Callable[[Device], None], *, boots: bool = False) -> Operation:
+    """At each moment a certificate and a key that fit each other are in use, and in the end the new pair alone is there."""
+    return Operation(
+        name,
+        what,
+        before=before,
+        want=_want_a_certificate,
+        done=lambda device: renewing.is_renewed(device.folder) and device.drained,
+        active=frozenset({ONE.digest}),
+        end=ONE,
+        boots=boots,
+        holds=lambda device: renewing.whole(device.folder),
+        ends=lambda device: (*renewing.whole(device.folder), *renewing.tidy(device.folder)),
+    )
+
+
 def _want_another(device: Device) -> None:
     device.counter = DURING + 1
     device.order(THREE)
@@ -261,39 +277,17 @@ OPERATIONS: tuple[Operation, ...] = (
         end=None,
         state=State.REMOVED,
     ),
-    Operation(
-        "renew",
-        "a new certificate for the device",
-        before=_enrolled,
-        want=_want_a_certificate,
-        done=lambda device: renewing.is_renewed(device.folder) and device.drained,
-        active=frozenset({ONE.digest}),
-        end=ONE,
-        holds=lambda device: renewing.whole(device.folder),
-        ends=lambda device: (*renewing.whole(device.folder), *renewing.tidy(device.folder)),
-    ),
-    Operation(
+    _renewal("renew", "a new certificate for the device", _enrolled),
+    _renewal(
         "renew, by the broker",
         "a new certificate for a device that does not reach the server's HTTPS port",
-        before=_enrolled_out_of_reach,
-        want=_want_a_certificate,
-        done=lambda device: renewing.is_renewed(device.folder) and device.drained,
-        active=frozenset({ONE.digest}),
-        end=ONE,
-        holds=lambda device: renewing.whole(device.folder),
-        ends=lambda device: (*renewing.whole(device.folder), *renewing.tidy(device.folder)),
+        _enrolled_out_of_reach,
     ),
-    Operation(
+    _renewal(
         "renew, on trial",
         "the start of an agent that was killed before its new certificate had connected",
-        before=_half_renewed,
-        want=_want_a_certificate,
-        done=lambda device: renewing.is_renewed(device.folder) and device.drained,
-        active=frozenset({ONE.digest}),
-        end=ONE,
+        _half_renewed,
         boots=True,
-        holds=lambda device: renewing.whole(device.folder),
-        ends=lambda device: (*renewing.whole(device.folder), *renewing.tidy(device.folder)),
     ),
     Operation(
         "spool",
