@@ -67,7 +67,8 @@ def enrol(
     allow_http: bool = False,
     place: str = keys.FILE,
 ) -> Identity:
-    """By a claim token, or what a factory has put into the device; its keys shall be in `place` (`keys.check_where`). Raises `EnrolmentError` or `UsageError`, each with one line for people."""
+    """By a claim token, or what a factory has put into the device; its keys shall be in `place` (`keys.check_where`). Raises `EnrolmentError` or
+    `UsageError`, each with one line for people."""
     factory = token if isinstance(token, Factory) else None
     try:
         claim = token.claim() if isinstance(token, Factory) else parse_claim_token(token)

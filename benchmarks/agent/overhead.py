@@ -1,9 +1,9 @@
 """What a request costs over the bare runtime call: ours by TCP, Unix socket and shared memory, and peers with the same model and caller.
 
-The model computes next to nothing on an input of 110,592 bytes, so that nearly all that is measured is on the way; `large` is the same with 4,915,200. One caller asks one
-request after the other; overhead is the quantile of its times less the same quantile of the runtime's own call. The ways take turns in
-rounds, so that what the machine does besides falls on all of them. `cpu_us` is processor time a request, of caller, gateway and runner: with
-`taskset -c 0` before the command it is the work alone, without the waking of idle cores.
+The model computes next to nothing on an input of 110,592 bytes, so that nearly all that is measured is on the way; `large` is the same with
+4,915,200. One caller asks one request after the other; overhead is the quantile of its times less the same quantile of the runtime's own
+call. The ways take turns in rounds, so that what the machine does besides falls on all of them. `cpu_us` is processor time a request, of
+caller, gateway and runner: with `taskset -c 0` before the command it is the work alone, without the waking of idle cores.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """What it costs to deliver one build to many devices.
 
-`./dev bench delivery [--quick] [--json] [--only WAY …]`. Ways: `broadcast`, `pull`, and for comparison `push` (plain MQTT, every block to every
-device, at the broadcast's rate to each) and `nginx`, by builds of 20 and 200 MB and by 1, 50 and 200 devices (push: up to 10 GB in all); `slow`, 50 devices of which every fifth reads at a quarter of the broadcast's rate; `behind`, the
-largest fleet, all of which read at a tenth of it; `flaky`, 50 devices that lose their connection every 2 s; `deltas`, what a new version costs (deltas.py). A real mosquitto, the server's own link and delivery in one process, devices with the
-agent's own fetcher in another; MQTT without TLS. Server CPU is of the delivery: orders and reports, which each device has whatever
-way its bytes come, are not in it. With `--quick` builds are smaller and devices fewer, and the figures say so.
+`./dev bench delivery [--quick] [--json] [--only WAY …]`. Ways: `broadcast`, `pull`, and for comparison `push` (plain MQTT, every block to
+every device, at the broadcast's rate to each) and `nginx`, by builds of 20 and 200 MB and by 1, 50 and 200 devices (push: up to 10 GB in
+all); `slow`, 50 devices of which every fifth reads at a quarter of the broadcast's rate; `behind`, the largest fleet, all of which read at
+a tenth of it; `flaky`, 50 devices that lose their connection every 2 s; `deltas`, what a new version costs (deltas.py). A real mosquitto,
+the server's own link and delivery in one process, devices with the agent's own fetcher in another; MQTT without TLS. Server CPU is of the
+delivery: orders and reports, which each device has whatever way its bytes come, are not in it. With `--quick` builds are smaller and
+devices fewer, and the figures say so.
 """
 
 from __future__ import annotations
