@@ -30,11 +30,11 @@ class SmallDisk:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], SmallDisk]]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
     disks: list[SmallDisk] = []
 
     def make(options: str) -> SmallDisk:
+        if os.geteuid() != 0:
+            pytest.skip("mounting needs root")
         disks.append(SmallDisk(tmp_path / f"disk-{len(disks)}", options))
         return disks[-1]
 
@@ -49,7 +49,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def site(tmp_path: Path, authority: Authority) -> Iterator[Site]:
-    """A real agent and gateway, a real broker, and a small server."""
+def site(tmp_path: Path, authority: Authority, small_disk: Callable[[str], SmallDisk]) -> Iterator[Site]:  # noqa: ARG001
+    """A real agent and gateway, a real broker, and a small server. They end before their disk goes, without which a gateway is not found again."""
     with opened(tmp_path, authority) as made:
         yield made
