@@ -23,7 +23,8 @@ from covey_agent.client import Client, ClientError
 from covey_hil.acceptance import MODEL, settled
 from covey_hil.digits.data import model_path, write_samples
 from covey_hil.fleet import LocalAgent, LocalServer
-from covey_hil.processes import descendants, free_port, wait_for
+from covey_hil.processes import descendants, wait_for
+from covey_server.fleet.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGET = "onnxruntime-fp32"

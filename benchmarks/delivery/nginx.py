@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from covey_hil.processes import Child, free_port, wait_for
+from covey_hil.processes import Child, wait_for
+from covey_server.fleet.ports import free_port
 
 _PIECE = 1 << 18
 

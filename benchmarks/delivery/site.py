@@ -21,9 +21,10 @@ import psutil
 from benchmarks.delivery.builds import Made, make
 from benchmarks.delivery.devices import FetchingDevice, Habit
 from benchmarks.delivery.serving import Site
-from covey_hil.processes import Child, free_port, wait_for
+from covey_hil.processes import Child, wait_for
 from covey_server.fleet.broker import find_mosquitto
 from covey_server.fleet.mosquitto_config import MAX_INFLIGHT_MESSAGES, MAX_QUEUED_BYTES, MAX_QUEUED_MESSAGES
+from covey_server.fleet.ports import free_port
 
 PATIENCE_S = 900.0
 _CONNECT_AT_ONCE = 25

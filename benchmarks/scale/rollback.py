@@ -24,7 +24,7 @@ from covey_contract.facts import Facts, RuntimeFact
 from covey_contract.manifest import DataType, FileEntry, Manifest, Runtime, TensorSpec, build_digest
 from covey_contract.wire import encode
 from covey_hil.fleet import LocalServer
-from covey_hil.processes import Child, command, free_port, wait_for
+from covey_hil.processes import Child, command, wait_for
 from covey_hil.simulator.fleet import allow_files
 from covey_hil.testing.rows import add_build, add_version, report_of
 from covey_profiles import load_profiles, match
@@ -32,6 +32,7 @@ from covey_server.db.engine import Database
 from covey_server.db.tables import Device, Reported, ReportRow
 from covey_server.fleet.broker import find_mosquitto
 from covey_server.fleet.mosquitto_config import MAX_INFLIGHT_MESSAGES, MAX_QUEUED_MESSAGES
+from covey_server.fleet.ports import free_port
 from covey_server.fleet.sql import table_of
 from covey_server.registry.keys import SigningKeys
 

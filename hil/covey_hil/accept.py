@@ -11,7 +11,8 @@ from typing import Any
 from covey_hil.acceptance import CHECKS, DEVICE, CheckError, Context
 from covey_hil.bench import BENCHES
 from covey_hil.fleet import LocalServer
-from covey_hil.processes import ProcessError, free_port
+from covey_hil.processes import ProcessError
+from covey_server.fleet.ports import free_port
 
 
 def run_acceptance(bench_name: str, folder: Path, *, as_json: bool) -> int:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from covey_client.api import ClientError
 from covey_hil.bench import BENCHES
-from covey_hil.processes import ProcessError, free_port, port_is_free
+from covey_hil.processes import ProcessError
+from covey_server.fleet.ports import free_port, port_is_free
 
 DEFAULT_PORT = 8080
 

@@ -12,7 +12,8 @@ import httpx
 import psutil
 
 from covey_client.api import Client
-from covey_hil.processes import Child, ProcessError, command, descendants, free_port, kill_pid, wait_for
+from covey_hil.processes import Child, ProcessError, command, descendants, kill_pid, wait_for
+from covey_server.fleet.ports import free_port
 
 
 class LocalServer:

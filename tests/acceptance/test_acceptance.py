@@ -9,7 +9,7 @@ import pytest
 from covey_hil.acceptance import CHECKS, DEVICE, Context
 from covey_hil.bench import LocalProcessBench
 from covey_hil.fleet import LocalServer
-from covey_hil.processes import free_port
+from covey_server.fleet.ports import free_port
 
 TARGETS = ("onnxruntime-fp32", "onnxruntime-int8")
 

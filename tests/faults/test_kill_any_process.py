@@ -14,7 +14,8 @@ import pytest
 from covey_hil.acceptance import MODEL, settled
 from covey_hil.digits.data import model_path, write_samples
 from covey_hil.fleet import LocalAgent, LocalServer
-from covey_hil.processes import descendants, free_port, kill_pid, wait_for
+from covey_hil.processes import descendants, kill_pid, wait_for
+from covey_server.fleet.ports import free_port
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -20,8 +20,9 @@ from covey_client.api import Client
 from covey_client.samples import INDEX
 from covey_hil.digits.data import load, model_path
 from covey_hil.fleet import LocalAgent, LocalServer
-from covey_hil.processes import command, free_port, wait_for
+from covey_hil.processes import command, wait_for
 from covey_hil.testing.made_samples import keep
+from covey_server.fleet.ports import free_port
 
 pytestmark = pytest.mark.timeout(400)
 DEVICE, TARGET = "press-7", "onnxruntime-fp32"

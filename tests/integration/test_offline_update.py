@@ -16,7 +16,8 @@ from covey_agent.client import Client as Application
 from covey_hil.acceptance import MODEL, settled
 from covey_hil.digits.data import model_path, write_samples
 from covey_hil.fleet import LocalAgent, LocalServer
-from covey_hil.processes import command, free_port, wait_for
+from covey_hil.processes import command, wait_for
+from covey_server.fleet.ports import free_port
 
 DEVICE, TARGET = "press-7", "onnxruntime-fp32"
 

@@ -18,7 +18,7 @@ import yaml
 
 from covey_hil.digits.data import model_path, write_samples
 from covey_hil.fleet import LocalAgent, LocalServer
-from covey_hil.processes import free_port
+from covey_server.fleet.ports import free_port
 
 pytestmark = pytest.mark.timeout(400)
 

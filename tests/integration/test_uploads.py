@@ -22,7 +22,8 @@ from covey_client.api import Client
 from covey_client.errors import ClientError
 from covey_client.transport import Transport
 from covey_client.uploading import Uploader
-from covey_hil.processes import Child, free_port, wait_for
+from covey_hil.processes import Child, wait_for
+from covey_server.fleet.ports import free_port
 
 BIN = Path(sys.executable).parent
 MB = 1_000_000

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.matrix.subject import Floats
-from covey_hil.processes import Child, ProcessError, descendants, free_port, kill_pid, wait_for
+from covey_hil.processes import Child, ProcessError, descendants, kill_pid, wait_for
+from covey_server.fleet.ports import free_port
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE.parent.parent.parent / ".peers"

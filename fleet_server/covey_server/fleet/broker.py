@@ -28,6 +28,7 @@ from covey_server.errors import EXIT_IN_USE, StartError
 from covey_server.fleet import child
 from covey_server.fleet.durable import write_durably
 from covey_server.fleet.mosquitto_config import Layout, acl_text, config_text
+from covey_server.fleet.ports import free_port, port_is_free
 
 log = logging.getLogger(__name__)
 
@@ -126,27 +127,6 @@ def find_mosquitto(configured: str | None) -> str | None:
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
 
 
-def free_port(bind: str) -> int:
-    with socket.socket(_family(bind)) as probe:
-        probe.bind((bind, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _family(bind: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in bind else socket.AF_INET
-
-
-def port_is_free(bind: str, port: int) -> bool:
-    with socket.socket(_family(bind)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((bind, port))
-        except OSError:
-            return False
-    return True
-
-
 def kept_port(folder: Path, bind: str, configured: int | None) -> int:
     """The configured port, or the one this folder's broker had before, or a free one that is remembered from now on.
 
@@ -160,7 +140,7 @@ def kept_port(folder: Path, bind: str, configured: int | None) -> int:
     if port is None:
         port = free_port(bind)
     deadline = time.monotonic() + _PORT_FREE_S
-    while not port_is_free(bind, port):
+    while not port_is_free(port, bind):
         if time.monotonic() > deadline:
             raise StartError(f"the broker's port {port} on {bind} is in use by another program", EXIT_IN_USE)
         time.sleep(0.05)

@@ -40,6 +40,17 @@ _FULL_QUEUE_PATIENCE_S = 5.0
 _LOG_EVERY = 1000
 
 
+class _ClosedOnFailure(ssl.SSLSocket):
+    """paho leaves a socket whose handshake fails to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 class FleetLink:
     """`on_up` is called from the network thread on each connect; it must return at once."""
 
@@ -83,7 +94,12 @@ class FleetLink:
             CallbackAPIVersion.VERSION2, client_id=user, clean_session=not keeps, protocol=mqtt.MQTTv311
         )
         if self._address.tls:
-            client.tls_set(str(self._ca), str(identity.certificate), str(identity.key), cert_reqs=ssl.CERT_REQUIRED)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.load_verify_locations(self._ca)
+            context.load_cert_chain(identity.certificate, identity.key)
+            context.sslsocket_class = _ClosedOnFailure
+            client.tls_set_context(context)
         else:
             client.username_pw_set(user)
         client.max_inflight_messages_set(_MAX_INFLIGHT)

@@ -57,10 +57,10 @@ from covey_contract.messages import (
 from covey_contract.signing import Trust, public_key, seal, seal_bytes
 from covey_contract.topics import UP_FILTER, Down, Up, broadcast_blocks, broadcast_notes, down, parse_up
 from covey_contract.wire import decode, encode
-from covey_hil.processes import free_port
 from covey_hil.testing.authority import Authority
 from covey_hil.testing.made_builds import MODEL, SIZE, MadeBuild
 from covey_hil.testing.waiting import PATIENCE_S, until
+from covey_server.fleet.ports import free_port
 
 DEVICE = "press-7"
 

@@ -25,7 +25,8 @@ import pytest
 
 from covey_hil.digits.data import model_path
 from covey_hil.fleet import LocalAgent, LocalServer
-from covey_hil.processes import command, free_port, wait_for
+from covey_hil.processes import command, wait_for
+from covey_server.fleet.ports import free_port
 
 MODEL, DEVICE, TARGET = "digits", "edge-1", "onnxruntime-fp32"
 CAMPAIGN = """\

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from covey_hil.fleet import LocalServer
-from covey_hil.processes import Child, command, free_port, wait_for
+from covey_hil.processes import Child, command, wait_for
+from covey_server.fleet.ports import free_port
 from tests.integration.bad_input.conftest import MODEL, check_it_still_works, only_line_of
 
 if TYPE_CHECKING:

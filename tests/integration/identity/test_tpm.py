@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from covey_agent.credentials import RENEWED, Credentials
-from covey_hil.processes import Child, free_port
+from covey_hil.processes import Child
+from covey_server.fleet.ports import free_port
 from tests.integration.identity.conftest import DEVICE, Place, until
 
 _PROGRAMS = ("swtpm", "tpm2-abrmd", "dbus-daemon", "openssl")
